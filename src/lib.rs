@@ -1,0 +1,27 @@
+//! farrier: a boot appliance that owns one Linux bridge.
+//!
+//! The parts, in reading order. Pure cores come first; they name no socket, file, clock or runtime.
+//! ARCHITECTURE.md draws the picture and lists the invariants that tests hold.
+
+pub mod clock;
+
+pub mod config;
+
+pub mod boot;
+pub mod dhcp;
+pub mod node;
+pub mod tftp;
+
+pub mod image;
+pub mod store;
+
+pub mod net;
+
+pub mod bootplane;
+pub mod operator;
+
+pub mod appliance;
+
+pub mod agent;
+pub mod cli;
+pub mod lab;

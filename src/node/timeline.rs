@@ -1,0 +1,150 @@
+//! The timeline: every boot of a node, event by event, durable and bounded.
+//!
+//! A boot is opened when firmware starts over (see [`Stage`]) and numbered per node from 1. Events carry what an
+//! operator needs to see where a boot stopped: the DHCP message and our answer or silence, each file with bytes
+//! and duration, each call of the agent, each change of state.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::boot::client::ClientClass;
+use crate::boot::decision::ScriptPlan;
+use crate::clock::Timestamp;
+use crate::net::MacAddr;
+use crate::node::NodeId;
+use crate::node::state::{Order, ProvisionState};
+
+/// Boots kept per node; the oldest is dropped.
+pub const BOOTS_MAX: usize = 16;
+/// Events kept per boot; a client that keeps asking past this is counted, not recorded.
+pub const EVENTS_PER_BOOT_MAX: usize = 256;
+
+/// How far a boot has come; later stages never go back within one boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Firmware asked for an address.
+    Dhcp,
+    /// A boot loader was fetched.
+    Loader,
+    /// An iPXE script or GRUB configuration was fetched.
+    Script,
+    Kernel,
+    Ramdisk,
+    /// The agent called.
+    Agent,
+    /// The agent's inventory is stored.
+    Enrolled,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimelineEvent {
+    pub node: NodeId,
+    /// Boot number, from 1, per node. 0 holds what happened outside any boot (registration, approval).
+    pub boot: u32,
+    /// Order within the boot, from 0.
+    pub sequence: u32,
+    pub at: Timestamp,
+    #[serde(flatten)]
+    pub happening: Happening,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum Happening {
+    /// One DHCP message of the node and what came of it.
+    Dhcp {
+        port: MacAddr,
+        class: ClientClass,
+        /// `discover`, `request`, …
+        message: String,
+        xid: u32,
+        /// `offer`, `ack`, `nak`; or the reason of our silence.
+        answer: Result<String, String>,
+        address: Option<Ipv4Addr>,
+        /// Boot file name or URL in the answer.
+        boot_file: Option<String>,
+    },
+    /// One file asked for by TFTP or HTTP, told when the transfer ended.
+    File {
+        transport: Transport,
+        stage: Option<Stage>,
+        name: String,
+        /// Size of the file; absent when there is none of that name.
+        size: Option<u64>,
+        sent: u64,
+        took_millis: u64,
+        outcome: FileOutcome,
+    },
+    /// Script text was rendered for this node.
+    Script {
+        name: String,
+        plan: ScriptPlan,
+    },
+    Agent {
+        call: AgentCall,
+    },
+    /// The appliance refused an agent's call; the reason is the same word metrics use.
+    AgentRefused {
+        reason: String,
+    },
+    OrderGiven {
+        order: Order,
+    },
+    State {
+        from: ProvisionState,
+        to: ProvisionState,
+        cause: String,
+    },
+    Approved,
+    Registered,
+    /// The same loader was fetched over and over with no script in between; no loader is offered any more.
+    BootLoop {
+        loaders: u32,
+    },
+    /// A MAC the agent reports already belongs to another node.
+    PortConflict {
+        port: MacAddr,
+        owner: NodeId,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    Tftp,
+    Http,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "result", content = "reason")]
+pub enum FileOutcome {
+    Complete,
+    /// The client asked for the size only and ended the transfer (UEFI's probe), or sent HEAD.
+    Probe,
+    /// The part asked for was sent whole.
+    Range,
+    NotFound,
+    /// Ended early: the peer's error text, a time-out, a closed connection.
+    Aborted(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum AgentCall {
+    /// Token redeemed; the agent runs.
+    Hello {
+        uptime_secs: f64,
+    },
+    Inventory,
+    /// The agent says what went wrong, and in which step.
+    Failure {
+        step: String,
+        message: String,
+    },
+    /// The agent acts on an order.
+    Obeying {
+        order: Order,
+    },
+}

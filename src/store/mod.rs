@@ -1,0 +1,93 @@
+//! Durable state: what survives `kill -9` and a power cut.
+//!
+//! The store knows four things: DHCP bindings, nodes, timeline events, and a few secrets. It is read whole at
+//! start ([`Store::load`]) and afterwards only written: every part keeps what it owns in memory, and hands the
+//! store batches of [`Change`]s. A batch is atomic and applied in order of submission. [`Store::submit`] returns at
+//! once; the store groups what is queued into one transaction, syncs it to disk, and only then calls each batch's
+//! `when_durable` — which is where a DHCPACK is sent from. If the commit fails the same call carries the error and
+//! nothing is acknowledged.
+//!
+//! - `memory`: the reference model, used by tests
+//! - `sqlite`: one file, WAL, `synchronous=FULL`, one writer thread
+
+use std::net::Ipv4Addr;
+
+use crate::dhcp::lease::Binding;
+use crate::node::timeline::TimelineEvent;
+use crate::node::{Node, NodeId};
+
+pub mod memory;
+pub mod sqlite;
+
+/// One durable change. Keys: a binding by address, a node by id, an event by (node, boot, sequence), a secret by name.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    PutBinding(Binding),
+    DropBinding {
+        address: Ipv4Addr,
+    },
+    PutNode(Box<Node>),
+    /// Drops the node and its whole timeline.
+    DropNode(NodeId),
+    PutEvent(Box<TimelineEvent>),
+    /// Drops one boot of the timeline.
+    DropBoot {
+        node: NodeId,
+        boot: u32,
+    },
+    PutSecret {
+        name: &'static str,
+        value: Vec<u8>,
+    },
+}
+
+/// Everything the store held at start.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    pub bindings: Vec<Binding>,
+    pub nodes: Vec<Node>,
+    /// In order of (node, boot, sequence).
+    pub events: Vec<TimelineEvent>,
+    pub secrets: Vec<(String, Vec<u8>)>,
+    /// Records that could not be read and were set aside, a line each; the appliance reports them.
+    pub damage: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    #[error("the store could not be written: {reason}")]
+    Write { reason: String },
+    #[error("the store is closed")]
+    Closed,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{path}: {reason}")]
+    Unreadable { path: String, reason: String },
+    #[error(
+        "{path} was written by a newer farrier (schema {found}, this one knows {known}): install that version, or restore a backup"
+    )]
+    TooNew { path: String, found: i64, known: i64 },
+}
+
+pub type WhenDurable = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
+
+pub trait Store: Send + Sync {
+    fn load(&self) -> Result<Snapshot, LoadError>;
+
+    /// Queues a batch; `when_durable` runs on the store's thread once the batch is on disk, or cannot be.
+    fn submit(&self, changes: Vec<Change>, when_durable: WhenDurable);
+
+    /// Submits and waits. Not for threads that serve the wire.
+    fn commit(&self, changes: Vec<Change>) -> Result<(), CommitError> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.submit(
+            changes,
+            Box::new(move |result| {
+                let _ = sender.send(result);
+            }),
+        );
+        receiver.recv().unwrap_or(Err(CommitError::Closed))
+    }
+}
