@@ -178,7 +178,8 @@ mod tests {
 
     #[test]
     fn files_in_use_follow_the_chain_to_its_second_stage() {
-        let names: Vec<_> = LoaderTable::built_in().files_in_use().iter().map(|file| file.name.0.clone()).collect();
+        let names: Vec<_> =
+            LoaderTable::built_in().files_in_use().iter().map(|file| file.name.0.clone()).collect();
         assert!(names.contains(&"uefi-x64/grubx64.efi".to_owned()));
         assert!(!names.contains(&"snponly.efi".to_owned()));
     }
