@@ -87,7 +87,9 @@ pub struct OpenError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    #[error("`{name}` is not a profile name: 1 to 63 lower-case letters, digits and inner hyphens are wanted")]
+    #[error(
+        "`{name}` is not a profile name: 1 to 63 lower-case letters, digits and inner hyphens are wanted"
+    )]
     ProfileName { name: String },
     #[error("{path} could not be written")]
     Write {
@@ -202,9 +204,8 @@ impl Library {
     }
 
     fn read_shelf(&self) -> Result<(), OpenError> {
-        let paths = self
-            .manifest_paths()
-            .map_err(|source| OpenError { path: self.images.clone(), source })?;
+        let paths =
+            self.manifest_paths().map_err(|source| OpenError { path: self.images.clone(), source })?;
         let before = self.shelf.load_full();
         let mut verified: BTreeMap<Digest, Blob> = BTreeMap::new();
         for profile in before.profiles.values() {
@@ -233,8 +234,7 @@ impl Library {
     }
 
     fn open_profile(&self, path: &Path, verified: &mut BTreeMap<Digest, Blob>) -> Result<Profile, Damage> {
-        let manifest =
-            read_manifest(path).map_err(|reason| Damage { path: path.to_owned(), reason })?;
+        let manifest = read_manifest(path).map_err(|reason| Damage { path: path.to_owned(), reason })?;
         let mut open = |blob: BlobRef| -> Result<Blob, Damage> {
             let path = self.blob_path(blob.digest);
             match verified.get(&blob.digest) {
