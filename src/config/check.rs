@@ -11,7 +11,9 @@ use ipnetwork::Ipv4Network;
 use super::document::Document;
 use super::error::{ConfigError, nearest};
 use super::file::{BootSection, DhcpSection, FileConfig, NetworkSection, OperatorSection, StoreSection};
-use super::{BootConfig, BridgeName, Config, DhcpConfig, Identity, NetworkConfig, OperatorConfig, StoreConfig};
+use super::{
+    BootConfig, BridgeName, Config, DhcpConfig, Identity, NetworkConfig, OperatorConfig, StoreConfig,
+};
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::{LoaderName, LoaderTable};
@@ -103,7 +105,9 @@ impl Check<'_> {
             Err(self.refuse(
                 key,
                 quoted(&text),
-                format!("an interface name has 1 to {INTERFACE_NAME_MAX} printable characters without `/` and `:`"),
+                format!(
+                    "an interface name has 1 to {INTERFACE_NAME_MAX} printable characters without `/` and `:`"
+                ),
                 "write the name as `ip link show type bridge` shows it",
             ))
         }
@@ -111,9 +115,10 @@ impl Check<'_> {
 
     fn address(&self, text: Option<String>) -> Result<Ipv4Network, ConfigError> {
         let key = "network.address";
-        let example = "write address = \"192.168.2.2/24\" under [network], with the address the bridge carries";
-        let text = text
-            .ok_or_else(|| self.refuse(key, "", "our own address on the bridge must be given", example))?;
+        let example =
+            "write address = \"192.168.2.2/24\" under [network], with the address the bridge carries";
+        let text =
+            text.ok_or_else(|| self.refuse(key, "", "our own address on the bridge must be given", example))?;
         let parsed = text.contains('/').then(|| text.parse::<Ipv4Network>().ok()).flatten();
         let Some(network) = parsed else {
             let rule = "an IPv4 address with its prefix length is wanted";
@@ -167,7 +172,12 @@ impl Check<'_> {
     fn dns(&self, texts: &[String]) -> Result<Vec<Ipv4Addr>, ConfigError> {
         if texts.len() > DNS_MAX {
             let rule = format!("at most {DNS_MAX} name servers fit a DHCP reply");
-            return Err(self.refuse("network.dns", format!("{} addresses", texts.len()), rule, "remove some"));
+            return Err(self.refuse(
+                "network.dns",
+                format!("{} addresses", texts.len()),
+                rule,
+                "remove some",
+            ));
         }
         let address = |(index, text): (usize, &String)| {
             text.parse().ok().filter(|address| is_host(*address)).ok_or_else(|| {
@@ -272,7 +282,12 @@ impl Check<'_> {
             })?;
             if text.starts_with("farrier.") {
                 let rule = "arguments beginning with `farrier.` are the appliance's own";
-                return Err(self.refuse(&key, quoted(text), rule, "remove it; the appliance sets what its agent needs"));
+                return Err(self.refuse(
+                    &key,
+                    quoted(text),
+                    rule,
+                    "remove it; the appliance sets what its agent needs",
+                ));
             }
             Ok(argument)
         };
@@ -299,14 +314,24 @@ impl Check<'_> {
             else {
                 let meant = nearest(firmware_text, names.iter().map(String::as_str)).unwrap_or("uefi-x64");
                 let rule = format!("the key is a firmware: {}", names.join(", "));
-                return Err(self.refuse(&key, quoted(loader_text), rule, format!("write `{meant}` if that is meant")));
+                return Err(self.refuse(
+                    &key,
+                    quoted(loader_text),
+                    rule,
+                    format!("write `{meant}` if that is meant"),
+                ));
             };
             let name = LoaderName(loader_text.clone());
             if table.file(&name).is_none() {
                 let known: Vec<&str> = table.files().map(|file| file.name.0.as_str()).collect();
                 let meant = nearest(loader_text, known.iter().copied()).unwrap_or("ipxe.efi");
                 let rule = format!("the value is a known boot loader: {}", known.join(", "));
-                return Err(self.refuse(&key, quoted(loader_text), rule, format!("write \"{meant}\" if that is meant")));
+                return Err(self.refuse(
+                    &key,
+                    quoted(loader_text),
+                    rule,
+                    format!("write \"{meant}\" if that is meant"),
+                ));
             }
             loaders.insert(*firmware, name);
         }
@@ -330,7 +355,9 @@ impl Check<'_> {
                 let rule = format!("from {} to {}, in whole seconds", whole(min), whole(max));
                 Err(self.refuse(key, quoted(&text), rule, way_out))
             }
-            Err(_) => Err(self.refuse(key, quoted(&text), "a number with a unit is wanted: s, m, h or d", way_out)),
+            Err(_) => {
+                Err(self.refuse(key, quoted(&text), "a number with a unit is wanted: s, m, h or d", way_out))
+            }
         }
     }
 

@@ -111,7 +111,7 @@ fn value_error(text: &str, path: &Path, document: &Document<'_>, error: &toml::d
             "write the kind of value named in the rule; config/farrier.toml shows every key".to_owned(),
         ),
     };
-    let value = value.unwrap_or_else(|| text.get(span).unwrap_or_default().to_owned());
+    let value = value.unwrap_or_else(|| "(a section)".to_owned());
     ConfigError { path: path.into(), line, key, value, rule, way_out }
 }
 

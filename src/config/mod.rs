@@ -129,7 +129,9 @@ impl Config {
             line: None,
             key: "(the file itself)".to_owned(),
             value,
-            rule: format!("the configuration is a readable UTF-8 text file of at most {FILE_BYTES_MAX} bytes"),
+            rule: format!(
+                "the configuration is a readable UTF-8 text file of at most {FILE_BYTES_MAX} bytes"
+            ),
             way_out: way_out.to_owned(),
         };
         let name_it = "name another file with --config, or start from a copy of config/farrier.toml";

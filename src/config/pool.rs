@@ -72,7 +72,9 @@ impl Check<'_> {
         }
         if !subnet.contains(first) || !subnet.contains(last) {
             let outside = if subnet.contains(first) { last } else { first };
-            return refuse(format!("the pool lies in the subnet of network.address, {net}; {outside} does not"));
+            return refuse(format!(
+                "the pool lies in the subnet of network.address, {net}; {outside} does not"
+            ));
         }
         let reserved_by_net = [(subnet.network(), "network"), (subnet.broadcast(), "broadcast")];
         for (address, what) in reserved_by_net {
@@ -122,7 +124,8 @@ impl Check<'_> {
         let mac_key = format!("{key}.mac");
         let mac_text = entry.mac.as_deref().unwrap_or_default();
         let mac = mac_text.parse::<MacAddr>().ok().filter(|mac| mac.is_station()).ok_or_else(|| {
-            let rule = "a reservation names the MAC address of one port: six bytes in hexadecimal, not multicast";
+            let rule =
+                "a reservation names the MAC address of one port: six bytes in hexadecimal, not multicast";
             self.refuse(&mac_key, shown(mac_text), rule, "write mac = \"52:54:00:12:34:56\"")
         })?;
         let address_key = format!("{key}.address");
@@ -156,11 +159,21 @@ impl Check<'_> {
         if let Some(other) = claims.addresses.insert(reservation.address, key.to_owned()) {
             let rule = format!("an address is reserved once; {other} reserves it too");
             let way_out = "give one of the two another address, or remove it";
-            return Err(self.refuse(&format!("{key}.address"), quoted(&reservation.address.to_string()), rule, way_out));
+            return Err(self.refuse(
+                &format!("{key}.address"),
+                quoted(&reservation.address.to_string()),
+                rule,
+                way_out,
+            ));
         }
         if let Some(other) = claims.macs.insert(reservation.mac, key.to_owned()) {
             let rule = format!("a MAC has one reservation; {other} has the same MAC");
-            return Err(self.refuse(&format!("{key}.mac"), quoted(&reservation.mac.to_string()), rule, "remove one of the two"));
+            return Err(self.refuse(
+                &format!("{key}.mac"),
+                quoted(&reservation.mac.to_string()),
+                rule,
+                "remove one of the two",
+            ));
         }
         Ok(())
     }
