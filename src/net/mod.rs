@@ -6,6 +6,11 @@
 //! - `advertise`: IPv6 router advertisements that tell netbooting firmware not to wait for a router
 //! - `sys`: the raw socket calls; the only file of the crate with `unsafe`
 
+pub mod advertise;
+pub mod bridge;
+pub mod frame;
 pub mod mac;
+pub mod sys;
 
+pub use bridge::Bridge;
 pub use mac::MacAddr;
