@@ -4,6 +4,7 @@
 //! operator needs to see where a boot stopped: the DHCP message and our answer or silence, each file with bytes
 //! and duration, each call of the agent, each change of state.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -147,4 +148,23 @@ pub enum AgentCall {
     Obeying {
         order: Order,
     },
+}
+
+/// One boot as `node show` presents it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Boot {
+    /// From 1; 0 holds what happened outside any boot.
+    pub number: u32,
+    pub started_at: Timestamp,
+    /// How far it has come; absent for number 0.
+    pub stage: Option<Stage>,
+    /// When each stage was first reached.
+    pub times: BTreeMap<Stage, Timestamp>,
+    /// True once the agent's inventory is stored.
+    pub enrolled: bool,
+    /// Why it is no further, in a line; absent once enrolled.
+    pub stopped_at: Option<String>,
+    pub events: Vec<TimelineEvent>,
+    /// Events past [`EVENTS_PER_BOOT_MAX`], and repetitions: counted, not kept.
+    pub unrecorded: u32,
 }
