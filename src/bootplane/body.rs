@@ -77,7 +77,9 @@ mod tests {
     #[tokio::test]
     async fn all_bytes_pass_and_the_end_is_told_once() {
         let told = Arc::new(Mutex::new(Vec::new()));
-        for (size, polled) in [(0, 1), (1, 1), (FRAME_BYTES, 1), (FRAME_BYTES * 2 + 1, 1), (FRAME_BYTES * 2 + 1, 3)] {
+        for (size, polled) in
+            [(0, 1), (1, 1), (FRAME_BYTES, 1), (FRAME_BYTES * 2 + 1, 1), (FRAME_BYTES * 2 + 1, 3)]
+        {
             told.lock().unwrap().clear();
             let bytes = Bytes::from(vec![7; size]);
             let (note, pulse) = (Arc::clone(&told), Arc::new(Pulse::new(Instant::now())));

@@ -241,7 +241,10 @@ mod tests {
             (b"GET / HTTP/1.1\r\nHost: a\r\n\tb\r\n\r\n", HeadFault::Folded),
             (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", HeadFault::NoName),
             (b"GET / HTTP/1.1\r\nHost\r\n\r\n", HeadFault::NoName),
-            (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", HeadFault::BadLength),
+            (
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+                HeadFault::BadLength,
+            ),
             (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", HeadFault::BadLength),
             (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", HeadFault::BadLength),
             (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", HeadFault::BadLength),
