@@ -29,6 +29,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::image::digest::Digest;
+use crate::net::sys;
 
 /// A manifest is a few hundred bytes; anything much larger is not one.
 const MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
@@ -302,7 +303,7 @@ fn open_blob(path: &Path, expected: BlobRef) -> Result<Blob, String> {
     if metadata.len() != expected.bytes {
         return Err(format!("{} bytes, {} are wanted", metadata.len(), expected.bytes));
     }
-    let bytes = map_bytes(&file).map_err(read)?;
+    let bytes = map_bytes(&file, expected.bytes).map_err(read)?;
     let digest = Digest::of(&bytes);
     if digest != expected.digest {
         return Err(format!("its bytes hash to {digest}"));
@@ -311,10 +312,9 @@ fn open_blob(path: &Path, expected: BlobRef) -> Result<Blob, String> {
     Ok(Blob { size: bytes.len() as u64, bytes, digest, modified })
 }
 
-fn map_bytes(file: &File) -> io::Result<Bytes> {
-    let mut bytes = Vec::new();
-    (&mut &*file).read_to_end(&mut bytes)?;
-    Ok(bytes.into())
+fn map_bytes(file: &File, size: u64) -> io::Result<Bytes> {
+    // mmap(2) has no mapping of length zero.
+    if size == 0 { Ok(Bytes::new()) } else { Ok(Bytes::from_owner(sys::map_file(file)?)) }
 }
 
 /// A file being written beside its final name; removed again unless published.
