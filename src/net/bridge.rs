@@ -4,27 +4,20 @@
 //! [`super::advertise`]), bound to the device before it is bound to a port. A [`Bridge`] value exists only for an
 //! interface that was found to be a bridge, up, and to carry the configured address.
 //!
-//! Bridges come and go under a running appliance. [`LinkWatch`] wakes its owner when any link or address changes,
-//! and [`Bridge::is_current`] tells whether the sockets made from a value still belong to a living device: one that
-//! is deleted and made anew has a new index, and old sockets stay deaf for ever.
+//! Bridges come and go under a running appliance. [`super::link::LinkWatch`] wakes its owner when any link or address changes,
+//! and [`Bridge::link`] tells whether the sockets made from a value still belong to a living device: one that is
+//! deleted and made anew has a new index, and old sockets stay deaf for ever.
 
-use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
-use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
-use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
-    sockopt,
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::BridgeName;
 use crate::net::MacAddr;
+use crate::net::link::{self, Link};
 
 /// Connections the kernel completes before we accept them; a rack that powers on at once fits.
 const TCP_BACKLOG: i32 = 1024;
@@ -60,10 +53,8 @@ pub enum BridgeError {
         list(.present)
     )]
     NoAddress { name: BridgeName, address: Ipv4Network, present: Vec<Ipv4Network> },
-    #[error(
-        "network.bridge = \"{name}\": {what} cannot be read; /sys and /proc of this network namespace are wanted"
-    )]
-    Unreadable { name: BridgeName, what: String, source: io::Error },
+    #[error("network.bridge = \"{name}\": the kernel does not tell about it")]
+    Unreadable { name: BridgeName, source: io::Error },
 }
 
 fn list(networks: &[Ipv4Network]) -> String {
@@ -76,40 +67,20 @@ fn list(networks: &[Ipv4Network]) -> String {
 impl Bridge {
     /// Finds the bridge and checks it: it exists, is a bridge, is up, and has our address with our prefix.
     pub fn find(name: &BridgeName, address: Ipv4Network) -> Result<Bridge, BridgeError> {
-        let missing = || BridgeError::Missing { name: name.clone(), address };
-        let directory = directory(name).filter(|path| path.exists()).ok_or_else(missing)?;
-        if !directory.join("bridge").is_dir() {
+        let unreadable = |source| BridgeError::Unreadable { name: name.clone(), source };
+        let link = Link::find(&name.0).map_err(unreadable)?;
+        let link = link.ok_or_else(|| BridgeError::Missing { name: name.clone(), address })?;
+        let Some(mac) = link.mac.filter(|_| link.is_bridge) else {
             return Err(BridgeError::NotABridge { name: name.clone() });
-        }
-        let unreadable = |what: &str, source| BridgeError::Unreadable {
-            name: name.clone(),
-            what: what.to_owned(),
-            source,
         };
-        let read = |file: &str| {
-            fs::read_to_string(directory.join(file))
-                .map(|text| text.trim().to_owned())
-                .map_err(|error| unreadable(file, error))
-        };
-        let malformed = |what: &str, text: &str| {
-            let error = io::Error::new(io::ErrorKind::InvalidData, format!("`{text}`"));
-            unreadable(what, error)
-        };
-        let index = read("ifindex")?;
-        let index = index.parse().map_err(|_| malformed("ifindex", &index))?;
-        let mac = read("address")?;
-        let mac = mac.parse().map_err(|_| malformed("address", &mac))?;
-        let flags = read("flags")?;
-        let flags = i32::from_str_radix(flags.trim_start_matches("0x"), 16)
-            .map_err(|_| malformed("flags", &flags))?;
-        if flags & libc::IFF_UP == 0 {
+        if !link.up {
             return Err(BridgeError::Down { name: name.clone() });
         }
-        let present = addresses_of(name).map_err(|error| unreadable("its IPv4 addresses", error))?;
+        let present = link::ipv4_addresses(link.index).map_err(unreadable)?;
         if !present.contains(&address) {
             return Err(BridgeError::NoAddress { name: name.clone(), address, present });
         }
-        Ok(Bridge { name: name.clone(), index, mac, address })
+        Ok(Bridge { name: name.clone(), index: link.index, mac, address })
     }
 
     /// Our own address on the bridge.
@@ -121,32 +92,9 @@ impl Bridge {
         self.address.contains(ip)
     }
 
-    /// Whether the device these sockets are bound to still exists under its name.
-    pub fn is_current(&self) -> bool {
-        self.read("ifindex").is_some_and(|index| index.parse() == Ok(self.index))
-    }
-
-    /// The MAC the bridge has now.
-    pub fn current_mac(&self) -> Option<MacAddr> {
-        self.read("address")?.parse().ok()
-    }
-
-    pub fn mtu(&self) -> Option<u32> {
-        self.read("mtu")?.parse().ok()
-    }
-
-    /// How long the spanning tree keeps a freshly attached machine off the network, if it does. Boot ROMs give up
-    /// sooner: `ip link set NAME type bridge stp_state 0`, or `forward_delay 0`.
-    pub fn spanning_tree_delay(&self) -> Option<Duration> {
-        let running = self.read("bridge/stp_state")? != "0";
-        // Hundredths of a second; a port passes through listening and learning, that long each.
-        let forward: u64 = self.read("bridge/forward_delay")?.parse().ok()?;
-        (running && forward > 0).then(|| Duration::from_millis(forward * 10 * 2))
-    }
-
-    fn read(&self, file: &str) -> Option<String> {
-        let text = fs::read_to_string(directory(&self.name)?.join(file)).ok()?;
-        Some(text.trim().to_owned())
+    /// The bridge as it is now; `None` if the device our sockets are bound to is gone, even if another has its name.
+    pub fn link(&self) -> Option<Link> {
+        Link::find(&self.name.0).ok().flatten().filter(|link| link.index == self.index)
     }
 
     /// A UDP socket for broadcasts and requests on `port`: any destination address, this device only. Reports
@@ -195,66 +143,6 @@ fn enlarge_queue(socket: &Socket) -> io::Result<()> {
     setsockopt(socket, sockopt::RcvBufForce, &UDP_QUEUE_BYTES)
         .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &UDP_QUEUE_BYTES))?;
     Ok(())
-}
-
-/// The interface's directory in sysfs; `None` for a name no interface can have.
-fn directory(name: &BridgeName) -> Option<PathBuf> {
-    let name = name.0.as_str();
-    let possible = !matches!(name, "" | "." | "..")
-        && name.len() < libc::IFNAMSIZ
-        && !name.contains(|character: char| {
-            matches!(character, '/' | ':' | '\0') || character.is_ascii_whitespace()
-        });
-    possible.then(|| PathBuf::from("/sys/class/net").join(name))
-}
-
-fn addresses_of(name: &BridgeName) -> io::Result<Vec<Ipv4Network>> {
-    let mut found = Vec::new();
-    for interface in getifaddrs()? {
-        if interface.interface_name != name.0 {
-            continue;
-        }
-        let ip = |storage: Option<nix::sys::socket::SockaddrStorage>| Some(storage?.as_sockaddr_in()?.ip());
-        let (Some(address), Some(mask)) = (ip(interface.address), ip(interface.netmask)) else {
-            continue;
-        };
-        found.extend(Ipv4Network::with_netmask(address, mask));
-    }
-    Ok(found)
-}
-
-/// Becomes readable whenever a link or an address of the system changes. A hint: its reader looks for itself.
-pub struct LinkWatch {
-    socket: OwnedFd,
-}
-
-impl LinkWatch {
-    pub fn open() -> io::Result<LinkWatch> {
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups as u32))?;
-        Ok(LinkWatch { socket })
-    }
-
-    /// Discards what is queued, so that only later changes wake the reader again.
-    pub fn clear(&self) {
-        // The kernel drops notices when we are slow (ENOBUFS): that too means "something changed".
-        const NOTICES_MAX: usize = 1024;
-        let mut notice = [0; 4096];
-        for _ in 0..NOTICES_MAX {
-            match recv(self.socket.as_raw_fd(), &mut notice, MsgFlags::MSG_DONTWAIT) {
-                Ok(_) | Err(nix::errno::Errno::ENOBUFS | nix::errno::Errno::EINTR) => {}
-                Err(_) => return,
-            }
-        }
-    }
-}
-
-impl AsFd for LinkWatch {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use pnet_packet::Packet;
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv4::{self, Ipv4Flags, Ipv4Packet, MutableIpv4Packet};
 use pnet_packet::udp::{self, MutableUdpPacket, UdpPacket};
@@ -57,11 +56,9 @@ impl FrameSender {
         self.send_batch(&[delivery]).pop().unwrap_or(Ok(()))
     }
 
-    /// Sends each delivery; one result each, in order.
+    /// Sends each delivery; one result each, in order. One that exceeds the bridge's MTU fails (`EMSGSIZE`): it is never
+    /// fragmented.
     pub fn send_batch(&self, deliveries: &[Delivery<'_>]) -> Vec<io::Result<()>> {
-        if let Some(long) = deliveries.iter().find(|delivery| delivery.payload.len() > PAYLOAD_MAX) {
-            debug_assert!(false, "{} bytes to {} do not fit a frame", long.payload.len(), long.to);
-        }
         let packets: Vec<Vec<u8>> =
             deliveries.iter().map(|delivery| emit_packet(self.source, delivery)).collect();
         let frames: Vec<Frame<'_>> = deliveries
@@ -81,14 +78,16 @@ impl FrameSender {
 /// The IPv4 packet of a delivery, both checksums whole: nothing on the way to a virtual machine finishes a partial
 /// one.
 fn emit_packet(source: Ipv4Addr, delivery: &Delivery<'_>) -> Vec<u8> {
-    let payload = &delivery.payload[..delivery.payload.len().min(PAYLOAD_MAX)];
+    let payload = delivery.payload;
     let total = IPV4_HEADER + UDP_HEADER + payload.len();
+    // Longer ones the kernel refuses whole.
+    let total_length = u16::try_from(total).unwrap_or(u16::MAX);
     let mut bytes = vec![0; total];
     let (head, body) = bytes.split_at_mut(IPV4_HEADER);
     if let Some(mut datagram) = MutableUdpPacket::new(body) {
         datagram.set_source(delivery.source_port);
         datagram.set_destination(delivery.destination.port());
-        datagram.set_length((total - IPV4_HEADER) as u16);
+        datagram.set_length(total_length - IPV4_HEADER as u16);
         datagram.set_payload(payload);
     }
     let checksum = UdpPacket::new(body)
@@ -100,7 +99,7 @@ fn emit_packet(source: Ipv4Addr, delivery: &Delivery<'_>) -> Vec<u8> {
     if let Some(mut header) = MutableIpv4Packet::new(head) {
         header.set_version(4);
         header.set_header_length((IPV4_HEADER / 4) as u8);
-        header.set_total_length(total as u16);
+        header.set_total_length(total_length);
         // RFC 6864 §4.1: never fragmented, so the identification may be anything.
         header.set_flags(Ipv4Flags::DontFragment);
         header.set_ttl(TTL);
@@ -117,6 +116,8 @@ fn emit_packet(source: Ipv4Addr, delivery: &Delivery<'_>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use pnet_packet::Packet;
+
     use super::*;
 
     /// RFC 1071: the sum over data that includes its checksum is all ones.
