@@ -128,7 +128,11 @@ fn unsafe_is_one_file_and_each_use_says_why() {
         let code = line.split("//").next().unwrap_or_default();
         if code.contains("unsafe {") || code.contains("unsafe impl") {
             let above = &lines[index.saturating_sub(6)..index];
-            assert!(above.iter().any(|line| line.contains("SAFETY")), "{UNSAFE_FILE}:{} has no SAFETY note", index + 1);
+            assert!(
+                above.iter().any(|line| line.contains("SAFETY")),
+                "{UNSAFE_FILE}:{} has no SAFETY note",
+                index + 1
+            );
         }
     }
 }
@@ -150,6 +154,7 @@ fn files_fit_in_the_head_and_open_with_their_story() {
 
 #[test]
 fn nothing_is_left_open() {
-    let found = offences(|_, line| ["todo!(", "unimplemented!(", "dbg!("].iter().any(|word| line.contains(word)));
+    let found =
+        offences(|_, line| ["todo!(", "unimplemented!(", "dbg!("].iter().any(|word| line.contains(word)));
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
