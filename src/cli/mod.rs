@@ -17,6 +17,7 @@ use crate::cli::text::Style;
 pub mod client;
 mod config;
 pub mod error;
+pub mod image;
 mod lease;
 mod node;
 mod serve;
@@ -64,6 +65,8 @@ pub enum Command {
     Lease(lease::LeaseCommand),
     /// Follow all nodes live, until Ctrl-C
     Watch,
+    /// Build deploy images, fetch boot loaders, list what is there
+    Image(image::ImageArgs),
     /// Check a configuration file
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -112,6 +115,7 @@ fn perform(cli: Cli) -> Result<String, CommandError> {
         Command::Lease(command) => {
             ask(async { lease::run(&command, &Client::new(socket), json, style).await })
         }
+        Command::Image(arguments) => image::run(&arguments, json),
         Command::Watch => ask(async { watch::run(&Client::new(socket), json, style).await }),
     }
 }

@@ -8,7 +8,7 @@ use super::client::{Client, segment};
 use super::error::CommandError;
 use super::json_text;
 use super::table::Table;
-use super::text::{Style, Tone, ago, bytes, inert, memory, or_dash};
+use super::text::{Style, Tone, ago, bytes, counted, inert, memory, or_dash};
 use super::timeline::{render_boot, stage_word};
 use crate::clock::{Clock, Timestamp};
 use crate::net::MacAddr;
@@ -281,11 +281,12 @@ fn render_inventory(inventory: &Inventory, style: Style) -> String {
         BootedBy::UefiSecureBoot => "booted by UEFI with Secure Boot",
     };
     line(
-        "bios",
+        "firmware",
         format!("{}, {booted}", words(&[&system.bios_vendor, &system.bios_version, &system.bios_date])),
     );
     let cpu = &inventory.cpu;
-    let counts = format!("{} sockets, {} cores, {} threads", cpu.sockets, cpu.cores, cpu.logical);
+    let counts = [(cpu.sockets, "socket"), (cpu.cores, "core"), (cpu.logical, "thread")];
+    let counts = counts.map(|(count, thing)| counted(count.into(), thing)).join(", ");
     line("cpu", format!("{} ({}), {counts}", cpu.model, cpu.architecture));
     line("memory", memory(inventory.memory_bytes));
     line("kernel", inventory.kernel.clone());

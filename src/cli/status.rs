@@ -72,7 +72,7 @@ fn problems(status: &Status, style: Style, now: Timestamp) -> String {
     if status.problems.is_empty() {
         return String::new();
     }
-    let mut table = Table::new(&["LAST PROBLEMS", ""]);
+    let mut table = Table::new(&["WHEN", "LAST PROBLEMS"]);
     for problem in &status.problems {
         let tone = match problem.severity {
             Severity::Warning => Tone::Attention,

@@ -97,14 +97,14 @@ fn file_line(transport: Transport, name: &str, size: Option<u64>, outcome: &File
         Transport::Tftp => "tftp",
         Transport::Http => "http",
     };
-    let of = size.map(|size| format!(" of {}", bytes(size))).unwrap_or_default();
+    let whole = size.map(|size| format!(" (the whole is {})", bytes(size))).unwrap_or_default();
     match outcome {
         FileOutcome::Complete => Line::new(Tone::Plain, what, name),
-        FileOutcome::Probe => Line::new(Tone::Plain, what, format!("{name} (asked for its size)")),
-        FileOutcome::Range => Line::new(Tone::Plain, what, format!("{name} (a part{of})")),
+        FileOutcome::Probe => Line::new(Tone::Plain, what, format!("{name}: its size only")),
+        FileOutcome::Range => Line::new(Tone::Plain, what, format!("{name}: a part{whole}")),
         FileOutcome::NotFound => Line::new(Tone::Attention, what, format!("{name}: no such file")),
         FileOutcome::Aborted(reason) => {
-            Line::new(Tone::Bad, what, format!("{name}: broken off{of}: {reason}"))
+            Line::new(Tone::Bad, what, format!("{name}: broken off{whole}: {reason}"))
         }
     }
 }
