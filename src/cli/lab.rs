@@ -13,6 +13,7 @@ use super::table::Table;
 use super::text::{Style, Tone};
 use super::timeline::stage_word;
 use super::{ask, json_text};
+use crate::image::build::progress_bar;
 use crate::lab::config::{LabConfig, LabFirmware};
 use crate::lab::plan::Plan;
 use crate::lab::qmp::Power;
@@ -117,7 +118,10 @@ pub(super) fn read_config(path: Option<&Path>) -> Result<LabConfig, CommandError
 fn up(arguments: &UpArgs, json: bool, style: Style) -> Result<String, CommandError> {
     let config = read_config(arguments.config.as_deref())?;
     let farrier = std::env::current_exe().map_err(|error| failed(error.into()))?;
-    let started = prepare::images(&arguments.state.state, &config, &mut |line| eprintln!("{line}"))
+    let agent = farrier.with_file_name("farrier-agent");
+    let started = StateDir::open(&arguments.state.state)
+        .map_err(anyhow::Error::from)
+        .and_then(|state| prepare::images(&state, &agent, &progress_bar(), &mut |line| eprintln!("{line}")))
         .and_then(|()| {
             let lab = Lab::start(LabOptions {
                 state: arguments.state.state.clone(),
@@ -139,7 +143,8 @@ fn down(state: &Path) -> Result<String, CommandError> {
     let state = existing(state)?;
     let ran = state.read_run_record().map_err(|error| failed(error.into()))?.is_some();
     launch::end(&state).map_err(failed)?;
-    Ok(if ran { "the lab has ended; nothing of it is left running\n" } else { "no lab was running\n" }.to_owned())
+    Ok(if ran { "the lab has ended; nothing of it is left running\n" } else { "no lab was running\n" }
+        .to_owned())
 }
 
 fn power(state: &StateDir, machine: &str, action: PowerAction) -> Result<String, CommandError> {
@@ -225,18 +230,16 @@ fn status(state: &StateDir) -> anyhow::Result<LabStatus> {
             .filter(|process| process.is_alive());
         let power = match process {
             None => "ended",
-            Some(_) => {
-                launch::await_qmp(state, &machine.name).and_then(|mut qmp| qmp.power()).map_or("unknown", Power::as_str)
-            }
+            Some(_) => launch::await_qmp(state, &machine.name)
+                .and_then(|mut qmp| qmp.power())
+                .map_or("unknown", Power::as_str),
         };
         let node = node(state, machine.mac);
         status.machines.push(MachineStatus {
             power,
             pid: process.map(|process| process.pid),
             address: node.as_ref().and_then(|node| node.summary.ports.first()?.address),
-            stage: node
-                .and_then(|node| node.summary.boot?.stage)
-                .map(stage_word),
+            stage: node.and_then(|node| node.summary.boot?.stage).map(stage_word),
             name: machine.name,
             firmware: Some(machine.firmware),
             mac: Some(machine.mac),
@@ -266,15 +269,18 @@ fn render_status(status: &LabStatus, json: bool, style: Style) -> Result<String,
             _ => Tone::Plain,
         };
         let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-        table.row(tone, [
-            machine.name.clone(),
-            text(machine.firmware.map(|firmware| firmware.to_string())),
-            text(machine.mac.map(|mac| mac.to_string())),
-            machine.power.to_owned(),
-            text(machine.address.map(|address| address.to_string())),
-            text(machine.stage.map(str::to_owned)),
-            text(machine.pid.map(|pid| pid.to_string())),
-        ]);
+        table.row(
+            tone,
+            [
+                machine.name.clone(),
+                text(machine.firmware.map(|firmware| firmware.to_string())),
+                text(machine.mac.map(|mac| mac.to_string())),
+                machine.power.to_owned(),
+                text(machine.address.map(|address| address.to_string())),
+                text(machine.stage.map(str::to_owned)),
+                text(machine.pid.map(|pid| pid.to_string())),
+            ],
+        );
     }
     let mut text = table.render(style);
     text.push_str(&hints(&status.socket, status.operator));
@@ -295,8 +301,11 @@ pub(super) fn hints(socket: &Path, operator: Option<std::net::SocketAddr>) -> St
     text.push_str(&format!("  {farrier} --socket {socket} node list\n"));
     text.push_str(&format!("  {farrier} --socket {socket} node show 52:54:00:00:02:04\n"));
     text.push_str(&format!("  {farrier} --socket {socket} watch\n"));
-    let state =
-        if state == Path::new(STATE_DEFAULT) { String::new() } else { format!(" --state {}", state.display()) };
+    let state = if state == Path::new(STATE_DEFAULT) {
+        String::new()
+    } else {
+        format!(" --state {}", state.display())
+    };
     text.push_str(&format!("  {farrier} lab power bios reset{state}\n"));
     text.push_str(&format!("  {farrier} lab console bios{state}\n"));
     text

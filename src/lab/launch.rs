@@ -132,6 +132,15 @@ impl Lab {
         &self.config.machines
     }
 
+    pub fn bridge(&self) -> &str {
+        &self.config.bridge
+    }
+
+    /// The appliance's address.
+    pub fn address(&self) -> std::net::Ipv4Addr {
+        self.config.address.ip()
+    }
+
     pub fn accel(&self) -> &Choice {
         &self.choice
     }

@@ -13,15 +13,8 @@ use crate::net::MacAddr;
 use crate::node::timeline::{Boot, Happening, Stage};
 
 /// In the order a boot reaches them.
-pub const STAGES: [Stage; 7] = [
-    Stage::Dhcp,
-    Stage::Loader,
-    Stage::Script,
-    Stage::Kernel,
-    Stage::Ramdisk,
-    Stage::Agent,
-    Stage::Enrolled,
-];
+pub const STAGES: [Stage; 7] =
+    [Stage::Dhcp, Stage::Loader, Stage::Script, Stage::Kernel, Stage::Ramdisk, Stage::Agent, Stage::Enrolled];
 
 /// One machine, from power-on.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +32,8 @@ pub struct MachineProgress {
     pub times: BTreeMap<Stage, Timestamp>,
     /// Why it is no further, in the appliance's words.
     pub stopped_at: Option<String>,
+    /// How its QEMU ended, if it did.
+    pub failed: Option<String>,
 }
 
 impl MachineProgress {
@@ -53,6 +48,7 @@ impl MachineProgress {
             boots: 0,
             times: BTreeMap::new(),
             stopped_at: None,
+            failed: None,
         }
     }
 
@@ -71,7 +67,9 @@ impl MachineProgress {
         for event in &newest.events {
             match &event.happening {
                 Happening::File { sent, .. } => self.bytes += sent,
-                Happening::Dhcp { address: Some(address), answer: Ok(_), .. } => self.address = Some(*address),
+                Happening::Dhcp { address: Some(address), answer: Ok(_), .. } => {
+                    self.address = Some(*address)
+                }
                 _ => {}
             }
         }
@@ -84,6 +82,11 @@ impl MachineProgress {
 
     pub fn is_enrolled(&self) -> bool {
         self.times.contains_key(&Stage::Enrolled)
+    }
+
+    /// Nothing more is to be expected of it.
+    pub fn is_finished(&self) -> bool {
+        self.is_enrolled() || self.failed.is_some()
     }
 
     /// From power-on to the moment a stage was reached.
@@ -125,8 +128,7 @@ fn stages_so_far(machine: &MachineProgress, reached: Stage) -> String {
     if machine.is_enrolled() {
         return "enrolled".to_owned();
     }
-    let words: Vec<&str> =
-        STAGES.into_iter().filter(|stage| *stage <= reached).map(stage_word).collect();
+    let words: Vec<&str> = STAGES.into_iter().filter(|stage| *stage <= reached).map(stage_word).collect();
     let again = if machine.boots > 1 { format!(" (start {})", machine.boots) } else { String::new() };
     format!("{}{again}", words.join(" > "))
 }
@@ -142,7 +144,9 @@ pub fn closing_table(machines: &[MachineProgress]) -> Table {
             machine.firmware.to_string(),
             machine.address.map(|address| address.to_string()).unwrap_or_else(|| "-".to_owned()),
         ];
-        row.extend(STAGES.iter().map(|stage| machine.time_to(*stage).map_or_else(|| "-".to_owned(), seconds)));
+        row.extend(
+            STAGES.iter().map(|stage| machine.time_to(*stage).map_or_else(|| "-".to_owned(), seconds)),
+        );
         table.row(if machine.is_enrolled() { Tone::Good } else { Tone::Bad }, row);
     }
     table
@@ -224,11 +228,15 @@ mod tests {
         assert!(text.contains("192.168.2.130") && text.contains("14.0 MB"), "{text}");
         assert!(text.trim_end().ends_with("dhcp > loader > script > kernel"), "{text}");
 
-        let done = boot(2, 102, &[(Stage::Dhcp, 102), (Stage::Kernel, 104), (Stage::Enrolled, 107)], happenings());
+        let done =
+            boot(2, 102, &[(Stage::Dhcp, 102), (Stage::Kernel, 104), (Stage::Enrolled, 107)], happenings());
         assert_eq!(machine.update(&[old, done]), [Stage::Enrolled]);
         assert!(machine.is_enrolled());
         let text = closing_table(std::slice::from_ref(&machine)).render(Style::PLAIN);
-        assert!(text.trim_end().ends_with("2.0s       -       -    4.0s        -      -      7.0s"), "{text}");
+        assert!(
+            text.trim_end().ends_with("2.0s       -       -    4.0s        -      -      7.0s"),
+            "{text}"
+        );
     }
 
     #[test]
