@@ -64,7 +64,7 @@ fn the_four_requests_of_rfc_2131_are_told_apart_and_the_fifth_that_clients_send(
         ),
         (
             "option 50 beats a stale ciaddr",
-            ClientMessage::selecting(mac(1), wanted).from(other),
+            ClientMessage::selecting(mac(1), wanted).using(other),
             RequestState::Selecting { address: wanted },
         ),
         ("naming no address", ClientMessage::new(3, mac(1)), RequestState::Bare),
@@ -79,7 +79,7 @@ fn the_four_requests_of_rfc_2131_are_told_apart_and_the_fifth_that_clients_send(
 
 #[test]
 fn a_discover_has_no_current_address_whatever_it_says() {
-    read(&ClientMessage::discover(mac(1)).from(address(9)), |request| {
+    read(&ClientMessage::discover(mac(1)).using(address(9)), |request| {
         assert_eq!(request.unwrap().current, None);
     });
 }
@@ -126,11 +126,11 @@ fn boot_server_discovery_is_known_by_port_or_by_boot_item() {
         read(&message, |request| asks = request.unwrap().asks_boot_server(service));
         asks
     };
-    let inform = || ClientMessage::inform(mac(1)).from(address(50)).uefi();
-    assert!(asks(inform().to_boot_server()));
+    let inform = || ClientMessage::inform(mac(1)).using(address(50)).uefi();
+    assert!(asks(inform().at_boot_server()));
     assert!(asks(inform().option(43, &item)));
     assert!(!asks(inform()));
     assert!(!asks(inform().option(43, &item[..4])), "a cut-off boot item is none");
     assert!(!asks(ClientMessage::selecting(mac(1), address(50)).uefi().option(43, &item)));
-    assert!(!asks(ClientMessage::inform(mac(1)).from(address(50)).option(43, &item)), "not a boot client");
+    assert!(!asks(ClientMessage::inform(mac(1)).using(address(50)).option(43, &item)), "not a boot client");
 }

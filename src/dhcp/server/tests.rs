@@ -233,7 +233,7 @@ fn release_frees_the_address_and_remembers_its_client() {
 fn a_release_that_is_not_the_clients_own_changes_nothing() {
     let mut world = World::new(settings());
     let current = world.bind(mac(1));
-    let other_server = ClientMessage::new(7, mac(1)).option(54, &[192, 168, 2, 9]).from(current);
+    let other_server = ClientMessage::new(7, mac(1)).option(54, &[192, 168, 2, 9]).using(current);
     for (message, expected) in [
         (ClientMessage::release(mac(2), current), Silence::ReleaseUnfounded),
         (ClientMessage::release(mac(1), address(77)), Silence::ReleaseUnfounded),
@@ -243,7 +243,7 @@ fn a_release_that_is_not_the_clients_own_changes_nothing() {
         let outcome = world.send(&message);
         assert_eq!((silence(&outcome), outcome.changes), (Some(expected), vec![]));
     }
-    let without_server = ClientMessage::new(7, mac(1)).from(current);
+    let without_server = ClientMessage::new(7, mac(1)).using(current);
     assert_eq!(silence(&world.send(&without_server)), Some(Silence::Released));
 }
 
@@ -317,12 +317,12 @@ fn inform_gets_configuration_but_no_lease() {
     let mut world = World::new(settings());
     let source = address(20);
     let cases = [
-        ("from its address", ClientMessage::inform(mac(1)).from(source), Some(source)),
+        ("from its address", ClientMessage::inform(mac(1)).using(source), Some(source)),
         (
             "ciaddr only",
             ClientMessage {
                 source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
-                ..ClientMessage::inform(mac(1)).from(source)
+                ..ClientMessage::inform(mac(1)).using(source)
             },
             Some(source),
         ),
@@ -346,14 +346,14 @@ fn inform_gets_configuration_but_no_lease() {
         assert_eq!(codes_of(&ack.bytes), [53, 54, 1, 3, 6], "{name}");
         assert_eq!(parsed(&outcome).yiaddr(), Ipv4Addr::UNSPECIFIED, "{name}");
     }
-    let away = ClientMessage::inform(mac(1)).from(Ipv4Addr::new(10, 0, 0, 1));
+    let away = ClientMessage::inform(mac(1)).using(Ipv4Addr::new(10, 0, 0, 1));
     assert_eq!(silence(&world.send(&away)), Some(Silence::OffNetwork));
 }
 
 #[test]
 fn port_4011_tells_a_boot_rom_its_file() {
     let mut world = World::new(settings());
-    let request = || ClientMessage::new(3, mac(1)).from(address(50)).to(SERVER).uefi().to_boot_server();
+    let request = || ClientMessage::new(3, mac(1)).using(address(50)).sent_to(SERVER).uefi().at_boot_server();
     let outcome = world.send(&request());
     let ack = reply(&outcome);
     assert_eq!((ack.kind, ack.address), (ReplyKind::Ack, None));
@@ -372,15 +372,15 @@ fn port_4011_tells_a_boot_rom_its_file() {
 #[test]
 fn port_4011_has_reasons_for_its_silence() {
     let mut world = World::new(settings());
-    let request = || ClientMessage::new(3, mac(1)).from(address(50)).to(SERVER).to_boot_server();
+    let request = || ClientMessage::new(3, mac(1)).using(address(50)).sent_to(SERVER).at_boot_server();
     let cases = [
         ("not a boot client", request(), Silence::NotABootRequest),
-        ("a DISCOVER", discover(1).uefi().to_boot_server(), Silence::NotABootRequest),
+        ("a DISCOVER", discover(1).uefi().at_boot_server(), Silence::NotABootRequest),
         ("signed items", request().uefi().option(43, &[71, 4, 0, 5, 0x80, 0, 255]), Silence::BisRefused),
-        ("no address", ClientMessage::new(3, mac(1)).uefi().to_boot_server(), Silence::InformWithoutAddress),
+        ("no address", ClientMessage::new(3, mac(1)).uefi().at_boot_server(), Silence::InformWithoutAddress),
         (
             "off the network",
-            request().from(Ipv4Addr::new(10, 0, 0, 9)).uefi().to_boot_server(),
+            request().using(Ipv4Addr::new(10, 0, 0, 9)).uefi().at_boot_server(),
             Silence::OffNetwork,
         ),
     ];
@@ -468,6 +468,29 @@ fn a_renewal_whose_commit_failed_falls_back_to_the_lease_that_was_acknowledged()
     assert_eq!(answer(&world.send(&discover(2))), "pool-exhausted");
     world.pass(SECOND);
     assert_eq!(answer(&world.send(&discover(2))), "offer 192.168.2.50");
+}
+
+#[test]
+fn a_move_whose_commit_failed_leaves_the_client_its_earlier_address() {
+    let mut world = World::with_pool(50, 51);
+    let earlier = world.bind(mac(1));
+    world.nodes.reserve(mac(1), address(20));
+    world.send(&discover(1));
+    let lost = world.send(&ClientMessage::selecting(mac(1), address(20)));
+    assert_eq!(lost.changes.len(), 2);
+    world.server.forget(&lost.changes, world.now);
+    world.bind(mac(2));
+    world.pass(OFFER_HOLD);
+    assert_eq!(answer(&world.send(&discover(3))), "pool-exhausted", "its ACK still stands");
+    world.send(&discover(1));
+    let moved = world.send(&ClientMessage::selecting(mac(1), address(20)));
+    assert_eq!(moved.changes[0], Change::DropBinding { address: earlier });
+    world.pass(OFFER_HOLD);
+    assert_eq!(
+        reply(&world.send(&discover(3))).address,
+        Some(earlier),
+        "free once the move has had its time"
+    );
 }
 
 #[test]

@@ -176,8 +176,6 @@ fn run(steps: &[(u8, Step)]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     #[test]
     fn no_address_is_ever_promised_to_two_clients(
         steps in proptest::collection::vec((1u8..14, step()), 1..120),

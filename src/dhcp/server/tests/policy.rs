@@ -11,8 +11,8 @@ fn a_stranger_is_not_answered_when_strangers_are_ignored_and_a_known_node_is() {
         discover(1),
         ClientMessage::selecting(mac(1), address(50)),
         ClientMessage::init_reboot(mac(1), address(50)),
-        ClientMessage::inform(mac(1)).from(address(50)),
-        ClientMessage::new(3, mac(1)).from(address(50)).uefi().to_boot_server(),
+        ClientMessage::inform(mac(1)).using(address(50)),
+        ClientMessage::new(3, mac(1)).using(address(50)).uefi().at_boot_server(),
     ] {
         assert_eq!(silence(&world.send(&message)), Some(Silence::UnknownMac));
     }
