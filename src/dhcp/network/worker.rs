@@ -356,7 +356,11 @@ impl Worker {
     /// Waits for commits under way; their replies leave meanwhile.
     fn drain(mut self) {
         let until = Instant::now() + DRAIN_MAX;
-        while self.progress.pending.load(Ordering::Acquire) > 0 {
+        loop {
+            self.obey();
+            if self.progress.pending.load(Ordering::Acquire) == 0 {
+                return;
+            }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 tracing::error!("the store did not finish: some leases were neither stored nor given");
@@ -364,9 +368,7 @@ impl Worker {
             }
             let mut polled = [PollFd::new(self.waker.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-            self.obey();
         }
-        self.obey();
     }
 }
 
