@@ -212,6 +212,39 @@ fn an_ack_leaves_when_its_binding_is_on_disk_and_not_before() {
 }
 
 #[test]
+fn a_client_with_an_address_is_answered_there_from_the_port_it_asked() {
+    if !isolated("dhcp::a_client_with_an_address_is_answered_there_from_the_port_it_asked") {
+        return;
+    }
+    let bench = Bench::start();
+    let address = bench.offer(1);
+    bench.request(1, address);
+    assert_eq!(bench.reply(), (mac(1), ACK, address));
+    // The machine would answer ARP; a wire cannot.
+    ip(&format!("neigh add {address} lladdr {} dev br0", mac(1)));
+    let bridge = Bridge::find(&bridge_name("br0"), network("192.168.2.2/24")).unwrap();
+    let ask = |client, port, boot_item: &[u8]| {
+        let mut request = message(client, REQUEST, None);
+        request[12..16].copy_from_slice(&address.octets());
+        request.truncate(request.len() - 1);
+        request.extend_from_slice(boot_item);
+        request.push(255);
+        let ports = ((address.octets(), 68), (SERVER, port));
+        bench.wire.send(&udp_frame((mac(client), bridge.mac), ports.0, ports.1, &request));
+        bench.wire.expect("a unicast answer", |frame| {
+            let datagram = frame.get(26..46)?;
+            (frame[23] == 17 && datagram[..8] == [SERVER, address.octets()].concat()[..])
+                .then(|| (MacAddr(frame[..6].try_into().unwrap()), datagram[8..12].to_vec()))
+        })
+    };
+    assert_eq!(ask(1, 67, &[]), (mac(1), vec![0, 67, 0, 68]));
+    assert_eq!(ask(1, 4011, &[]), (mac(1), vec![0x0f, 0xab, 0, 68]));
+    // Another machine that claims the address gets a boot file at most, not the name that goes with the address.
+    ask(2, 4011, &[43, 6, 71, 4, 0, 0, 0, 0]);
+    assert_eq!(bench.addresses.owner(address), Some(mac(1)));
+}
+
+#[test]
 fn a_lease_that_cannot_be_stored_is_not_given_and_can_be_asked_for_again() {
     if !isolated("dhcp::a_lease_that_cannot_be_stored_is_not_given_and_can_be_asked_for_again") {
         return;

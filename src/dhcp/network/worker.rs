@@ -250,13 +250,12 @@ impl Worker {
             }
         }
         let Some(report) = &outcome.report else { return };
-        if let Answer::Reply(reply) = &outcome.answer
-            && reply.kind != ReplyKind::Nak
-        {
-            if let Some(address) = reply.address {
+        if let Answer::Reply(reply) = &outcome.answer {
+            // Grants came with the changes. What else names an address (port 4011, INFORM) has it from the client.
+            if let (ReplyKind::Offer, Some(address)) = (reply.kind, reply.address) {
                 self.addresses.set(address, report.mac);
             }
-            if report.class.wants_boot() {
+            if reply.kind != ReplyKind::Nak && report.class.wants_boot() {
                 let client = Client { mac: report.mac, class: report.class, uuid: report.uuid };
                 self.registry.seen(&client, now);
             }
