@@ -338,7 +338,7 @@ impl Server {
     }
 
     fn limits(&self) -> Limits {
-        let mtu = self.bridge.mtu().unwrap_or(MTU_DEFAULT);
+        let mtu = self.bridge.link().map_or(MTU_DEFAULT, |link| link.mtu);
         let blksize_max = u16::try_from(mtu.saturating_sub(HEADERS_LEN)).unwrap_or(u16::MAX);
         Limits { blksize_max: blksize_max.clamp(wire::BLKSIZE_MIN as u16, wire::BLKSIZE_MAX as u16), windowsize_max: WINDOWSIZE_MAX }
     }
