@@ -142,7 +142,8 @@ impl World {
             complete: false,
             deadline: now,
         };
-        let file = (0..size).map(|index| (index.wrapping_mul(2_654_435_761) >> 7) as u8).collect::<Vec<_>>().into();
+        let file =
+            (0..size).map(|index| (index.wrapping_mul(2_654_435_761) >> 7) as u8).collect::<Vec<_>>().into();
         Self {
             link,
             random: Random(seed),
@@ -191,7 +192,9 @@ impl World {
             }
             To::Server => match parse_request(datagram) {
                 Ok(request) => match &mut self.transfer {
-                    Some(transfer) if transfer.outcome().is_none() => transfer.handle_repeated_request(self.now),
+                    Some(transfer) if transfer.outcome().is_none() => {
+                        transfer.handle_repeated_request(self.now)
+                    }
                     _ => {
                         let limits = Limits { blksize_max: 1468, windowsize_max: 64 };
                         self.transfer = Some(Transfer::new(&request, &limits, self.file.clone(), self.now));
@@ -247,7 +250,9 @@ const MEBIBYTE: usize = 1 << 20;
 
 #[test]
 fn on_a_perfect_link_every_block_leaves_once() {
-    for (size, blksize, windowsize) in [(0, 8, 1), (MEBIBYTE, 512, 1), (MEBIBYTE, 1468, 16), (MEBIBYTE, 1468, 64)] {
+    for (size, blksize, windowsize) in
+        [(0, 8, 1), (MEBIBYTE, 512, 1), (MEBIBYTE, 1468, 16), (MEBIBYTE, 1468, 64)]
+    {
         let run = World::new(1, PERFECT, size, blksize, windowsize).run();
         assert_eq!(run.outcome, Some(FileOutcome::Complete));
         assert_eq!(run.server_sent, run.blocks + 1, "OACK and each block");
@@ -261,7 +266,11 @@ fn a_mebibyte_survives_loss_within_the_time_a_boot_has() {
             let mut total = Duration::ZERO;
             for seed in 0..20 {
                 let run = World::new(seed, Link { loss, ..PERFECT }, MEBIBYTE, 1468, windowsize).run();
-                assert_eq!(run.outcome, Some(FileOutcome::Complete), "loss {loss}, window {windowsize}, seed {seed}");
+                assert_eq!(
+                    run.outcome,
+                    Some(FileOutcome::Complete),
+                    "loss {loss}, window {windowsize}, seed {seed}"
+                );
                 total += run.took;
             }
             let mean = total / 20;

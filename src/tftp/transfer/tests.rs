@@ -31,7 +31,8 @@ impl Bench {
     }
 
     fn windowed(size: usize, windowsize: u16) -> Self {
-        let mut bench = Self::new(size, RequestedOptions { windowsize: Some(windowsize), ..Default::default() });
+        let mut bench =
+            Self::new(size, RequestedOptions { windowsize: Some(windowsize), ..Default::default() });
         assert_eq!(bench.sent(), ["oack"]);
         bench.wait(1);
         bench.ack(0);
@@ -45,7 +46,9 @@ impl Bench {
             match transmit {
                 Transmit::OptionAck(_) => sent.push("oack".to_owned()),
                 Transmit::Blocks(burst) => sent.extend(
-                    burst.segments().map(|([_, _, high, low], _)| u16::from_be_bytes([*high, *low]).to_string()),
+                    burst
+                        .segments()
+                        .map(|([_, _, high, low], _)| u16::from_be_bytes([*high, *low]).to_string()),
                 ),
             }
         }
@@ -198,7 +201,9 @@ fn any_other_error_of_the_client_aborts_with_its_text() {
 
 #[test]
 fn a_client_that_never_answers_costs_four_packets() {
-    for options in [RequestedOptions::default(), RequestedOptions { windowsize: Some(64), ..Default::default() }] {
+    for options in
+        [RequestedOptions::default(), RequestedOptions { windowsize: Some(64), ..Default::default() }]
+    {
         let mut bench = Bench::new(100_000, options);
         let mut packets = bench.sent().len();
         let mut waits = Vec::new();
@@ -304,7 +309,10 @@ fn a_client_that_turns_away_has_either_all_or_not() {
     bench.sent();
     assert!(matches!(bench.transfer.outcome_if_abandoned(), FileOutcome::Aborted(_)));
     bench.ack(1);
-    assert!(matches!(bench.transfer.outcome_if_abandoned(), FileOutcome::Aborted(_)), "block 2 has not left yet");
+    assert!(
+        matches!(bench.transfer.outcome_if_abandoned(), FileOutcome::Aborted(_)),
+        "block 2 has not left yet"
+    );
     bench.sent();
     assert_eq!(bench.transfer.outcome_if_abandoned(), FileOutcome::Complete);
 }
@@ -397,7 +405,9 @@ fn netascii_is_converted_without_size_and_window() {
             if again {
                 bench.time_out();
             }
-            let Some(Transmit::Blocks(burst)) = bench.transfer.poll_transmit() else { panic!("block {block}") };
+            let Some(Transmit::Blocks(burst)) = bench.transfer.poll_transmit() else {
+                panic!("block {block}")
+            };
             let (header, data) = burst.segments().next().unwrap();
             assert_eq!((header[3], burst.headers.len()), (block, 1));
             if again {
