@@ -10,7 +10,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -78,7 +78,7 @@ pub struct Served {
     pub bytes: Bytes,
     /// Absent for text rendered for one node.
     pub digest: Option<Digest>,
-    pub modified: Option<SystemTime>,
+    pub modified: Option<Timestamp>,
     pub media_type: &'static str,
     pub ticket: Ticket,
 }
