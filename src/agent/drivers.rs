@@ -15,9 +15,6 @@ use serde::{Deserialize, Serialize};
 /// File name of the index below [`crate::agent::MODULES_DIR`].
 pub const INDEX_FILE: &str = "index.json";
 
-/// Directories below `/sys/devices` are this deep at most; beyond, something loops.
-const SYSFS_DEPTH_MAX: usize = 24;
-
 /// What a module is for; the order of these is the order of loading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -151,33 +148,18 @@ fn class_matches(pattern: &[u8], byte: u8) -> Option<usize> {
     None
 }
 
-/// The `modalias` of every device the kernel knows now.
+/// The `modalias` of every device the kernel knows now. By way of the buses: each lists its devices flat, whereas a
+/// walk through `/sys/devices` reads thousands of directories, which takes a tenth of a second under emulation.
 pub fn devices(root: &Path) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    walk(&root.join("sys/devices"), 0, &mut found);
-    found
-}
-
-fn walk(directory: &Path, depth: usize, found: &mut BTreeSet<String>) {
-    if depth > SYSFS_DEPTH_MAX {
-        return;
-    }
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        // Not following links: sysfs is a tree of directories with links across it.
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => walk(&entry.path(), depth + 1, found),
-            Ok(kind) if kind.is_file() && entry.file_name() == "modalias" => {
-                if let Ok(text) = std::fs::read_to_string(entry.path()) {
-                    let text = text.trim();
-                    if !text.is_empty() {
-                        found.insert(text.to_owned());
-                    }
-                }
-            }
-            Ok(_) | Err(_) => {}
-        }
-    }
+    let entries = |directory: &Path| {
+        std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+    };
+    entries(&root.join("sys/bus"))
+        .flat_map(|bus| entries(&bus.join("devices")).collect::<Vec<_>>())
+        .filter_map(|device| std::fs::read_to_string(device.join("modalias")).ok())
+        .map(|text| text.trim().to_owned())
+        .filter(|text| !text.is_empty())
+        .collect()
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -328,13 +310,16 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_read_below_the_root_without_following_links() {
+    fn devices_are_those_of_all_buses() {
         let root = tempfile::tempdir().unwrap();
-        let device = root.path().join("sys/devices/pci0000:00/0000:00:03.0");
-        std::fs::create_dir_all(device.join("virtio0")).unwrap();
-        std::fs::write(device.join("modalias"), "pci:v00001AF4\n").unwrap();
-        std::fs::write(device.join("virtio0/modalias"), "virtio:d1\n").unwrap();
-        std::os::unix::fs::symlink("..", device.join("loop")).unwrap();
+        for (device, alias) in
+            [("pci/devices/0000:00:03.0", "pci:v00001AF4\n"), ("virtio/devices/virtio0", "virtio:d1\n")]
+        {
+            let device = root.path().join("sys/bus").join(device);
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(device.join("modalias"), alias).unwrap();
+        }
+        std::fs::create_dir_all(root.path().join("sys/bus/cpu/devices/cpu0")).unwrap();
         let found: Vec<String> = devices(root.path()).into_iter().collect();
         assert_eq!(found, ["pci:v00001AF4", "virtio:d1"]);
     }

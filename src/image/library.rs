@@ -44,6 +44,9 @@ pub struct Manifest {
     pub profile: String,
     pub kernel: BlobRef,
     pub ramdisk: BlobRef,
+    /// Words for the kernel command line that this kernel and ramdisk want, before the configuration's.
+    #[serde(default)]
+    pub arguments: Vec<String>,
     /// What it was made from, for people: package or file → version or digest.
     pub built_from: BTreeMap<String, String>,
 }
