@@ -276,6 +276,10 @@ impl BootContent {
         };
         let node = self.registry.find(&NodeRef::Mac(mac)).and_then(|node| node.name);
         let settings = self.settings.load();
+        // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
+        let image = self.library.profile(&settings.profile);
+        let arguments: Vec<KernelArgument> =
+            image.iter().flat_map(|image| &image.arguments).chain(&settings.arguments).cloned().collect();
         let text = render(
             plan,
             &ScriptContext {
@@ -284,7 +288,7 @@ impl BootContent {
                 node: node.as_ref(),
                 profile: &settings.profile,
                 token: &token,
-                arguments: &settings.arguments,
+                arguments: &arguments,
             },
         );
         Ok(Served {

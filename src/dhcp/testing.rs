@@ -219,10 +219,7 @@ impl World {
     }
 
     pub(crate) fn with_pool(first: u8, last: u8) -> World {
-        World::new(Settings {
-            pool: PoolRange { first: address(first), last: address(last) },
-            ..settings()
-        })
+        World::new(Settings { pool: PoolRange { first: address(first), last: address(last) }, ..settings() })
     }
 
     pub(crate) fn pass(&mut self, duration: Duration) {

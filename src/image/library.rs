@@ -28,6 +28,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::boot::script::{KernelArgument, ParseKernelArgumentError};
 use crate::clock::Timestamp;
 use crate::image::digest::Digest;
 use crate::net::sys;
@@ -71,6 +72,8 @@ pub struct Blob {
 #[derive(Clone, Debug)]
 pub struct Profile {
     pub manifest: Manifest,
+    /// The manifest's kernel command line words, checked.
+    pub arguments: Vec<KernelArgument>,
     pub kernel: Blob,
     pub ramdisk: Blob,
 }
@@ -252,7 +255,12 @@ impl Library {
             }
         };
         let (kernel, ramdisk) = (open(manifest.kernel)?, open(manifest.ramdisk)?);
-        Ok(Profile { manifest, kernel, ramdisk })
+        let arguments = manifest.arguments.iter().map(|word| word.parse()).collect::<Result<_, _>>();
+        let arguments = arguments.map_err(|error: ParseKernelArgumentError| Damage {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+        Ok(Profile { manifest, arguments, kernel, ramdisk })
     }
 
     /// Removes those of `digests` that no manifest names. Failing to is not an error: the blobs only take space.

@@ -53,7 +53,10 @@ pub struct Limits {
 
 #[derive(Debug)]
 enum Content {
-    Octet { bytes: Bytes, last: u64 },
+    Octet {
+        bytes: Bytes,
+        last: u64,
+    },
     /// Knows its last block when it has been read.
     Netascii(Netascii),
 }
@@ -391,7 +394,8 @@ impl Transfer {
                 window_end
             }
         };
-        let burst_max = (BURST_BYTES_MAX / (usize::from(self.blksize) + DATA_HEADER_LEN)).clamp(1, BURST_SEGMENTS_MAX);
+        let burst_max =
+            (BURST_BYTES_MAX / (usize::from(self.blksize) + DATA_HEADER_LEN)).clamp(1, BURST_SEGMENTS_MAX);
         end.saturating_sub(self.next).min(burst_max as u64)
     }
 
@@ -436,7 +440,9 @@ impl Transfer {
             Phase::Sending if self.answered && self.base < self.fresh && self.is_last(self.fresh - 1) => {
                 FileOutcome::Complete
             }
-            Phase::Negotiating | Phase::Sending => FileOutcome::Aborted("the client began another transfer".to_owned()),
+            Phase::Negotiating | Phase::Sending => {
+                FileOutcome::Aborted("the client began another transfer".to_owned())
+            }
         }
     }
 

@@ -22,7 +22,7 @@ async fn a_script_is_rendered_for_its_node_with_a_token_of_its_own_each_time() {
     assert_eq!(first.header("Cache-Control"), Some("no-store"));
     assert_eq!(first.header("Etag"), None);
     assert!(first.text().contains("farrier.mac=52:54:00:00:00:01 "), "{}", first.text());
-    assert!(first.text().contains("console=ttyS0"));
+    assert!(first.text().contains("quiet console=ttyS0 "), "the image's words, then the configuration's");
     assert_ne!(token_of(&first.text()).unwrap(), token_of(&second.text()).unwrap());
     for path in
         ["/autoexec.ipxe", "/grub/grub.cfg", "/uefi-x64/grub.cfg", "/grub/grub.cfg-01-52-54-00-00-00-01"]

@@ -65,6 +65,7 @@ impl Plane {
             profile: "vm".to_owned(),
             kernel: library.add(&mut kernel.as_slice()).unwrap(),
             ramdisk: library.add(&mut ramdisk.as_slice()).unwrap(),
+            arguments: vec!["quiet".to_owned()],
             built_from: BTreeMap::new(),
         };
         library.publish(&manifest).unwrap();
