@@ -18,6 +18,8 @@ use crate::node::{Node, NodeId};
 
 pub mod memory;
 pub mod sqlite;
+#[cfg(test)]
+mod tests;
 
 /// One durable change. Keys: a binding by address, a node by id, an event by (node, boot, sequence), a secret by name.
 #[derive(Clone, Debug, PartialEq)]

@@ -29,7 +29,7 @@ use crate::boot::decision::{Standing, UnknownPolicy};
 use crate::clock::Timestamp;
 use crate::config::Reservation;
 use crate::net::MacAddr;
-use crate::node::registry::book::Book;
+use crate::node::registry::book::{Book, Effects};
 use crate::node::timeline::{Boot, TimelineEvent};
 use crate::node::token::TokenKey;
 use crate::node::{Node, NodeId, NodeName, ParseNameError};
@@ -41,6 +41,7 @@ mod operator;
 mod record;
 
 pub use agent::{AgentRefusal, AgentSession};
+pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use record::{BOOT_LOOP_AT, BOOT_LOOP_WINDOW};
 
@@ -130,16 +131,13 @@ impl Registry {
 
     /// Takes over new settings; reservations for MACs nobody knows become registered nodes.
     pub fn reconfigure(&self, settings: RegistrySettings, now: Timestamp) {
-        let mut book = self.lock();
-        let created = book.reconfigure(settings, now);
-        for id in created {
-            self.save_in_background(&mut book, id, Vec::new());
-        }
+        self.lock().configure(settings);
+        drop(self.lock_at(now));
     }
 
     /// What the boot decision needs to know of this MAC.
     pub fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing {
-        self.lock().standing(mac, now)
+        self.lock_at(now).standing(mac, now)
     }
 
     /// The MAC this address is fixed for.
@@ -172,10 +170,26 @@ impl Registry {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues the node's record and `changes` as one batch; a failure marks the node unsaved.
-    fn save_in_background(&self, book: &mut Book, id: NodeId, changes: Vec<Change>) {
-        let changes = book.with_record(id, changes);
-        self.submit_for(id, changes);
+    /// The book, with every node in it that the configuration names.
+    fn lock_at(&self, now: Timestamp) -> MutexGuard<'_, Book> {
+        let mut book = self.lock();
+        for (id, effects) in book.register_configured(now) {
+            self.settle(id, effects);
+        }
+        book
+    }
+
+    /// Saves in the background and tells watchers. Called with the book locked, so that order is kept.
+    fn settle(&self, id: NodeId, effects: Effects) {
+        self.submit_for(id, effects.changes);
+        self.announce(effects.events);
+    }
+
+    /// Queues a batch that somebody will wait for, once the book is let go.
+    fn settle_durably(&self, id: NodeId, effects: Effects) -> Pending {
+        let pending = self.submit_and_wait_later(id, effects.changes);
+        self.announce(effects.events);
+        pending
     }
 
     fn submit_for(&self, id: NodeId, changes: Vec<Change>) {
@@ -194,6 +208,19 @@ impl Registry {
         );
     }
 
+    fn mark_unsaved(&self, id: NodeId) {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    fn take_unsaved(&self, most: usize) -> Vec<NodeId> {
+        let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken: Vec<NodeId> = unsaved.iter().copied().take(most).collect();
+        for id in &taken {
+            unsaved.remove(id);
+        }
+        taken
+    }
+
     /// Changes whose loss the next start repeats by itself.
     fn submit_housekeeping(&self, changes: Vec<Change>) {
         if !changes.is_empty() {
@@ -208,11 +235,16 @@ impl Registry {
         }
     }
 
-    fn submit_and_wait_later(&self, changes: Vec<Change>) -> Pending {
+    fn submit_and_wait_later(&self, id: NodeId, changes: Vec<Change>) -> Pending {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let unsaved = Arc::clone(&self.unsaved);
         self.store.submit(
             changes,
             Box::new(move |result| {
+                if result.is_err() {
+                    // Memory keeps the events, and whatever the caller does not undo.
+                    unsaved.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+                }
                 let _ = sender.send(result);
             }),
         );
@@ -226,3 +258,6 @@ impl Registry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
