@@ -13,13 +13,11 @@ use toml::{Table, Value};
 use crate::lab::config::LabConfig;
 use crate::lab::launch::last_lines;
 use crate::lab::plan::ProgramPlan;
+use crate::lab::prepare::PROFILE;
 use crate::lab::state::{StateDir, connect};
 
 /// Name of the appliance among the lab's programs.
 pub const NAME: &str = "appliance";
-
-/// The lab's machines have virtio devices only.
-const PROFILE: &str = "vm";
 
 /// Between two looks for readiness.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);

@@ -24,7 +24,7 @@ use crate::lab::appliance;
 use crate::lab::config::{LabConfig, MachineConfig};
 use crate::lab::machine;
 use crate::lab::needs;
-use crate::lab::plan::{NetworkPlan, Plan, ProgramPlan, Report};
+use crate::lab::plan::{MachinePlan, NetworkPlan, Plan, ProgramPlan, Report};
 use crate::lab::process::{self, ProcessId};
 use crate::lab::qmp::{Qmp, QmpError};
 use crate::lab::state::{RunRecord, StateDir, write_json};
@@ -130,6 +130,15 @@ impl Lab {
 
     pub fn machines(&self) -> &[MachineConfig] {
         &self.config.machines
+    }
+
+    pub fn bridge(&self) -> &str {
+        &self.config.bridge
+    }
+
+    /// The appliance's address.
+    pub fn address(&self) -> std::net::Ipv4Addr {
+        self.config.address.ip()
     }
 
     pub fn accel(&self) -> &Choice {
@@ -287,11 +296,17 @@ fn plan(
         Services::Others(programs) => programs.clone(),
     };
     let mut taps = Vec::new();
+    let mut machines = Vec::new();
     for (index, machine) in config.machines.iter().enumerate() {
         let directory = state.machine(machine.name.as_str());
         machine::prepare(machine, &directory)?;
         taps.push(format!("tap{index}"));
         programs.push(machine::program(machine, &directory, &taps[index], accel));
+        machines.push(MachinePlan {
+            name: machine.name.to_string(),
+            firmware: machine.firmware,
+            mac: machine.mac,
+        });
     }
     let network = NetworkPlan {
         bridge: config.bridge.clone(),
@@ -299,7 +314,7 @@ fn plan(
         addresses: vec![config.address, Ipv4Network::from(config.host)],
         taps,
     };
-    Ok(Plan { network, programs, ends_with_launcher: options.ends_with_launcher })
+    Ok(Plan { network, programs, machines, ends_with_launcher: options.ends_with_launcher })
 }
 
 fn spawn_supervisor(

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
+use crate::lab::config::LabFirmware;
 use crate::net::MacAddr;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,6 +14,8 @@ pub struct Plan {
     pub network: NetworkPlan,
     /// In the order they start.
     pub programs: Vec<ProgramPlan>,
+    /// The programs that are machines; for whoever asks later what runs here.
+    pub machines: Vec<MachinePlan>,
     /// Ends with the process that started it (a demo, a test), or goes on by itself (`farrier lab up`).
     pub ends_with_launcher: bool,
 }
@@ -25,6 +28,14 @@ pub struct NetworkPlan {
     pub addresses: Vec<Ipv4Network>,
     /// One per machine.
     pub taps: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachinePlan {
+    /// Name of its program.
+    pub name: String,
+    pub firmware: LabFirmware,
+    pub mac: MacAddr,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -113,6 +113,10 @@ impl StateDir {
         self.root.join("farrier.sock")
     }
 
+    pub fn short_operator_socket(&self) -> io::Result<ShortPath> {
+        ShortPath::of(&self.operator_socket())
+    }
+
     pub fn machine(&self, name: &str) -> MachineDir {
         MachineDir(self.root.join("machines").join(name))
     }
@@ -196,17 +200,34 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StateError>
     fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).map_err(failed)
 }
 
-/// Connects to a Unix socket however long its path is: a long one is reached through its directory's descriptor.
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    if path.as_os_str().len() <= SOCKET_PATH_MAX {
-        return UnixStream::connect(path);
+/// A path to a Unix socket that fits into its 107 bytes: a longer one leads through its directory's descriptor, and
+/// is good as long as this lives.
+pub struct ShortPath {
+    path: PathBuf,
+    _directory: Option<File>,
+}
+
+impl ShortPath {
+    pub fn of(path: &Path) -> io::Result<ShortPath> {
+        if path.as_os_str().len() <= SOCKET_PATH_MAX {
+            return Ok(ShortPath { path: path.to_owned(), _directory: None });
+        }
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        let directory = File::open(directory)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
+        Ok(ShortPath { path, _directory: Some(directory) })
     }
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    };
-    let directory = File::open(directory)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
-    UnixStream::connect(short)
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Connects to a Unix socket however long its path is.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(ShortPath::of(path)?.path())
 }
 
 #[cfg(test)]
