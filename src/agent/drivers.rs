@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use serde::{Deserialize, Serialize};
 
@@ -182,7 +183,6 @@ pub struct Loader {
     directory: PathBuf,
     index: ModuleIndex,
     tried: BTreeSet<String>,
-    loaded: Vec<String>,
 }
 
 impl Loader {
@@ -193,17 +193,12 @@ impl Loader {
             Err(source) => return Err(IndexError::Read { path, source }),
         };
         let index = serde_json::from_slice(&text).map_err(|source| IndexError::Format { path, source })?;
-        Ok(Loader { directory: directory.to_owned(), index, tried: BTreeSet::new(), loaded: Vec::new() })
+        Ok(Loader { directory: directory.to_owned(), index, tried: BTreeSet::new() })
     }
 
     /// No modules at all: everything the machine needs must be built into the kernel.
     pub fn empty() -> Self {
-        let (index, tried, loaded) = Default::default();
-        Loader { directory: PathBuf::new(), index, tried, loaded }
-    }
-
-    pub fn loaded(&self) -> &[String] {
-        &self.loaded
+        Loader { directory: PathBuf::new(), index: ModuleIndex::default(), tried: BTreeSet::new() }
     }
 
     /// Loads for the devices present, again and again while loading makes further devices appear.
@@ -232,9 +227,8 @@ impl Loader {
             if !self.tried.insert(module.name.clone()) {
                 continue;
             }
-            match insert(&self.directory.join(&module.file)) {
-                Ok(()) => self.loaded.push(module.name.clone()),
-                Err(why) => refused.push(Refused { name: module.name.clone(), why }),
+            if let Err(why) = insert(&self.directory.join(&module.file)) {
+                refused.push(Refused { name: module.name.clone(), why });
             }
         }
     }
@@ -243,7 +237,8 @@ impl Loader {
 fn insert(path: &Path) -> Result<(), String> {
     let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
     match finit_module(&file, c"", ModuleInitFlags::empty()) {
-        Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
+        // Loaded already; or a driver that finds nothing to drive, such as a cipher for a newer processor.
+        Ok(()) | Err(Errno::EEXIST | Errno::ENODEV) => Ok(()),
         Err(errno) => Err(errno.desc().to_owned()),
     }
 }

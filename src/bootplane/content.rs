@@ -10,7 +10,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -78,7 +78,7 @@ pub struct Served {
     pub bytes: Bytes,
     /// Absent for text rendered for one node.
     pub digest: Option<Digest>,
-    pub modified: Option<SystemTime>,
+    pub modified: Option<Timestamp>,
     pub media_type: &'static str,
     pub ticket: Ticket,
 }
@@ -276,6 +276,10 @@ impl BootContent {
         };
         let node = self.registry.find(&NodeRef::Mac(mac)).and_then(|node| node.name);
         let settings = self.settings.load();
+        // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
+        let image = self.library.profile(&settings.profile);
+        let arguments: Vec<KernelArgument> =
+            image.iter().flat_map(|image| &image.arguments).chain(&settings.arguments).cloned().collect();
         let text = render(
             plan,
             &ScriptContext {
@@ -284,7 +288,7 @@ impl BootContent {
                 node: node.as_ref(),
                 profile: &settings.profile,
                 token: &token,
-                arguments: &settings.arguments,
+                arguments: &arguments,
             },
         );
         Ok(Served {

@@ -77,6 +77,12 @@ impl From<ProblemDocument> for CommandError {
     }
 }
 
+/// An error and its sources, which their messages leave out.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |source| source.source());
+    sources.fold(error.to_string(), |told, source| format!("{told}: {source}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use super::error::CommandError;
+use super::error::{CommandError, error_chain};
 use super::text::colours_wanted;
 use crate::appliance::{Appliance, StartError};
 use crate::clock::Clock;
@@ -68,7 +68,7 @@ pub(super) fn run(arguments: &ServeArgs) -> Result<(), CommandError> {
     let clock = Clock::start();
     let problems = ProblemLog::new(clock);
     start_log(arguments.log, &problems)?;
-    let handed = HandedOver::from_environment().map_err(|error| CommandError::Usage(told(&error)))?;
+    let handed = HandedOver::from_environment().map_err(|error| CommandError::Usage(error_chain(&error)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("farrier-io")
@@ -89,15 +89,9 @@ pub(super) fn run(arguments: &ServeArgs) -> Result<(), CommandError> {
 
 impl From<StartError> for CommandError {
     fn from(error: StartError) -> CommandError {
-        let told = told(&error);
+        let told = error_chain(&error);
         if error.is_configuration() { CommandError::Usage(told) } else { CommandError::Failed(told) }
     }
-}
-
-/// An error and its sources, which their messages leave out.
-fn told(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(error.source(), |source| source.source());
-    sources.fold(error.to_string(), |told, source| format!("{told}: {source}"))
 }
 
 struct Signals {
@@ -207,5 +201,35 @@ mod tests {
         assert!(attempt(&format!("{TEXT}[store]\npath = \"/srv\"\n")).is_none());
         let new = attempt(&format!("{TEXT}[dhcp]\nlease = \"1h\"\n")).unwrap();
         assert_eq!(new.dhcp.lease, Duration::from_secs(3600));
+    }
+
+    /// Tells what it is asked to do.
+    struct Told(tokio::sync::mpsc::UnboundedSender<&'static str>);
+
+    impl Running for Told {
+        fn reload(&self, _config: Config) {
+            let _ = self.0.send("reload");
+        }
+
+        async fn stop(self) {
+            let _ = self.0.send("stop");
+        }
+    }
+
+    #[tokio::test]
+    async fn hang_up_reloads_and_terminate_stops() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("farrier.toml");
+        std::fs::write(&path, TEXT).unwrap();
+        let running = Config::load(&path).unwrap();
+        let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
+        // Handlers are in place before the first signal; this process is never ended by one.
+        let signals = Signals::open().unwrap();
+        let served = tokio::spawn(async move { serve(Told(sender), running, &path, signals).await });
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP).unwrap();
+        assert_eq!(told.recv().await, Some("reload"));
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert_eq!(told.recv().await, Some("stop"));
+        served.await.unwrap();
     }
 }

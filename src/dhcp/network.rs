@@ -7,8 +7,8 @@
 //!                                                     └── failed ─► DhcpServer::forget, nothing is sent
 //! ```
 //!
-//! Everything one receive brings is one batch for the store, so that under load many leases share one sync. An ACK
-//! without changes waits too while any commit is under way: it may repeat a grant that is not on disk yet.
+//! Everything one receive brings is one batch for the store, so that under load many leases share one sync. A grant
+//! always carries its whole binding, so a repeated request waits for a commit of its own.
 //!
 //! Nothing on the network ends this thread. A bridge that is deleted closes the sockets; they are opened again once a
 //! bridge of that name carries our address again.
@@ -20,15 +20,18 @@ use std::thread::{self, JoinHandle};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::boot::client::Client;
+use crate::boot::decision::Standing;
 use crate::boot::loader::LoaderTable;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::{BridgeName, Config};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{Binding, BindingState, LeaseView, PoolUse};
-use crate::dhcp::server::{DhcpServer, Settings};
-use crate::net::Bridge;
+use crate::dhcp::server::{DhcpServer, Directory, Settings};
 use crate::net::link::LinkWatch;
+use crate::net::{Bridge, MacAddr};
 use crate::node::registry::Registry;
+use crate::node::timeline::Happening;
 use crate::store::Store;
 use crate::telemetry::Tally;
 
@@ -41,12 +44,40 @@ use worker::{FailedBatch, Progress, Worker};
 /// The word for this service in counters.
 const SERVICE: &str = "dhcp";
 
+/// What the DHCP thread asks the node registry, and tells it.
+pub trait Nodes: Directory + Send + Sync {
+    /// A client that wants to boot gets an answer.
+    fn seen(&self, client: &Client, now: Timestamp);
+    /// A message of this MAC, and what came of it; nothing to remember for strangers.
+    fn record(&self, mac: MacAddr, happening: Happening, now: Timestamp);
+}
+
+impl Nodes for Registry {
+    fn seen(&self, client: &Client, now: Timestamp) {
+        let _whose = Registry::seen(self, client, now);
+    }
+
+    fn record(&self, mac: MacAddr, happening: Happening, now: Timestamp) {
+        Registry::record(self, mac, happening, now);
+    }
+}
+
+impl Directory for Registry {
+    fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing {
+        Registry::standing(self, mac, now)
+    }
+
+    fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
+        Registry::reserved_for(self, address)
+    }
+}
+
 pub struct DhcpParts {
     pub bridge: Bridge,
     pub config: Arc<Config>,
     pub loaders: Arc<LoaderTable>,
     pub bindings: Vec<Binding>,
-    pub registry: Arc<Registry>,
+    pub registry: Arc<dyn Nodes>,
     pub store: Arc<dyn Store>,
     pub addresses: Arc<AddressBook>,
     pub tally: Arc<Tally>,

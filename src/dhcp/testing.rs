@@ -82,11 +82,11 @@ impl ClientMessage {
     }
 
     pub(crate) fn renewing(mac: MacAddr, current: Ipv4Addr) -> ClientMessage {
-        ClientMessage::new(3, mac).from(current).to(SERVER)
+        ClientMessage::new(3, mac).using(current).sent_to(SERVER)
     }
 
     pub(crate) fn rebinding(mac: MacAddr, current: Ipv4Addr) -> ClientMessage {
-        ClientMessage::new(3, mac).from(current)
+        ClientMessage::new(3, mac).using(current)
     }
 
     pub(crate) fn decline(mac: MacAddr, declined: Ipv4Addr) -> ClientMessage {
@@ -94,7 +94,7 @@ impl ClientMessage {
     }
 
     pub(crate) fn release(mac: MacAddr, current: Ipv4Addr) -> ClientMessage {
-        ClientMessage::new(7, mac).option(54, &SERVER.octets()).from(current).to(SERVER)
+        ClientMessage::new(7, mac).option(54, &SERVER.octets()).using(current).sent_to(SERVER)
     }
 
     pub(crate) fn inform(mac: MacAddr) -> ClientMessage {
@@ -102,13 +102,13 @@ impl ClientMessage {
     }
 
     /// Sets `ciaddr` and the source address.
-    pub(crate) fn from(mut self, current: Ipv4Addr) -> ClientMessage {
+    pub(crate) fn using(mut self, current: Ipv4Addr) -> ClientMessage {
         self.bytes_fixed[12..16].copy_from_slice(&current.octets());
         self.source = SocketAddrV4::new(current, 68);
         self
     }
 
-    pub(crate) fn to(mut self, destination: Ipv4Addr) -> ClientMessage {
+    pub(crate) fn sent_to(mut self, destination: Ipv4Addr) -> ClientMessage {
         self.destination = destination;
         self
     }
@@ -129,7 +129,7 @@ impl ClientMessage {
         self
     }
 
-    pub(crate) fn to_boot_server(mut self) -> ClientMessage {
+    pub(crate) fn at_boot_server(mut self) -> ClientMessage {
         self.service = Service::BootServer;
         self.source.set_port(4011);
         self
@@ -219,10 +219,7 @@ impl World {
     }
 
     pub(crate) fn with_pool(first: u8, last: u8) -> World {
-        World::new(Settings {
-            pool: PoolRange { first: address(first), last: address(last) },
-            ..settings()
-        })
+        World::new(Settings { pool: PoolRange { first: address(first), last: address(last) }, ..settings() })
     }
 
     pub(crate) fn pass(&mut self, duration: Duration) {

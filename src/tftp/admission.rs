@@ -79,7 +79,8 @@ impl Admission {
     /// Whether `source` may be a machine on the bridge: rule out every address an answer must not be sent to.
     pub fn is_node(&self, source: SocketAddrV4) -> bool {
         let ip = *source.ip();
-        let ends = self.subnet.prefix() < 31 && (ip == self.subnet.network() || ip == self.subnet.broadcast());
+        let ends =
+            self.subnet.prefix() < 31 && (ip == self.subnet.network() || ip == self.subnet.broadcast());
         self.subnet.contains(ip)
             && ip != self.subnet.ip()
             && !ends
@@ -177,11 +178,15 @@ mod tests {
     #[test]
     fn a_burst_is_admitted_then_fifty_a_second() {
         let (mut admission, now) = (admission(), Instant::now());
-        let mut admitted = |at| (0..1000).filter(|_| admission.admit_request(source("192.168.2.9:1"), at).is_ok()).count();
+        let mut admitted =
+            |at| (0..1000).filter(|_| admission.admit_request(source("192.168.2.9:1"), at).is_ok()).count();
         assert_eq!(admitted(now), 200);
         assert_eq!(admitted(now + Duration::from_secs(1)), 50);
         assert_eq!(admitted(now + Duration::from_secs(60)), 200);
-        assert!(admission.admit_request(source("192.168.2.10:1"), now).is_ok(), "another machine is not affected");
+        assert!(
+            admission.admit_request(source("192.168.2.10:1"), now).is_ok(),
+            "another machine is not affected"
+        );
     }
 
     #[test]

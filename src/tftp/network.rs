@@ -94,7 +94,8 @@ pub fn start(bridge: Bridge, files: Arc<dyn FileSource>, tally: Arc<Tally>) -> i
         sessions: Sessions::default(),
     };
     let stop_signal = Arc::clone(&stopping);
-    let thread = std::thread::Builder::new().name("tftp".to_owned()).spawn(move || server.run(&stop_signal))?;
+    let thread =
+        std::thread::Builder::new().name("tftp".to_owned()).spawn(move || server.run(&stop_signal))?;
     Ok(TftpHandle { stopping, waker, thread: Some(thread) })
 }
 
@@ -281,10 +282,18 @@ impl Server {
         match (request.operation, request.mode) {
             (Operation::Read, Mode::Octet | Mode::Netascii) => {}
             (Operation::Write, _) => {
-                return Err(Refusal::Error(ErrorCode::IllegalOperation, "this server is read-only", "write-refused"));
+                return Err(Refusal::Error(
+                    ErrorCode::IllegalOperation,
+                    "this server is read-only",
+                    "write-refused",
+                ));
             }
             (Operation::Read, Mode::Mail) => {
-                return Err(Refusal::Error(ErrorCode::IllegalOperation, "mail is not supported", "mode-refused"));
+                return Err(Refusal::Error(
+                    ErrorCode::IllegalOperation,
+                    "mail is not supported",
+                    "mode-refused",
+                ));
             }
         }
         if let Some(key) = self.sessions.find(peer) {
@@ -306,7 +315,12 @@ impl Server {
 
     /// `Err`: the request only repeats the one being answered. `Ok`: the client has turned to something else, and its
     /// previous transfer is over.
-    fn handle_request_of_known_peer(&mut self, key: SessionKey, datagram: &[u8], now: Instant) -> Result<(), Silence> {
+    fn handle_request_of_known_peer(
+        &mut self,
+        key: SessionKey,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Result<(), Silence> {
         let Some(session) = self.sessions.get_mut(key) else { return Ok(()) };
         if session.answers(datagram) && now < session.started_at() + REPETITION_WINDOW {
             session.handle_repeated_request(now);
@@ -340,7 +354,10 @@ impl Server {
     fn limits(&self) -> Limits {
         let mtu = self.bridge.link().map_or(MTU_DEFAULT, |link| link.mtu);
         let blksize_max = u16::try_from(mtu.saturating_sub(HEADERS_LEN)).unwrap_or(u16::MAX);
-        Limits { blksize_max: blksize_max.clamp(wire::BLKSIZE_MIN as u16, wire::BLKSIZE_MAX as u16), windowsize_max: WINDOWSIZE_MAX }
+        Limits {
+            blksize_max: blksize_max.clamp(wire::BLKSIZE_MIN as u16, wire::BLKSIZE_MAX as u16),
+            windowsize_max: WINDOWSIZE_MAX,
+        }
     }
 }
 

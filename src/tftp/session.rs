@@ -92,10 +92,6 @@ impl Session {
         self.peer
     }
 
-    pub fn socket(&self) -> &UdpSocket {
-        &self.socket
-    }
-
     pub fn transfer(&self) -> &Transfer {
         &self.transfer
     }
@@ -127,7 +123,12 @@ impl Session {
     /// client on a quick network has replied by then, and a call to wait for it is saved.
     ///
     /// Returns how many datagrams came from a wrong TID.
-    pub fn handle_readable(&mut self, buffer: &mut [u8], eager: bool, is_node: impl Fn(SocketAddrV4) -> bool) -> u64 {
+    pub fn handle_readable(
+        &mut self,
+        buffer: &mut [u8],
+        eager: bool,
+        is_node: impl Fn(SocketAddrV4) -> bool,
+    ) -> u64 {
         let mut strays = 0;
         let turn = if eager { RECEIVE_TURN_MAX } else { 1 };
         for _ in 0..turn {

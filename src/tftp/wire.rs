@@ -161,7 +161,8 @@ fn parse_mode(mode: &[u8]) -> Option<Mode> {
 fn parse_options(mut rest: &[u8]) -> RequestedOptions {
     let mut options = RequestedOptions::default();
     while let Some(name) = take_string(&mut rest) {
-        let Some(value) = take_string(&mut rest).or_else(|| (!rest.is_empty()).then(|| std::mem::take(&mut rest)))
+        let Some(value) =
+            take_string(&mut rest).or_else(|| (!rest.is_empty()).then(|| std::mem::take(&mut rest)))
         else {
             break;
         };
@@ -186,7 +187,10 @@ fn parse_number(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    Some(text.iter().fold(0_u64, |number, digit| number.saturating_mul(10).saturating_add(u64::from(digit - b'0'))))
+    Some(
+        text.iter()
+            .fold(0_u64, |number, digit| number.saturating_mul(10).saturating_add(u64::from(digit - b'0'))),
+    )
 }
 
 /// Reads a datagram of a running transfer. `None`: nothing a client may send there.

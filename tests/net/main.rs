@@ -5,5 +5,6 @@
 
 mod advertise;
 mod bridge;
+mod dhcp;
 mod frame;
 mod support;

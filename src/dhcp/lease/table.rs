@@ -51,6 +51,9 @@ pub struct LeaseTable {
 struct Slot {
     binding: Option<Binding>,
     offer: Option<Offer>,
+    /// The live binding of a client that has moved elsewhere, and until when the address still waits for it: should the
+    /// commit of the move fail, its earlier ACK stands (see `forget`).
+    vacated: Option<(Binding, Timestamp)>,
     /// Where the client stood before the binding's last change: it may hold an ACK for this long (see `forget`).
     acknowledged_until: Timestamp,
     index: Index,
@@ -214,6 +217,9 @@ impl LeaseTable {
         if let Some(offer) = slot.offer.as_ref().filter(|offer| offer.until > now) {
             return owned(&offer.key);
         }
+        if let Some((vacated, _)) = slot.vacated.as_ref().filter(|(_, until)| *until > now) {
+            return owned(&vacated.key);
+        }
         match slot.binding.as_ref().filter(|binding| binding.expires_at > now) {
             Some(binding) => match binding.state {
                 BindingState::Bound => owned(&binding.key),
@@ -338,14 +344,17 @@ impl LeaseTable {
         let places = self.clients.entry(key.clone()).or_default();
         if let Some(earlier) = places.bound.replace(address).filter(|earlier| *earlier != address) {
             if let Some(slot) = self.slots.get_mut(&earlier)
-                && slot.binding.take_if(|binding| binding.key == key).is_some()
+                && let Some(left) = slot.binding.take_if(|binding| binding.key == key)
             {
                 changes.push(Change::DropBinding { address: earlier });
+                let until = left.expires_at.min(now.plus(OFFER_HOLD));
+                slot.vacated = (left.state == BindingState::Bound).then_some((left, until));
             }
             self.reindex(earlier, now);
         }
         let slot = self.slots.entry(address).or_default();
         slot.acknowledged_until = Timestamp::default();
+        slot.vacated = None;
         if let Some(previous) = slot.binding.take() {
             if previous.key == key {
                 slot.acknowledged_until = previous.expires_at;
@@ -398,17 +407,36 @@ impl LeaseTable {
     /// cut back to that, or to the time an offer would wait for another try. Bindings changed since are left alone.
     pub fn forget(&mut self, changes: &[Change], now: Timestamp) {
         for change in changes {
-            let Change::PutBinding(lost) = change else { continue };
-            let Some(slot) = self.slots.get_mut(&lost.address) else { continue };
-            let acknowledged_until = slot.acknowledged_until;
-            if let Some(binding) = slot.binding.as_mut().filter(|binding| *binding == lost)
-                && binding.state == BindingState::Bound
-            {
-                let until = acknowledged_until.max(now.plus(OFFER_HOLD));
-                binding.expires_at = binding.expires_at.min(until);
-                self.reindex(lost.address, now);
+            match change {
+                Change::PutBinding(lost) => self.shorten(lost, now),
+                Change::DropBinding { address } => self.move_back(*address, now),
+                // Not ours.
+                Change::PutNode(_)
+                | Change::DropNode(_)
+                | Change::PutEvent(_)
+                | Change::DropBoot { .. }
+                | Change::PutSecret { .. } => {}
             }
         }
+    }
+
+    fn shorten(&mut self, lost: &Binding, now: Timestamp) {
+        let Some(slot) = self.slots.get_mut(&lost.address) else { return };
+        let until = slot.acknowledged_until.max(now.plus(OFFER_HOLD));
+        if let Some(binding) = slot.binding.as_mut().filter(|binding| *binding == lost)
+            && binding.state == BindingState::Bound
+        {
+            binding.expires_at = binding.expires_at.min(until);
+            self.reindex(lost.address, now);
+        }
+    }
+
+    fn move_back(&mut self, address: Ipv4Addr, now: Timestamp) {
+        let Some(slot) = self.slots.get_mut(&address) else { return };
+        let Some((binding, _)) = slot.vacated.take_if(|(_, until)| *until > now) else { return };
+        self.clients.entry(binding.key.clone()).or_default().bound = Some(address);
+        slot.binding = Some(binding);
+        self.reindex(address, now);
     }
 
     /// All bindings and standing offers, by address.
@@ -465,14 +493,16 @@ impl LeaseTable {
     fn reindex(&mut self, address: Ipv4Addr, now: Timestamp) {
         let in_pool = self.in_pool(address);
         let Some(slot) = self.slots.get_mut(&address) else { return };
-        let lapsed = slot.offer.take_if(|offer| offer.until <= now);
         let bound_until = slot.binding.as_ref().map(|binding| binding.expires_at).unwrap_or_default();
-        let end = slot.offer.as_ref().map_or(bound_until, |offer| offer.until.max(bound_until));
+        let offered_until = slot.offer.as_ref().map(|offer| offer.until).unwrap_or_default();
+        let vacated_until = slot.vacated.as_ref().map(|(_, until)| *until).unwrap_or_default();
+        let end = bound_until.max(offered_until).max(vacated_until);
+        let lapsed = slot.offer.take_if(|offer| offer.until <= now);
+        slot.vacated.take_if(|(_, until)| *until <= now);
         let index = if end > now {
             Index::Claim(end)
         } else if in_pool {
-            let ended = lapsed.as_ref().map_or(bound_until, |offer| offer.until.max(bound_until));
-            Index::Free(if ended == Timestamp::default() { now } else { ended })
+            Index::Free(if end == Timestamp::default() { now } else { end })
         } else {
             Index::None
         };
@@ -487,7 +517,7 @@ impl LeaseTable {
         };
         let before =
             (std::mem::replace(&mut slot.index, index), std::mem::replace(&mut slot.counted, counted));
-        let vacant = slot.binding.is_none() && slot.offer.is_none();
+        let vacant = slot.binding.is_none() && slot.offer.is_none() && slot.vacated.is_none();
         if before.0 != index {
             self.move_index(address, before.0, index);
         }

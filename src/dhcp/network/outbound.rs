@@ -24,8 +24,6 @@ pub(super) struct Parcel {
     pub(super) reply: Reply,
     pub(super) service: Service,
     pub(super) report: Option<Report>,
-    /// It repeats a grant that an earlier batch makes durable: if that fails, this must not leave either.
-    pub(super) rests_on_earlier: bool,
 }
 
 pub(super) struct Outbound {

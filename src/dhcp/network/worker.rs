@@ -3,7 +3,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,17 +13,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use crate::boot::client::Client;
-use crate::boot::decision::Standing;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::BindingState;
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
-use crate::dhcp::network::{Command, SERVICE};
-use crate::dhcp::server::{Answer, DhcpServer, Directory, Outcome, Received, ReplyKind, Report, Service};
+use crate::dhcp::network::{Command, Nodes, SERVICE};
+use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service};
+use crate::net::Bridge;
 use crate::net::link::LinkWatch;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
-use crate::net::{Bridge, MacAddr};
-use crate::node::registry::Registry;
 use crate::node::timeline::Happening;
 use crate::store::{Change, CommitError, Store};
 use crate::telemetry::Tally;
@@ -39,19 +37,6 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// How long stopping waits for commits under way; a disk that takes longer than this is broken.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
-
-/// The registry, as the DHCP core asks it.
-struct Nodes<'a>(&'a Registry);
-
-impl Directory for Nodes<'_> {
-    fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing {
-        self.0.standing(mac, now)
-    }
-
-    fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
-        self.0.reserved_for(address)
-    }
-}
 
 /// What one receive asks of the disk, and what leaves once that is done.
 #[derive(Default)]
@@ -73,7 +58,7 @@ pub(super) struct Worker {
     pub(super) bridge: Bridge,
     /// Absent while the bridge is gone.
     pub(super) outbound: Option<Arc<Outbound>>,
-    pub(super) registry: Arc<Registry>,
+    pub(super) registry: Arc<dyn Nodes>,
     pub(super) store: Arc<dyn Store>,
     pub(super) addresses: Arc<AddressBook>,
     pub(super) tally: Arc<Tally>,
@@ -94,9 +79,8 @@ pub(super) struct Progress {
     muted_until: Option<Instant>,
     /// Said once, until it is up again.
     bridge_down: bool,
-    /// Batches that failed, as the store's thread counts them, and as many as the server has forgotten.
-    failures: Arc<AtomicU64>,
-    failures_taken_back: u64,
+    /// Said once, until a commit succeeds; the store's thread takes it back.
+    store_fails: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -240,7 +224,7 @@ impl Worker {
             }
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
-            let outcome = self.server.handle(&received, &Nodes(&self.registry), now);
+            let outcome = self.server.handle(&received, &*self.registry, now);
             self.take_note(&outcome, now);
             self.answer(outcome, service, outbound, &mut batch);
         }
@@ -266,13 +250,12 @@ impl Worker {
             }
         }
         let Some(report) = &outcome.report else { return };
-        if let Answer::Reply(reply) = &outcome.answer
-            && reply.kind != ReplyKind::Nak
-        {
-            if let Some(address) = reply.address {
+        if let Answer::Reply(reply) = &outcome.answer {
+            // Grants came with the changes. What else names an address (port 4011, INFORM) has it from the client.
+            if let (ReplyKind::Offer, Some(address)) = (reply.kind, reply.address) {
                 self.addresses.set(address, report.mac);
             }
-            if report.class.wants_boot() {
+            if reply.kind != ReplyKind::Nak && report.class.wants_boot() {
                 let client = Client { mac: report.mac, class: report.class, uuid: report.uuid };
                 self.registry.seen(&client, now);
             }
@@ -309,9 +292,7 @@ impl Worker {
     /// Sends what rests on nothing new, and puts the rest into the batch.
     fn answer(&self, outcome: Outcome, service: Service, outbound: &Outbound, batch: &mut Batch) {
         let Outcome { answer, changes, report } = outcome;
-        let commits_under_way =
-            !batch.changes.is_empty() || self.progress.pending.load(Ordering::Acquire) > 0;
-        let changes_something = !changes.is_empty();
+        let waits = !changes.is_empty();
         batch.changes.extend(changes);
         match answer {
             Answer::Silence(silence) => {
@@ -319,10 +300,8 @@ impl Worker {
                 outbound::log_silence(silence, report.as_ref());
             }
             Answer::Reply(reply) => {
-                let rests_on_earlier =
-                    !changes_something && reply.kind == ReplyKind::Ack && commits_under_way;
-                let parcel = Parcel { reply, service, report, rests_on_earlier };
-                if changes_something || rests_on_earlier {
+                let parcel = Parcel { reply, service, report };
+                if waits {
                     batch.parcels.push(parcel);
                 } else {
                     outbound.send(&parcel);
@@ -339,20 +318,18 @@ impl Worker {
         let done = Done { pending: Arc::clone(&self.progress.pending), waker: Arc::clone(&self.waker) };
         let outbound = Arc::clone(outbound);
         let commands = self.commands.clone();
-        let failures = Arc::clone(&self.progress.failures);
-        let failures_before = self.progress.failures_taken_back;
+        let store_fails = Arc::clone(&self.progress.store_fails);
         self.store.submit(
             batch.changes.clone(),
             Box::new(move |result| match result {
                 Ok(()) => {
-                    let earlier_failed = failures.load(Ordering::Acquire) != failures_before;
-                    let leaving =
-                        batch.parcels.iter().filter(|parcel| !(parcel.rests_on_earlier && earlier_failed));
-                    leaving.for_each(|parcel| outbound.send(parcel));
+                    if store_fails.swap(false, Ordering::Relaxed) {
+                        tracing::info!("leases are stored again");
+                    }
+                    batch.parcels.iter().for_each(|parcel| outbound.send(parcel));
                     drop(done);
                 }
                 Err(error) => {
-                    failures.fetch_add(1, Ordering::AcqRel);
                     let waker = Arc::clone(&done.waker);
                     let _ = commands.send(Command::CommitFailed(FailedBatch { batch, error, _done: done }));
                     let _ = waker.write(1);
@@ -366,8 +343,9 @@ impl Worker {
         let FailedBatch { batch: Batch { changes, parcels }, error, _done } = failed;
         let now = self.clock.now();
         self.server.forget(changes, now);
-        self.progress.failures_taken_back += 1;
-        tracing::error!(reason = %error, unanswered = parcels.len(), "leases could not be stored, so none was given");
+        if !self.progress.store_fails.swap(true, Ordering::Relaxed) {
+            tracing::error!(reason = %error, "leases cannot be stored, so none is given");
+        }
         self.tally.add(SERVICE, "not-durable", parcels.len() as u64);
         for report in parcels.iter().filter_map(|parcel| parcel.report.as_ref()) {
             self.record(report, Err("not-durable".to_owned()), None, None, now);
@@ -377,7 +355,11 @@ impl Worker {
     /// Waits for commits under way; their replies leave meanwhile.
     fn drain(mut self) {
         let until = Instant::now() + DRAIN_MAX;
-        while self.progress.pending.load(Ordering::Acquire) > 0 {
+        loop {
+            self.obey();
+            if self.progress.pending.load(Ordering::Acquire) == 0 {
+                return;
+            }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 tracing::error!("the store did not finish: some leases were neither stored nor given");
@@ -385,9 +367,7 @@ impl Worker {
             }
             let mut polled = [PollFd::new(self.waker.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-            self.obey();
         }
-        self.obey();
     }
 }
 

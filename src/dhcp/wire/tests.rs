@@ -70,7 +70,8 @@ fn overloaded_fields_are_read_after_the_options_file_first() {
 
 #[test]
 fn a_name_that_is_no_text_hides_nothing_behind_it() {
-    let bytes = ClientMessage::discover(mac(1)).option(12, &[0xff, 0xfe]).option(50, &[192, 168, 2, 9]).bytes();
+    let bytes =
+        ClientMessage::discover(mac(1)).option(12, &[0xff, 0xfe]).option(50, &[192, 168, 2, 9]).bytes();
     let message = Message::parse(&bytes).unwrap();
     assert_eq!(
         message.options().address(OptionCode::RequestedIpAddress),

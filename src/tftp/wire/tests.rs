@@ -53,7 +53,11 @@ fn values_out_of_range_are_clamped_or_ignored() {
         (b"blksize", b"8", RequestedOptions { blksize: Some(8), ..Default::default() }),
         (b"BLKSIZE", b"65464", RequestedOptions { blksize: Some(65464), ..Default::default() }),
         (b"blksize", b"65465", RequestedOptions { blksize: Some(65464), ..Default::default() }),
-        (b"blksize", b"99999999999999999999999", RequestedOptions { blksize: Some(65464), ..Default::default() }),
+        (
+            b"blksize",
+            b"99999999999999999999999",
+            RequestedOptions { blksize: Some(65464), ..Default::default() },
+        ),
         (b"blksize", b"-512", RequestedOptions::default()),
         (b"blksize", b"512x", RequestedOptions::default()),
         (b"blksize", b"", RequestedOptions::default()),
@@ -80,7 +84,10 @@ fn the_first_usable_value_of_an_option_counts() {
 
 #[test]
 fn an_option_without_value_is_left_out() {
-    assert_eq!(options(&[b"tsize", b"0", b"blksize"]), RequestedOptions { tsize: true, ..Default::default() });
+    assert_eq!(
+        options(&[b"tsize", b"0", b"blksize"]),
+        RequestedOptions { tsize: true, ..Default::default() }
+    );
 }
 
 #[test]
@@ -124,7 +131,15 @@ fn acks_and_errors_are_read_and_nothing_else() {
     let error = Datagram::Error { code: 8, message: b"User aborted the transfer" };
     assert_eq!(parse_datagram(b"\0\x05\0\x08User aborted the transfer\0"), Some(error));
     assert_eq!(parse_datagram(b"\0\x05\0\0"), Some(Datagram::Error { code: 0, message: b"" }));
-    for other in [b"".as_slice(), b"\0\x04\0", b"\0\x05\0", b"\0\x03\0\x01x", b"\0\x06", b"\0\x01f\0octet\0", b"\0\x07\0\0"] {
+    for other in [
+        b"".as_slice(),
+        b"\0\x04\0",
+        b"\0\x05\0",
+        b"\0\x03\0\x01x",
+        b"\0\x06",
+        b"\0\x01f\0octet\0",
+        b"\0\x07\0\0",
+    ] {
         assert_eq!(parse_datagram(other), None, "{}", other.escape_ascii());
     }
 }
@@ -132,8 +147,12 @@ fn acks_and_errors_are_read_and_nothing_else() {
 #[test]
 fn an_oack_holds_what_was_granted() {
     assert!(GrantedOptions::default().is_empty());
-    let granted =
-        GrantedOptions { blksize: Some(1468), tsize: Some(5_000_000_000), timeout: Some(3), windowsize: Some(16) };
+    let granted = GrantedOptions {
+        blksize: Some(1468),
+        tsize: Some(5_000_000_000),
+        timeout: Some(3),
+        windowsize: Some(16),
+    };
     assert_eq!(
         emit_oack(&granted).escape_ascii().to_string(),
         r"\x00\x06blksize\x001468\x00tsize\x005000000000\x00timeout\x003\x00windowsize\x0016\x00"
