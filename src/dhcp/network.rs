@@ -172,6 +172,14 @@ pub fn start(parts: DhcpParts) -> Result<DhcpHandle, BindError> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let waker = Arc::new(EventFd::from_flags(flags).map_err(|errno| system(errno.into()))?);
     let watch = LinkWatch::open().map_err(system)?;
+    if let Some(delay) = bridge.link().and_then(|link| link.spanning_tree_delay) {
+        tracing::warn!(
+            bridge = %bridge.name,
+            delay_secs = delay.as_secs(),
+            "spanning tree keeps new ports silent for longer than boot ROMs ask: `ip link set {} type bridge stp_state 0`",
+            bridge.name
+        );
+    }
     let (commands, orders) = mpsc::channel();
     for binding in bindings.iter().filter(|binding| binding.state == BindingState::Bound) {
         addresses.set(binding.address, binding.mac);
