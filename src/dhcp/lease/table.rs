@@ -395,7 +395,9 @@ impl LeaseTable {
             granted_at: now,
             expires_at: now.plus(QUARANTINE),
         };
-        self.slots.entry(address).or_default().binding = Some(binding.clone());
+        let slot = self.slots.entry(address).or_default();
+        slot.vacated = None;
+        slot.binding = Some(binding.clone());
         self.reindex(address, now);
         Change::PutBinding(binding)
     }
