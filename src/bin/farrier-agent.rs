@@ -1,1 +1,7 @@
-fn main() {}
+//! `/init` of the deploy ramdisk; see [`farrier::agent`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    farrier::agent::run(std::env::args_os().skip(1))
+}

@@ -6,9 +6,17 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::boot::client::Firmware;
-use crate::boot::loader::LoaderName;
+use crate::boot::client::{ClientClass, Firmware};
+use crate::boot::loader::{LoaderName, LoaderTable};
+use crate::boot::namespace;
+use crate::net::MacAddr;
 use crate::node::NodeId;
+
+/// Loader fetches without a script fetch in between that make a boot loop. One is a boot, two is a retry.
+pub const FRUITLESS_LOADERS_MAX: u32 = 3;
+
+/// Bytes of the BOOTP `file` field, less its NUL (RFC 2131 §2).
+pub const BOOT_FILE_LEN_MAX: usize = 127;
 
 /// What we know of the machine behind a MAC when it asks. Built by the node registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,4 +109,200 @@ pub enum ScriptPlan {
     AwaitApproval,
     /// Leave the loader so that the firmware goes on to the local disk.
     LocalDisk,
+}
+
+/// Decides what DHCP tells a client to boot.
+pub fn decide(
+    class: ClientClass,
+    standing: &Standing,
+    unknown: UnknownPolicy,
+    loaders: &LoaderTable,
+) -> BootPlan {
+    let (next_boot, fruitless_loaders) = match (standing, unknown) {
+        (Standing::Stranger, UnknownPolicy::Ignore) => return BootPlan::Refuse(RefusedBoot::UnknownMac),
+        // A stranger gets a loader under either policy; the script it fetches boots it or makes it wait.
+        (Standing::Stranger, UnknownPolicy::Enroll | UnknownPolicy::Approve) => (NextBoot::Ramdisk, 0),
+        (Standing::Known(node), _) => (node.next_boot, node.fruitless_loaders),
+    };
+    match class {
+        ClientClass::OperatingSystem | ClientClass::Ramdisk => {
+            BootPlan::AddressOnly(NothingToBoot::NotABootClient)
+        }
+        ClientClass::UnknownFirmware { .. } => BootPlan::AddressOnly(NothingToBoot::UnknownFirmware),
+        ClientClass::Firmware { firmware } => match next_boot {
+            NextBoot::LocalDisk => BootPlan::AddressOnly(NothingToBoot::LocalDisk),
+            NextBoot::Ramdisk => {
+                loader_plan(firmware, loaders.for_firmware(firmware).cloned(), fruitless_loaders)
+            }
+        },
+        // iPXE gets a script even for the local disk: leaving it cleanly beats its "nothing to boot" pause.
+        ClientClass::Ipxe { can_boot: true, .. } => BootPlan::Script,
+        ClientClass::Ipxe { firmware, can_boot: false } => {
+            loader_plan(firmware, loaders.full_ipxe(firmware), fruitless_loaders)
+        }
+    }
+}
+
+fn loader_plan(firmware: Firmware, loader: Option<LoaderName>, fruitless_loaders: u32) -> BootPlan {
+    match loader {
+        None => BootPlan::AddressOnly(NothingToBoot::NoLoader),
+        Some(_) if fruitless_loaders >= FRUITLESS_LOADERS_MAX => {
+            BootPlan::AddressOnly(NothingToBoot::BootLoop)
+        }
+        Some(loader) => BootPlan::Loader { firmware, loader },
+    }
+}
+
+/// Decides what the script or GRUB configuration does that a node has come to fetch.
+pub fn decide_script(node: &KnownNode) -> ScriptPlan {
+    match (node.approved, node.next_boot) {
+        (false, _) => ScriptPlan::AwaitApproval,
+        (true, NextBoot::Ramdisk) => ScriptPlan::Ramdisk,
+        (true, NextBoot::LocalDisk) => ScriptPlan::LocalDisk,
+    }
+}
+
+/// What an OFFER or ACK says about booting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootFile {
+    /// TFTP name or URL, at most [`BOOT_FILE_LEN_MAX`] bytes.
+    pub file: String,
+    pub vendor_class: VendorClass,
+}
+
+/// Option 60 of the reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VendorClass {
+    Pxe,
+    Http,
+}
+
+/// The boot file a plan puts into DHCP replies.
+pub fn boot_file(plan: &BootPlan, server: Ipv4Addr, mac: MacAddr) -> Option<BootFile> {
+    let boot_file = match plan {
+        BootPlan::Loader { firmware, loader } if firmware.is_http() => {
+            BootFile { file: format!("http://{server}/{loader}"), vendor_class: VendorClass::Http }
+        }
+        BootPlan::Loader { loader, .. } => {
+            BootFile { file: loader.0.clone(), vendor_class: VendorClass::Pxe }
+        }
+        BootPlan::Script => BootFile {
+            file: format!("http://{server}/{}", namespace::ipxe_script_name(mac)),
+            vendor_class: VendorClass::Pxe,
+        },
+        BootPlan::AddressOnly(_) | BootPlan::Refuse(_) => return None,
+    };
+    debug_assert!(boot_file.file.len() <= BOOT_FILE_LEN_MAX);
+    Some(boot_file)
+}
+
+impl NothingToBoot {
+    /// The word for logs, counters and timelines.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NothingToBoot::NotABootClient => "not-a-boot-client",
+            NothingToBoot::LocalDisk => "local-disk",
+            NothingToBoot::UnknownFirmware => "unknown-firmware",
+            NothingToBoot::NoLoader => "no-loader",
+            NothingToBoot::BootLoop => "boot-loop",
+        }
+    }
+}
+
+impl RefusedBoot {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RefusedBoot::UnknownMac => "unknown-mac",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+    const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
+
+    fn known(next_boot: NextBoot, approved: bool, fruitless_loaders: u32) -> KnownNode {
+        KnownNode { id: NodeId(uuid::Uuid::nil()), approved, next_boot, reserved: None, fruitless_loaders }
+    }
+
+    fn plan(class: ClientClass, standing: &Standing) -> BootPlan {
+        decide(class, standing, UnknownPolicy::Enroll, &LoaderTable::built_in())
+    }
+
+    fn firmware(firmware: Firmware) -> ClientClass {
+        ClientClass::Firmware { firmware }
+    }
+
+    #[test]
+    fn each_firmware_gets_its_loader_by_name_or_url() {
+        let table = [
+            (Firmware::Bios, "undionly.kpxe", VendorClass::Pxe),
+            (Firmware::UefiX64, "uefi-x64/shimx64.efi", VendorClass::Pxe),
+            (Firmware::UefiX64Http, "http://192.168.2.2/ipxe.efi", VendorClass::Http),
+        ];
+        for (kind, file, vendor_class) in table {
+            let plan = plan(firmware(kind), &Standing::Stranger);
+            assert_eq!(boot_file(&plan, SERVER, MAC), Some(BootFile { file: file.into(), vendor_class }));
+        }
+    }
+
+    #[test]
+    fn ipxe_goes_straight_to_its_script() {
+        let ipxe = ClientClass::Ipxe { firmware: Firmware::Bios, can_boot: true };
+        let plan = plan(ipxe, &Standing::Stranger);
+        let file = boot_file(&plan, SERVER, MAC).unwrap().file;
+        assert_eq!(file, "http://192.168.2.2/boot/52-54-00-00-00-01/script.ipxe");
+    }
+
+    #[test]
+    fn ipxe_that_cannot_boot_is_replaced_by_one_that_can() {
+        let limited = ClientClass::Ipxe { firmware: Firmware::Bios, can_boot: false };
+        let expected =
+            BootPlan::Loader { firmware: Firmware::Bios, loader: LoaderName("undionly.kpxe".into()) };
+        assert_eq!(plan(limited, &Standing::Stranger), expected);
+    }
+
+    #[test]
+    fn a_third_fruitless_loader_ends_the_loop() {
+        let class = firmware(Firmware::UefiX64);
+        for (fruitless, looping) in [(0, false), (2, false), (3, true), (9, true)] {
+            let plan = plan(class, &Standing::Known(known(NextBoot::Ramdisk, true, fruitless)));
+            assert_eq!(plan == BootPlan::AddressOnly(NothingToBoot::BootLoop), looping, "{fruitless}");
+        }
+    }
+
+    #[test]
+    fn a_node_sent_to_its_disk_gets_no_loader() {
+        let local = Standing::Known(known(NextBoot::LocalDisk, true, 0));
+        assert_eq!(plan(firmware(Firmware::Bios), &local), BootPlan::AddressOnly(NothingToBoot::LocalDisk));
+        let ipxe = ClientClass::Ipxe { firmware: Firmware::Bios, can_boot: true };
+        assert_eq!(plan(ipxe, &local), BootPlan::Script);
+    }
+
+    #[test]
+    fn strangers_are_refused_only_where_policy_says_so() {
+        let loaders = LoaderTable::built_in();
+        for class in [firmware(Firmware::Bios), ClientClass::OperatingSystem] {
+            let plan = decide(class, &Standing::Stranger, UnknownPolicy::Ignore, &loaders);
+            assert_eq!(plan, BootPlan::Refuse(RefusedBoot::UnknownMac));
+            let node = Standing::Known(known(NextBoot::Ramdisk, true, 0));
+            assert!(!matches!(decide(class, &node, UnknownPolicy::Ignore, &loaders), BootPlan::Refuse(_)));
+        }
+    }
+
+    #[test]
+    fn a_firmware_without_loader_still_gets_an_address() {
+        let plan = plan(firmware(Firmware::UefiRiscv64), &Standing::Stranger);
+        assert_eq!(plan, BootPlan::AddressOnly(NothingToBoot::NoLoader));
+    }
+
+    #[test]
+    fn an_unapproved_node_waits_whatever_else_is_set() {
+        assert_eq!(decide_script(&known(NextBoot::LocalDisk, false, 0)), ScriptPlan::AwaitApproval);
+        assert_eq!(decide_script(&known(NextBoot::Ramdisk, true, 0)), ScriptPlan::Ramdisk);
+        assert_eq!(decide_script(&known(NextBoot::LocalDisk, true, 0)), ScriptPlan::LocalDisk);
+    }
 }

@@ -5,7 +5,13 @@
 //! is configured, not escaped when it is rendered.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
+
+use crate::boot::decision::ScriptPlan;
+use crate::boot::namespace;
+use crate::net::MacAddr;
+use crate::node::NodeName;
 
 /// One kernel command line word that is inert in iPXE and GRUB alike: printable ASCII without space, quotes,
 /// `$ { } \ ; & | < > ( ) #` and backquote; at most 256 bytes.
@@ -44,5 +50,202 @@ impl FromStr for KernelArgument {
 impl fmt::Display for KernelArgument {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
+    }
+}
+
+/// Seconds a waiting or failed machine lets pass before it asks again.
+const RETRY_SECS: u32 = 10;
+
+/// What the text is rendered from; every field is inert by type.
+#[derive(Clone, Debug)]
+pub struct ScriptContext<'a> {
+    pub server: Ipv4Addr,
+    pub mac: MacAddr,
+    pub node: Option<&'a NodeName>,
+    pub profile: &'a str,
+    /// One-time token for the agent's first call.
+    pub token: &'a str,
+    pub arguments: &'a [KernelArgument],
+}
+
+impl ScriptContext<'_> {
+    /// Name for people: the operator's, else the MAC.
+    fn who(&self) -> String {
+        self.node.map_or_else(|| self.mac.to_string(), |name| format!("{name} ({})", self.mac))
+    }
+
+    /// The operator's arguments first, ours last: the kernel and the agent take the last of a repeated key.
+    fn command_line(&self) -> String {
+        let mut words: Vec<String> = self.arguments.iter().map(KernelArgument::to_string).collect();
+        words.push(format!("farrier.server=http://{}", self.server));
+        words.push(format!("farrier.mac={}", self.mac));
+        words.push(format!("farrier.token={}", self.token));
+        words.join(" ")
+    }
+}
+
+/// An iPXE script. URLs are absolute, on our own address.
+pub fn render_ipxe(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
+    let ScriptContext { server, mac, profile, .. } = context;
+    let who = context.who();
+    let again = format!(
+        "sleep {RETRY_SECS}\nchain --replace --autofree http://{server}/{} || goto again\n",
+        namespace::ipxe_script_name(*mac)
+    );
+    match plan {
+        ScriptPlan::Ramdisk => format!(
+            "#!ipxe\n\
+             echo farrier: {who} boots the deploy ramdisk\n\
+             kernel http://{server}/{kernel} initrd=initrd.img {arguments} || goto failed\n\
+             initrd --name initrd.img http://{server}/{ramdisk} || goto failed\n\
+             boot || goto failed\n\
+             :failed\n\
+             echo farrier: {who} could not load the deploy ramdisk; trying again in {RETRY_SECS} s\n\
+             imgfree\n\
+             :again\n\
+             {again}",
+            kernel = namespace::kernel_name(profile),
+            ramdisk = namespace::ramdisk_name(profile),
+            arguments = context.command_line(),
+        ),
+        ScriptPlan::AwaitApproval => format!(
+            "#!ipxe\n\
+             echo farrier: {who} waits for approval: farrier node approve {mac}\n\
+             :again\n\
+             {again}"
+        ),
+        ScriptPlan::LocalDisk => format!(
+            "#!ipxe\n\
+             echo farrier: {who} boots from its local disk\n\
+             iseq ${{platform}} efi && exit 0 ||\n\
+             sanboot --no-describe --drive 0x80 || exit 1\n"
+        ),
+    }
+}
+
+/// A GRUB configuration. Files come from where GRUB itself came from (`$root`), by the same names.
+///
+/// GRUB cannot tell a missing file from an empty one, nests a context per `configfile`, and takes the `then` branch
+/// of a failed `source`. So a machine that waits loops in the first text it got and sources the same name again and
+/// again; the variable makes a text that again says "wait" return at once, and one that says "boot" boots.
+pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
+    let ScriptContext { mac, profile, .. } = context;
+    let who = context.who();
+    let wait_and_ask_again = format!(
+        "if [ \"$farrier_waits\" != yes ]; then\n\
+         set farrier_waits=yes\n\
+         while true; do\n\
+         sleep {RETRY_SECS}\n\
+         source /{}\n\
+         done\n\
+         fi\n",
+        namespace::grub_config_name(*mac)
+    );
+    match plan {
+        // Without a kernel, `initrd` and `boot` only say so, and the text goes on to wait.
+        ScriptPlan::Ramdisk => format!(
+            "echo 'farrier: {who} boots the deploy ramdisk'\n\
+             linux /{kernel} {arguments}\n\
+             initrd /{ramdisk}\n\
+             boot\n\
+             echo 'farrier: {who} could not load the deploy ramdisk; trying again in {RETRY_SECS} s'\n\
+             {wait_and_ask_again}",
+            kernel = namespace::kernel_name(profile),
+            ramdisk = namespace::ramdisk_name(profile),
+            arguments = context.command_line(),
+        ),
+        ScriptPlan::AwaitApproval => {
+            format!(
+                "echo 'farrier: {who} waits for approval: farrier node approve {mac}'\n{wait_and_ask_again}"
+            )
+        }
+        ScriptPlan::LocalDisk => format!("echo 'farrier: {who} boots from its local disk'\nexit\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
+    const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+
+    fn rendered(arguments: &[KernelArgument]) -> (String, String) {
+        let context =
+            ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments };
+        (render_ipxe(ScriptPlan::Ramdisk, &context), render_grub(ScriptPlan::Ramdisk, &context))
+    }
+
+    #[test]
+    fn a_node_boots_its_kernel_with_token_and_arguments() {
+        let arguments = ["console=ttyS0".parse().unwrap()];
+        let (ipxe, grub) = rendered(&arguments);
+        assert!(ipxe.starts_with("#!ipxe\n"));
+        let words = "console=ttyS0 farrier.server=http://192.168.2.2 farrier.mac=52:54:00:00:00:01 farrier.token=TOKEN";
+        assert!(
+            ipxe.contains(&format!(
+                "kernel http://192.168.2.2/image/vm/vmlinuz initrd=initrd.img {words} ||"
+            ))
+        );
+        assert!(grub.contains(&format!("linux /image/vm/vmlinuz {words}\n")));
+    }
+
+    #[test]
+    fn a_waiting_node_asks_again_by_itself() {
+        let context =
+            ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "", arguments: &[] };
+        let ipxe = render_ipxe(ScriptPlan::AwaitApproval, &context);
+        assert!(
+            ipxe.contains("chain --replace --autofree http://192.168.2.2/boot/52-54-00-00-00-01/script.ipxe")
+        );
+        let grub = render_grub(ScriptPlan::AwaitApproval, &context);
+        assert!(grub.contains("source /grub/grub.cfg-01-52-54-00-00-00-01\n"));
+        assert!(!ipxe.contains("kernel") && !grub.contains("linux"));
+    }
+
+    #[test]
+    fn arguments_that_could_break_out_are_refused() {
+        let hostile = [
+            "",
+            "a b",
+            "a\nboot",
+            "${net0/mac}",
+            "a&&b",
+            "a||b",
+            "a;b",
+            "'",
+            "\"",
+            "`id`",
+            "a\\b",
+            "a#b",
+            "ü",
+            "x{y}",
+        ];
+        for text in hostile {
+            assert!(text.parse::<KernelArgument>().is_err(), "{text:?}");
+        }
+        assert!("a".repeat(257).parse::<KernelArgument>().is_err());
+        for text in ["console=ttyS0,115200n8", "ip=dhcp", "quiet", "a.b-c_d=e:f/g,h@i%j+k~l!m^n*o?p[q]"] {
+            assert!(text.parse::<KernelArgument>().is_ok(), "{text}");
+        }
+    }
+
+    proptest! {
+        /// Whatever an operator writes is refused, or comes out as exactly one word on exactly one line.
+        #[test]
+        fn an_accepted_argument_is_one_word_of_one_line(text in ".{0,300}") {
+            if let Ok(argument) = text.parse::<KernelArgument>() {
+                let (ipxe, grub) = rendered(&[argument]);
+                let (plain_ipxe, plain_grub) = rendered(&[]);
+                for (with, without) in [(ipxe, plain_ipxe), (grub, plain_grub)] {
+                    prop_assert_eq!(with.lines().count(), without.lines().count());
+                    let words = |text: &str| text.split_ascii_whitespace().count();
+                    prop_assert_eq!(words(&with), words(&without) + 1);
+                    prop_assert!(with.split_ascii_whitespace().any(|word| word == text));
+                }
+            }
+        }
     }
 }

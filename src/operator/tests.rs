@@ -1,0 +1,340 @@
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::api::*;
+use super::*;
+use crate::boot::decision::UnknownPolicy;
+use crate::cli::client::{Client, WatchEvent};
+use crate::cli::error::CommandError;
+use crate::dhcp::lease::LeaseState;
+use crate::net::MacAddr;
+use crate::node::registry::RegistrySettings;
+use crate::node::state::{Order, ProvisionState};
+use crate::node::timeline::{Boot, Happening};
+use crate::node::token::TokenKey;
+use crate::store::Snapshot;
+use crate::store::memory::MemoryStore;
+
+const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+const HELD: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 130);
+
+/// An appliance that runs nothing but its operator plane.
+struct Quiet {
+    clock: Clock,
+}
+
+impl ApplianceView for Quiet {
+    fn bridge(&self) -> BridgeStatus {
+        BridgeStatus { name: "br-test".to_owned(), address: "192.168.2.2/24".to_owned(), mac: MAC }
+    }
+
+    fn services(&self) -> Vec<ServiceStatus> {
+        vec![ServiceStatus { name: "dhcp".to_owned(), listens: "nowhere".to_owned(), running: true }]
+    }
+
+    fn image(&self) -> ImageStatus {
+        ImageStatus { profile: "metal".to_owned(), present: true }
+    }
+
+    fn store(&self) -> StoreStatus {
+        StoreStatus { path: "memory".to_owned(), last_error: None }
+    }
+
+    fn leases(&self) -> Vec<LeaseView> {
+        vec![LeaseView {
+            address: HELD,
+            mac: MAC,
+            hostname: None,
+            client_id: None,
+            state: LeaseState::Bound,
+            granted_at: None,
+            expires_at: self.clock.now().plus(Duration::from_secs(3600)),
+        }]
+    }
+
+    fn pool_use(&self) -> PoolUse {
+        PoolUse { size: 127, bound: 1, offered: 0, quarantined: 0 }
+    }
+}
+
+struct Rig {
+    directory: tempfile::TempDir,
+    store: Arc<MemoryStore>,
+    handle: OperatorHandle,
+    client: Client,
+    loopback: SocketAddr,
+}
+
+impl Rig {
+    fn start() -> Rig {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("run/operator.sock");
+        let text =
+            "[network]\nbridge = \"br-test\"\naddress = \"192.168.2.2/24\"\ngateway = \"192.168.2.1\"\n";
+        let mut config = Config::parse(text, Path::new("farrier.toml")).unwrap();
+        config.operator = OperatorConfig { socket: socket.clone(), listen: "127.0.0.1:0".parse().ok() };
+        let clock = Clock::start();
+        let store = Arc::new(MemoryStore::new());
+        let settings = RegistrySettings {
+            unknown: UnknownPolicy::Approve,
+            call_deadline: config.boot.call_deadline,
+            reservations: Vec::new(),
+        };
+        let shared: Arc<dyn crate::store::Store> = Arc::clone(&store) as _;
+        let key = TokenKey::from_bytes([7; 32]);
+        let parts = OperatorParts {
+            registry: Arc::new(Registry::new(shared, &Snapshot::default(), settings, key)),
+            appliance: Arc::new(Quiet { clock }),
+            tally: Arc::default(),
+            problems: ProblemLog::new(clock),
+            config: Arc::new(ArcSwap::from_pointee(config.clone())),
+            clock,
+            started_at: clock.now(),
+        };
+        parts.tally.count("dhcp", "ack");
+        let listeners = Listeners::open(&config.operator, HandedOver::default()).unwrap();
+        let loopback = listeners.loopback_address().unwrap();
+        let handle = start(parts, listeners).unwrap();
+        Rig { directory, store, handle, client: Client::new(socket), loopback }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.client.socket().to_owned()
+    }
+
+    async fn register(&self, name: &str) -> NodeDetail {
+        self.client.post("/api/v1/nodes", &request(name, MAC, None)).await.unwrap()
+    }
+
+    /// A request as text over the Unix socket; the whole answer as text.
+    async fn raw(&self, request: &str) -> String {
+        exchange(tokio::net::UnixStream::connect(self.socket()).await.unwrap(), request).await
+    }
+
+    async fn raw_loopback(&self, request: &str) -> String {
+        exchange(tokio::net::TcpStream::connect(self.loopback).await.unwrap(), request).await
+    }
+}
+
+fn request(name: &str, mac: MacAddr, address: Option<Ipv4Addr>) -> RegisterRequest {
+    RegisterRequest { name: name.parse().ok(), ports: vec![PortRequest { mac, address }] }
+}
+
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+fn get(path: &str, host: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_registered_found_ordered_and_removed() {
+    let rig = Rig::start();
+    let node = rig.register("rack1-node07").await;
+    assert_eq!(node.summary.ports[0], PortSummary { mac: MAC, reserved: None, address: Some(HELD) });
+    assert!(node.summary.approved);
+    for reference in ["rack1-node07", "52-54-00-00-00-01", &node.summary.id.to_string()] {
+        let found: NodeDetail = rig.client.get(&format!("/api/v1/nodes/{reference}")).await.unwrap();
+        assert_eq!(found.summary.id, node.summary.id);
+    }
+    let listed: Vec<NodeSummary> = rig.client.get("/api/v1/nodes").await.unwrap();
+    assert_eq!(listed.len(), 1);
+    let leases: Vec<LeaseEntry> = rig.client.get("/api/v1/leases").await.unwrap();
+    assert_eq!(leases[0].node_name, node.summary.name);
+
+    let order = OrderRequest { order: Order::PowerOff };
+    let ordered: NodeDetail = rig.client.post("/api/v1/nodes/rack1-node07/order", &order).await.unwrap();
+    assert_eq!(ordered.summary.order, Some(Order::PowerOff));
+    let boots: Vec<Boot> = rig.client.get("/api/v1/nodes/rack1-node07/boots").await.unwrap();
+    assert!(boots.iter().all(|boot| boot.number == 0), "{boots:?}");
+
+    let status: Status = rig.client.get("/api/v1/status").await.unwrap();
+    assert_eq!(status.nodes[&ProvisionState::Enroll], 1);
+    assert_eq!((status.pool.size, status.waiting_for_approval), (127, 0));
+    assert_eq!(status.counters[0].count, 1);
+
+    let removed: NodeDetail = rig.client.delete("/api/v1/nodes/rack1-node07").await.unwrap();
+    assert_eq!(removed.summary.id, node.summary.id);
+    let gone = rig.client.get::<NodeDetail>("/api/v1/nodes/rack1-node07").await.unwrap_err();
+    assert!(matches!(gone, CommandError::NotFound(_)), "{gone}");
+    rig.handle.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_say_what_is_wrong_and_the_way_out() {
+    let rig = Rig::start();
+    rig.register("first").await;
+    let other = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
+    let group = MacAddr([1, 0, 0x5e, 0, 0, 1]);
+    let refused = [
+        (request("second", MAC, None), 4, "already is a port of first"),
+        (request("first", other, None), 4, "name first is taken"),
+        (request("second", group, None), 2, "cannot be a port"),
+        (RegisterRequest { name: None, ports: Vec::new() }, 2, "at least one port"),
+        (
+            request("second", other, Some([192, 168, 3, 1].into())),
+            2,
+            "outside the bridge's subnet 192.168.2.0/24",
+        ),
+        (request("second", other, Some([192, 168, 2, 2].into())), 2, "own address or the gateway"),
+        (request("second", other, Some([192, 168, 2, 255].into())), 2, "broadcast"),
+    ];
+    for (request, code, told) in refused {
+        let error = rig.client.post::<NodeDetail>("/api/v1/nodes", &request).await.unwrap_err();
+        assert_eq!(error.exit_code(), code, "{error}");
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    for (path, code) in [("nobody", 3), ("52:54:00:00:00:09", 3), ("Not%20a%20name", 2)] {
+        let error = rig.client.get::<NodeDetail>(&format!("/api/v1/nodes/{path}")).await.unwrap_err();
+        assert_eq!(error.exit_code(), code, "{error}");
+        let error = rig.client.post::<NodeDetail>(&format!("/api/v1/nodes/{path}/approve"), &()).await;
+        assert_eq!(error.unwrap_err().exit_code(), code);
+    }
+    let listed: Vec<NodeSummary> = rig.client.get("/api/v1/nodes").await.unwrap();
+    assert_eq!(listed.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_answered_as_done_that_the_store_refused() {
+    let rig = Rig::start();
+    rig.store.fail_next_commits(1);
+    let error = rig.client.post::<NodeDetail>("/api/v1/nodes", &request("a", MAC, None)).await.unwrap_err();
+    assert!(matches!(error, CommandError::Failed(_)), "{error}");
+    assert!(error.to_string().contains("not registered"), "{error}");
+    rig.register("a").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_requests_get_problem_documents() {
+    let rig = Rig::start();
+    let post = |body: &str| {
+        let length = body.len();
+        format!(
+            "POST /api/v1/nodes HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+    };
+    let too_long = format!(
+        "POST /api/v1/nodes HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        2 << 20
+    );
+    let requests = [
+        (post("{}"), "400", "urn:farrier:problem:invalid"),
+        (post("{\"name\":null,\"ports\":[],\"colour\":1}"), "400", "unknown field"),
+        (too_long, "413", "urn:farrier:problem:too-large"),
+        (get("/nowhere", "x"), "404", "urn:farrier:problem:not-found"),
+        (post("{}").replace("/nodes ", "/status "), "405", "urn:farrier:problem:method-not-allowed"),
+    ];
+    for (request, status, told) in requests {
+        let answer = rig.raw(&request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.contains("content-type: application/problem+json\r\n"), "{answer}");
+        assert!(answer.contains(told), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_streamed_and_end_with_the_appliance() {
+    let rig = Rig::start();
+    let mut stream = rig.client.events().await.unwrap();
+    let node = rig.register("watched").await;
+    let WatchEvent::Timeline(message) = stream.next().await.unwrap().unwrap() else { panic!("lagged") };
+    assert_eq!(message.node_name, node.summary.name);
+    assert_eq!(message.event.node, node.summary.id);
+    assert_eq!(message.event.happening, Happening::Registered);
+
+    let before = std::time::Instant::now();
+    rig.handle.stop().await;
+    assert_eq!(stream.next().await.unwrap(), None);
+    assert!(before.elapsed() < STOP_WITHIN, "{:?}", before.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loopback_listener_reads_only_and_only_under_its_name() {
+    let rig = Rig::start();
+    let host = rig.loopback.to_string();
+    for path in ["/healthz", "/readyz", "/metrics", "/api/v1/status"] {
+        let answer = rig.raw_loopback(&get(path, &host)).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+    }
+    let metrics = rig.raw_loopback(&get("/metrics", "localhost")).await;
+    assert!(metrics.contains("farrier_outcomes_total{service=\"dhcp\",outcome=\"ack\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("farrier_nodes{state=\"enroll\"} 0\n"), "{metrics}");
+    for path in ["/api/v1/nodes", "/api/v1/events", "/api/v1/leases", "/"] {
+        let answer = rig.raw_loopback(&get(path, &host)).await;
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
+    }
+    let answer = rig.raw_loopback(&get("/api/v1/status", "rebound.example.org")).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+}
+
+#[tokio::test]
+async fn the_socket_is_private_and_replaces_only_a_dead_one() {
+    let rig = Rig::start();
+    let path = rig.socket();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode, 0o660);
+    let config = OperatorConfig { socket: path.clone(), listen: None };
+    let reopened = || Listeners::open(&config, HandedOver::default());
+    assert!(matches!(reopened(), Err(SocketError::InUse { .. })));
+    rig.handle.stop().await;
+    assert!(!path.exists(), "the socket's file goes with its appliance");
+
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists(), "left over as after a crash");
+    drop(reopened().unwrap());
+
+    std::fs::write(&path, "a file").unwrap();
+    assert!(matches!(reopened(), Err(SocketError::NotASocket { .. })));
+    let left: Vec<_> = std::fs::read_dir(rig.directory.path().join("run")).unwrap().collect();
+    assert_eq!(left.len(), 1);
+    assert!(!std::fs::metadata(&path).unwrap().file_type().is_socket());
+}
+
+#[test]
+fn only_root_and_our_own_user_are_operators() {
+    let me = nix::unistd::geteuid().as_raw();
+    let allowed = |uid| Peer { uid }.is_operator();
+    assert!(allowed(Some(0)) && allowed(Some(me)));
+    assert!(!allowed(Some(me + 1)) && !allowed(None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_works_over_the_socket() {
+    let rig = Rig::start();
+    let socket = rig.socket().display().to_string();
+    let farrier = |words: &[&str]| {
+        let words: Vec<std::ffi::OsString> =
+            ["farrier", "--socket", &socket].iter().chain(words).map(Into::into).collect();
+        tokio::task::spawn_blocking(move || crate::cli::run(words))
+    };
+    let added = farrier(&["node", "add", "52:54:00:00:00:01=192.168.2.20", "--name", "anvil"]).await.unwrap();
+    assert_eq!((added.code, added.stdout.as_str()), (0, "anvil registered\n"), "{}", added.stderr);
+    let again = farrier(&["node", "add", "52:54:00:00:00:01"]).await.unwrap();
+    assert_eq!(again.code, 4, "{}", again.stderr);
+    let shown = farrier(&["node", "show", "anvil", "--json"]).await.unwrap();
+    let document: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(document["node"]["ports"][0]["reserved"], "192.168.2.20");
+    let listed = farrier(&["node", "list"]).await.unwrap();
+    assert!(
+        listed.stdout.lines().nth(1).unwrap().starts_with("anvil  52:54:00:00:00:01"),
+        "{}",
+        listed.stdout
+    );
+    let ordered = farrier(&["node", "order", "anvil", "local-boot"]).await.unwrap();
+    assert_eq!(ordered.code, 0, "{}", ordered.stderr);
+    let status = farrier(&["status"]).await.unwrap();
+    assert!(status.stdout.contains("br-test 192.168.2.2/24"), "{}", status.stdout);
+    assert_eq!(farrier(&["lease", "list"]).await.unwrap().stdout.lines().count(), 2);
+    assert_eq!(farrier(&["node", "remove", "anvil"]).await.unwrap().code, 0);
+    let gone = farrier(&["node", "show", "anvil"]).await.unwrap();
+    assert_eq!((gone.code, gone.stdout.as_str()), (3, ""));
+    assert!(gone.stderr.contains("farrier node list"), "{}", gone.stderr);
+}
