@@ -301,3 +301,6 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::PortConflict { .. } => false,
     }
 }
+
+#[cfg(test)]
+mod tests;
