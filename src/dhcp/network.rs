@@ -72,12 +72,12 @@ impl Directory for Registry {
     }
 }
 
-pub struct DhcpParts {
+pub struct DhcpParts<N = Registry> {
     pub bridge: Bridge,
     pub config: Arc<Config>,
     pub loaders: Arc<LoaderTable>,
     pub bindings: Vec<Binding>,
-    pub registry: Arc<dyn Nodes>,
+    pub registry: Arc<N>,
     pub store: Arc<dyn Store>,
     pub addresses: Arc<AddressBook>,
     pub tally: Arc<Tally>,
@@ -165,7 +165,7 @@ impl Drop for DhcpHandle {
 }
 
 /// Opens the sockets and starts the thread.
-pub fn start(parts: DhcpParts) -> Result<DhcpHandle, BindError> {
+pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
     let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, clock } = parts;
     let system = |source| BindError::Thread { source };
     let outbound = Arc::new(Outbound::open(&bridge, &tally)?);
