@@ -20,7 +20,7 @@ pub(super) enum Index {
     Free(Timestamp),
 }
 
-/// What a slot adds to [`PoolUse`].
+/// What a slot adds to `PoolUse`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Counted {
     #[default]
