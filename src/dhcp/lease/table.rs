@@ -279,7 +279,10 @@ impl LeaseTable {
 
     /// Withholds an address that its client found in use.
     pub fn quarantine(&mut self, address: Ipv4Addr, key: &ClientKey, mac: MacAddr, now: Timestamp) -> Change {
-        self.withdraw_offer(key, now);
+        // An offer of another address is left alone.
+        if self.offered(key, now) == Some(address) {
+            self.withdraw_offer(key, now);
+        }
         if let Some(previous) = self.slots.get_mut(&address).and_then(|slot| slot.binding.take()) {
             self.clear_bound(&previous.key, address);
         }
