@@ -232,6 +232,7 @@ impl From<RegisterError> for Problem {
                 Problem::new(ProblemKind::Conflict, detail).field("ports.address")
             }
             RegisterError::Full { .. } => Problem::new(ProblemKind::Conflict, detail),
+            RegisterError::NoRandomness => Problem::new(ProblemKind::Unavailable, detail),
             RegisterError::Store(source) => unavailable(&detail, &source),
         }
     }
