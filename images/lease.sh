@@ -1,12 +1,12 @@
 #!/bin/busybox sh
 # udhcpc calls this in the deploy ramdisk. It sets up the interface and prints one line, which farrier-agent reads.
+# `ifconfig` because it does in one process what `ip` does in two; each costs 20 ms under emulation.
 case $1 in
 deconfig)
-	busybox ip address flush dev "$interface"
-	busybox ip link set "$interface" up
+	busybox ifconfig "$interface" 0.0.0.0 up
 	;;
 bound | renew)
-	busybox ip address replace "$ip/${mask:-24}" brd + dev "$interface"
+	busybox ifconfig "$interface" "$ip" netmask "${subnet:-255.255.255.0}" up
 	if [ -n "$router" ]; then
 		busybox ip route replace default via "${router%% *}" dev "$interface"
 	fi

@@ -145,9 +145,9 @@ impl Appliance {
             request = request.header("Authorization", format!("Bearer {credential}"));
         }
         let later = |what: String| CallError::Later { what, retry_after: None };
-        let mut response = request
-            .send_json(body)
-            .map_err(|error| later(format!("no answer from the appliance at {}: {error}", self.server)))?;
+        let mut response = request.send_json(body).map_err(|error| {
+            later(format!("no answer from the appliance at {}: {}", self.server, said(error)))
+        })?;
         let retry_after = response
             .headers()
             .get("retry-after")
@@ -161,6 +161,15 @@ impl Appliance {
             .read_to_vec()
             .map_err(|error| later(format!("the appliance's answer to {path} broke off: {error}")))?;
         judge(path, status, retry_after, &answer)
+    }
+}
+
+/// The system's own words where it is the system that failed.
+fn said(error: ureq::Error) -> String {
+    match error {
+        ureq::Error::Io(error) => error.to_string(),
+        // The crate adds variants in minor versions; each prints itself.
+        other => other.to_string(),
     }
 }
 

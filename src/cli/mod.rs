@@ -16,7 +16,10 @@ use crate::cli::text::Style;
 
 pub mod client;
 mod config;
+mod demo;
 pub mod error;
+pub mod image;
+mod lab;
 mod lease;
 mod node;
 mod serve;
@@ -64,6 +67,13 @@ pub enum Command {
     Lease(lease::LeaseCommand),
     /// Follow all nodes live, until Ctrl-C
     Watch,
+    /// Build deploy images, fetch boot loaders, list what is there
+    Image(image::ImageArgs),
+    /// Watch four machines, one per firmware, netboot and enroll
+    Demo(demo::DemoArgs),
+    /// A bridge, the appliance and machines in a network namespace of their own
+    #[command(subcommand)]
+    Lab(lab::LabCommand),
     /// Check a configuration file
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -112,6 +122,9 @@ fn perform(cli: Cli) -> Result<String, CommandError> {
         Command::Lease(command) => {
             ask(async { lease::run(&command, &Client::new(socket), json, style).await })
         }
+        Command::Demo(arguments) => demo::run(&arguments, style),
+        Command::Lab(command) => lab::run(command, json, style),
+        Command::Image(arguments) => image::run(&arguments, json),
         Command::Watch => ask(async { watch::run(&Client::new(socket), json, style).await }),
     }
 }

@@ -52,7 +52,10 @@ trait Running {
 
 impl Running for Appliance {
     fn reload(&self, config: Config) {
-        Appliance::reload(self, config);
+        // The file was checked on reading; what a running appliance adds to that is in the log.
+        if let Err(error) = Appliance::reload(self, config) {
+            tracing::error!(error = told(&error), "configuration not reloaded; nothing has changed");
+        }
     }
 
     async fn stop(self) {
@@ -74,7 +77,7 @@ pub(super) fn run(arguments: &ServeArgs) -> Result<(), CommandError> {
     let path = arguments.config.clone();
     let served = runtime.block_on(async {
         let signals = Signals::open().map_err(|error| CommandError::Failed(format!("signals: {error}")))?;
-        let appliance = Appliance::start(config.clone(), path.clone(), handed, problems).await?;
+        let appliance = Appliance::start(config.clone(), handed, problems, clock).await?;
         notify::tell("READY=1");
         serve(appliance, config, &path, signals).await;
         Ok(())

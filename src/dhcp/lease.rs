@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 
+pub mod table;
+
 /// How long an offered address waits for its REQUEST. Covers the slowest firmware's retries (4, 8, 16, 32 s), and
 /// Raspberry Pi ROMs, which use an offer without ever requesting it.
 pub const OFFER_HOLD: Duration = Duration::from_secs(120);

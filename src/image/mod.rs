@@ -3,10 +3,20 @@
 //! - [`digest`]: SHA-256 as a value; a blob's name and its ETag
 //! - [`library`]: content-addressed blobs and the manifests that name them; what the boot plane serves
 //! - [`loaders`]: the distribution's boot loaders, read once at start
+//! - [`recipe`], [`package`], [`modules`], [`elf`], [`cpio`]: the parts of building
+//! - [`build`]: recipe → deploy kernel and ramdisk
+//! - [`fetch`]: boot loaders taken out of packages that are not installed
 //!
 //! What makes an image (recipe → kernel, modules, ramdisk) stands beside these and ends in
 //! [`library::Library::publish`]. Serving never builds, building never serves.
 
+pub mod build;
+pub mod cpio;
 pub mod digest;
+pub mod elf;
+pub mod fetch;
 pub mod library;
 pub mod loaders;
+pub mod modules;
+pub mod package;
+pub mod recipe;

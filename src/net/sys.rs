@@ -5,7 +5,7 @@
 //! - [`send_segments`]: one call, many equal datagrams cut by the kernel (`UDP_SEGMENT`)
 //! - [`map_file`]: a file as memory, shared by all transfers
 //! - [`die_with_parent`]: a child process that cannot outlive us
-//! - [`admit_router_solicitations_only`]: `ICMP6_FILTER`
+//! - [`admit_router_solicitations_only`] sets `ICMP6_FILTER`
 
 #![allow(unsafe_code)]
 
@@ -479,8 +479,10 @@ mod tests {
     }
 
     #[test]
-    fn a_child_starts_with_the_death_signal_set() {
-        let output = die_with_parent(Command::new("true").arg("x")).status().unwrap();
-        assert!(output.success());
+    fn a_child_dies_with_the_thread_that_spawned_it() {
+        let spawned =
+            std::thread::spawn(|| die_with_parent(Command::new("sleep").arg("600")).spawn().unwrap());
+        let status = spawned.join().unwrap().wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
     }
 }

@@ -5,7 +5,7 @@
 //! - [`transfer`]: one transfer as a state machine; no socket, no clock
 //! - [`netascii`]: text mode, converted as it is sent
 //! - [`admission`]: who may start a transfer, and how many
-//! - [`sessions`]: the live transfers, found by peer and by deadline
+//! - `session`, `sessions`: a transfer with its socket; all of them, found by peer and by deadline
 //! - [`network`]: one thread, port 69 of the bridge and one socket per transfer
 //!
 //! What is served is decided elsewhere: a [`FileSource`] turns a name into bytes that stay as they are while the
@@ -21,7 +21,11 @@ use bytes::Bytes;
 
 use crate::node::timeline::FileOutcome;
 
+pub mod admission;
 pub mod netascii;
+pub mod network;
+mod session;
+mod sessions;
 pub mod transfer;
 pub mod wire;
 

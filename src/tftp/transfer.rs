@@ -29,8 +29,10 @@ use timer::RetransmissionTimer;
 
 /// Until the client has proved that it is there, its address may be forged: one packet and this many more.
 pub const UNPROVEN_RETRANSMISSIONS_MAX: u32 = 3;
-/// The last ACK is often never sent. After this many repetitions of the last window the client has it or is gone.
+/// The last ACK is often never sent. After this many repetitions of the last block the client has it or is gone.
 pub const DALLY_RETRANSMISSIONS_MAX: u32 = 5;
+/// The same when the last ACK covers several blocks: a gap among them may need more than one answer.
+pub const DALLY_WINDOW_RETRANSMISSIONS_MAX: u32 = 8;
 /// Unanswered repetitions at the longest interval before we give up. Those of the quick start are not counted: at
 /// 20 % loss each way eight in a row would end one transfer in fourteen.
 pub const SLOW_RETRANSMISSIONS_MAX: u32 = 8;
@@ -67,6 +69,16 @@ enum Phase {
     Negotiating,
     Sending,
     Finished(FileOutcome),
+}
+
+/// A block whose answer is timed.
+#[derive(Clone, Copy, Debug)]
+struct Timed {
+    block: u64,
+    /// For the first time.
+    sent_at: Instant,
+    /// The timer has sent it again.
+    repeated: bool,
 }
 
 /// Something to send.
@@ -120,14 +132,18 @@ pub struct Transfer {
     /// Headers of the burst handed out last.
     headers: Vec<[u8; DATA_HEADER_LEN]>,
     timer: RetransmissionTimer,
-    /// A block sent once, and when: the round trip being measured.
-    timed: Option<(u64, Instant)>,
+    /// The round trip being measured.
+    timed: Option<Timed>,
     /// When the burst that begins with `base` left.
     flight_at: Instant,
     /// `fresh` when we went back last: an ACK below it may answer what was sent before.
     recovery_until: u64,
     /// A repeated ACK hints at loss: go back then, unless the window is acknowledged before.
     hint_at: Option<Instant>,
+    /// With a window of one: how long the timer had become when a repeated block was answered at last.
+    backed_off_to: Option<Duration>,
+    /// That block was answered twice: it was not lost, only late.
+    too_early: bool,
     deadline: Instant,
     progress_at: Instant,
     unanswered: u32,
@@ -183,6 +199,8 @@ impl Transfer {
             flight_at: now,
             recovery_until: 0,
             hint_at: None,
+            backed_off_to: None,
+            too_early: false,
             progress_at: now,
             unanswered: 0,
             unanswered_at_ceiling: 0,
@@ -233,12 +251,7 @@ impl Transfer {
             if let Content::Netascii(reader) = &self.content {
                 self.netascii_acknowledged = reader.consumed() as u64;
             }
-            if let Some((timed, sent_at)) = self.timed
-                && timed < self.base
-            {
-                self.timer.sample(self.now.saturating_duration_since(sent_at));
-                self.timed = None;
-            }
+            self.measure();
             self.progressed();
             if complete {
                 self.phase = Phase::Finished(FileOutcome::Complete);
@@ -248,8 +261,28 @@ impl Transfer {
         }
     }
 
+    /// Learns the round trip from an ACK that moved `base`, if it tells.
+    fn measure(&mut self) {
+        let Some(timed) = self.timed.take_if(|timed| timed.block < self.base) else { return };
+        if !timed.repeated {
+            self.timer.sample(self.now.saturating_duration_since(timed.sent_at));
+            self.backed_off_to = None;
+        } else if self.windowsize == 1 && !std::mem::take(&mut self.too_early) {
+            // Karn would stay backed off until a sample. Under loss those are rare and each wait twice as long; a wait
+            // that was too short shows in the answer to what was sent before, see `handle_repeated_ack`.
+            self.backed_off_to = Some(self.timer.current());
+            self.timer.trust_estimate();
+        }
+    }
+
     /// ACK inside the window: the client misses `base`.
     fn handle_gap(&mut self) {
+        // So it is loss, not a slow client, that made the timer back off.
+        self.timer.trust_estimate();
+        // The ACK answers a later block of this flight: a round trip, and under loss often the only one to be had.
+        if let Some(timed) = self.timed.take_if(|timed| !timed.repeated) {
+            self.timer.sample(self.now.saturating_duration_since(timed.sent_at));
+        }
         if self.base >= self.recovery_until {
             self.go_back();
         } else {
@@ -259,8 +292,14 @@ impl Transfer {
     }
 
     fn handle_repeated_ack(&mut self) {
-        if self.windowsize > 1 && self.fresh > self.base {
-            self.hint();
+        if self.windowsize > 1 {
+            if self.fresh > self.base {
+                self.hint();
+            }
+        } else if let Some(waited) = self.backed_off_to.take() {
+            self.too_early = true;
+            self.timer.distrust_estimate(waited);
+            self.deadline = self.flight_at + self.timer.current();
         }
     }
 
@@ -320,7 +359,9 @@ impl Transfer {
                     self.unanswered_at_ceiling += u32::from(self.timer.is_at_ceiling());
                     self.timer.back_off();
                     self.deadline = (now + self.timer.current()).min(self.progress_at + PROGRESS_TIMEOUT);
+                    let timed = self.timed.map(|timed| Timed { repeated: true, ..timed });
                     self.send_again();
+                    self.timed = timed;
                 }
             }
         }
@@ -333,7 +374,9 @@ impl Transfer {
                 .then(|| FileOutcome::Aborted("no answer to the first packet".to_owned()));
         }
         let everything_sent = self.fresh > self.base && self.is_last(self.fresh - 1);
-        if everything_sent && self.unanswered >= DALLY_RETRANSMISSIONS_MAX {
+        let one_left = self.fresh - self.base == 1;
+        let patience = if one_left { DALLY_RETRANSMISSIONS_MAX } else { DALLY_WINDOW_RETRANSMISSIONS_MAX };
+        if everything_sent && self.unanswered >= patience {
             return Some(FileOutcome::Complete);
         }
         (self.unanswered_at_ceiling >= SLOW_RETRANSMISSIONS_MAX
@@ -409,8 +452,9 @@ impl Transfer {
         let again = self.fresh.saturating_sub(first).min(count);
         if again > 0 {
             self.retransmissions = self.retransmissions.saturating_add(again as u32);
-        } else if self.timed.is_none() {
-            self.timed = Some((self.next - 1, self.now));
+        }
+        if again < count && self.timed.is_none() {
+            self.timed = Some(Timed { block: self.next - 1, sent_at: self.now, repeated: false });
         }
         self.fresh = self.fresh.max(self.next);
     }

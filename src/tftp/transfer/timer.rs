@@ -54,12 +54,28 @@ impl RetransmissionTimer {
             }
         };
         self.smoothed = Some(smoothed);
-        self.current = (smoothed + (self.variation * 4).max(GRANULARITY)).clamp(RTO_MIN, self.ceiling);
+        self.current = self.rto(smoothed);
     }
 
     /// Nothing came back. Kept until the next sample, or an estimate that is too low would never recover.
     pub fn back_off(&mut self) {
         self.current = (self.current * 2).min(self.ceiling);
+    }
+
+    /// What was sent again has been answered, so it was lost: returns to the estimate, if there is one.
+    pub fn trust_estimate(&mut self) {
+        if let Some(smoothed) = self.smoothed {
+            self.current = self.rto(smoothed);
+        }
+    }
+
+    /// What was sent again had arrived the first time: `waited` was too short.
+    pub fn distrust_estimate(&mut self, waited: Duration) {
+        self.current = self.current.max(waited).min(self.ceiling);
+    }
+
+    fn rto(&self, smoothed: Duration) -> Duration {
+        (smoothed + (self.variation * 4).max(GRANULARITY)).clamp(RTO_MIN, self.ceiling)
     }
 }
 

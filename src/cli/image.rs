@@ -1,0 +1,142 @@
+//! `farrier image …`: build deploy images, fetch loaders, list what the library holds.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use comfy_table::{Table, presets};
+use indicatif::HumanBytes;
+
+use crate::boot::loader::LoaderTable;
+use crate::cli::error::CommandError;
+use crate::image::build::{Builder, build, progress_bar};
+use crate::image::fetch::{Fetched, fetch_loaders};
+use crate::image::library::{Library, Manifest};
+use crate::image::recipe::Recipe;
+
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// The appliance's state directory
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/farrier", global = true)]
+    state: PathBuf,
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Make an image and put it into the library
+    #[command(subcommand)]
+    Build(BuildCommand),
+    /// List the images in the library
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+enum BuildCommand {
+    /// The deploy kernel and ramdisk
+    Deploy {
+        /// Profile of the recipe: `vm` or `metal`
+        #[arg(long, default_value = "vm")]
+        profile: String,
+        /// Another recipe than the one shipped (images/deploy.toml)
+        #[arg(long, value_name = "FILE")]
+        recipe: Option<PathBuf>,
+        /// The static farrier-agent [default: beside this program]
+        #[arg(long, value_name = "FILE")]
+        agent: Option<PathBuf>,
+    },
+    /// The boot loaders whose packages are not installed here
+    Loaders,
+}
+
+pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandError> {
+    let done = match &arguments.command {
+        ImageCommand::Build(BuildCommand::Deploy { profile, recipe, agent }) => {
+            deploy(&arguments.state, profile, recipe.as_deref(), agent.as_deref())
+        }
+        ImageCommand::Build(BuildCommand::Loaders) => loaders(&arguments.state),
+        ImageCommand::List => list(&arguments.state, json),
+    };
+    done.map(|()| String::new()).map_err(|error| CommandError::Failed(format!("{error:#}")))
+}
+
+fn deploy(state: &Path, profile: &str, recipe: Option<&Path>, agent: Option<&Path>) -> anyhow::Result<()> {
+    let recipe = match recipe {
+        None => Recipe::built_in(),
+        Some(path) => {
+            let text =
+                fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+            Recipe::parse(&path.display().to_string(), &text)?
+        }
+    };
+    let mut builder = Builder::beside_this_program(state)?;
+    if let Some(agent) = agent {
+        builder.agent = agent.to_owned();
+    }
+    let manifest = build(&recipe, profile, &builder, &progress_bar())?;
+    println!(
+        "built {profile}: kernel {} ({}), ramdisk {} with {} modules",
+        manifest.built_from.get("kernel release").map_or("", String::as_str),
+        HumanBytes(manifest.kernel.bytes),
+        HumanBytes(manifest.ramdisk.bytes),
+        modules(&manifest)
+    );
+    println!("ramdisk sha256 {}", manifest.ramdisk.digest);
+    Ok(())
+}
+
+fn modules(manifest: &Manifest) -> usize {
+    manifest.built_from.get("modules").map_or(0, |names| names.split_whitespace().count())
+}
+
+fn loaders(state: &Path) -> anyhow::Result<()> {
+    let table = LoaderTable::built_in();
+    let progress = progress_bar();
+    let fetched = fetch_loaders(table.files_in_use(), state, &progress)?;
+    progress.finish_and_clear();
+    for (name, result) in &fetched {
+        match result {
+            Fetched::Present(path) => println!("{name}: {}", path.display()),
+            Fetched::Extracted { path, package, version } => {
+                println!("{name}: {} (from {package} {version})", path.display());
+            }
+            Fetched::Failed(error) => println!("{name}: not available here: {error}"),
+        }
+    }
+    Ok(())
+}
+
+fn list(state: &Path, json: bool) -> anyhow::Result<()> {
+    let library = Library::open(state)?;
+    let profiles = library.profiles();
+    if json {
+        let manifests: Vec<&Manifest> = profiles.iter().map(|profile| &profile.manifest).collect();
+        println!("{}", serde_json::to_string_pretty(&manifests)?);
+        return Ok(());
+    }
+    if profiles.is_empty() {
+        println!("no images in {}; `farrier image build deploy` makes one", state.display());
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["PROFILE", "KERNEL", "KERNEL SIZE", "RAMDISK", "MODULES", "RAMDISK SHA-256"]);
+    for profile in &profiles {
+        let manifest = &profile.manifest;
+        table.add_row([
+            manifest.profile.clone(),
+            manifest.built_from.get("kernel release").cloned().unwrap_or_default(),
+            HumanBytes(manifest.kernel.bytes).to_string(),
+            HumanBytes(manifest.ramdisk.bytes).to_string(),
+            modules(manifest).to_string(),
+            manifest.ramdisk.digest.to_string().chars().take(12).collect(),
+        ]);
+    }
+    println!("{table}");
+    for damage in library.damage() {
+        println!("not served: {}: {}", damage.path.display(), damage.reason);
+    }
+    Ok(())
+}

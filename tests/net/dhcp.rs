@@ -1,0 +1,350 @@
+//! The DHCP thread on a real bridge, with a store that can be told to wait or to fail.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use farrier::boot::client::Client;
+use farrier::boot::decision::{Standing, UnknownPolicy};
+use farrier::boot::loader::LoaderTable;
+use farrier::clock::{Clock, Timestamp};
+use farrier::config::{
+    BootConfig, Config, DhcpConfig, Identity, NetworkConfig, OperatorConfig, PoolRange, StoreConfig,
+};
+use farrier::dhcp::address_book::AddressBook;
+use farrier::dhcp::lease::LeaseState;
+use farrier::dhcp::network::{self, BindError, DhcpHandle, DhcpParts, Nodes};
+use farrier::dhcp::server::Directory;
+use farrier::net::{Bridge, MacAddr};
+use farrier::node::timeline::Happening;
+use farrier::store::Store;
+use farrier::store::memory::MemoryStore;
+use farrier::telemetry::Tally;
+
+use crate::support::{Wire, attach, bridge_name, eventually, ip, isolated, make_bridge, network, udp_frame};
+
+const SERVER: [u8; 4] = [192, 168, 2, 2];
+const DISCOVER: u8 = 1;
+const OFFER: u8 = 2;
+const REQUEST: u8 = 3;
+const ACK: u8 = 5;
+
+/// A registry that knows nobody and remembers what it is told, a word each.
+#[derive(Default)]
+struct Notes(Mutex<Vec<(MacAddr, String)>>);
+
+impl Directory for Notes {
+    fn standing(&self, _mac: MacAddr, _now: Timestamp) -> Standing {
+        Standing::Stranger
+    }
+
+    fn reserved_for(&self, _address: Ipv4Addr) -> Option<MacAddr> {
+        None
+    }
+}
+
+impl Nodes for Notes {
+    fn seen(&self, client: &Client, _now: Timestamp) {
+        self.0.lock().unwrap().push((client.mac, "seen".to_owned()));
+    }
+
+    fn record(&self, mac: MacAddr, happening: Happening, _now: Timestamp) {
+        let Happening::Dhcp { message, answer, .. } = happening else { panic!("{happening:?}") };
+        let answer = answer.unwrap_or_else(|reason| format!("silence: {reason}"));
+        self.0.lock().unwrap().push((mac, format!("{message} {answer}")));
+    }
+}
+
+/// The thread and everything around it.
+struct Bench {
+    dhcp: DhcpHandle,
+    wire: Wire,
+    store: Arc<MemoryStore>,
+    notes: Arc<Notes>,
+    addresses: Arc<AddressBook>,
+    tally: Arc<Tally>,
+}
+
+fn config() -> Arc<Config> {
+    Arc::new(Config {
+        network: NetworkConfig {
+            bridge: bridge_name("br0"),
+            address: network("192.168.2.2/24"),
+            gateway: None,
+            dns: Vec::new(),
+        },
+        dhcp: DhcpConfig {
+            pool: PoolRange { first: [192, 168, 2, 50].into(), last: [192, 168, 2, 250].into() },
+            lease: Duration::from_secs(3600),
+            unknown: UnknownPolicy::Enroll,
+            identity: Identity::Mac,
+            authoritative: true,
+            reservations: Vec::new(),
+        },
+        operator: OperatorConfig { socket: "/nonexistent".into(), listen: None },
+        store: StoreConfig { path: "/nonexistent".into() },
+        boot: BootConfig { loaders: BTreeMap::new(), profile: "vm".to_owned(), kernel_arguments: Vec::new() },
+    })
+}
+
+fn parts(bridge: Bridge) -> DhcpParts {
+    DhcpParts {
+        bridge,
+        config: config(),
+        loaders: Arc::new(LoaderTable::built_in()),
+        bindings: Vec::new(),
+        registry: Arc::new(Notes::default()),
+        store: Arc::new(MemoryStore::new()),
+        addresses: Arc::default(),
+        tally: Arc::default(),
+        clock: Clock::start(),
+    }
+}
+
+impl Bench {
+    fn start() -> Bench {
+        let (bridge, wire) = make_bridge("br0", "192.168.2.2/24");
+        let (store, notes) = (Arc::new(MemoryStore::new()), Arc::new(Notes::default()));
+        let (addresses, tally) = (Arc::new(AddressBook::default()), Arc::new(Tally::default()));
+        let dhcp = network::start(DhcpParts {
+            registry: Arc::<Notes>::clone(&notes),
+            store: Arc::<MemoryStore>::clone(&store),
+            addresses: Arc::clone(&addresses),
+            tally: Arc::clone(&tally),
+            ..parts(bridge)
+        })
+        .unwrap();
+        Bench { dhcp, wire, store, notes, addresses, tally }
+    }
+
+    /// DISCOVER to OFFER; returns the address.
+    fn offer(&self, client: u8) -> Ipv4Addr {
+        self.wire.send(&broadcast(client, DISCOVER, None));
+        let (to, kind, address) = self.reply();
+        assert_eq!((to, kind), (mac(client), OFFER));
+        address
+    }
+
+    fn request(&self, client: u8, address: Ipv4Addr) {
+        self.wire.send(&broadcast(client, REQUEST, Some(address)));
+    }
+
+    /// The next reply on the wire: whom it was sent to, message type, address.
+    fn reply(&self) -> (MacAddr, u8, Ipv4Addr) {
+        self.wire.expect("a DHCP reply", reply)
+    }
+
+    fn notes_of(&self, client: u8) -> Vec<String> {
+        let notes = self.notes.0.lock().unwrap();
+        notes.iter().filter(|(of, _)| *of == mac(client)).map(|(_, note)| note.clone()).collect()
+    }
+}
+
+fn mac(client: u8) -> MacAddr {
+    MacAddr([0x52, 0x54, 0, 0, 0, client])
+}
+
+/// A message of an iPXE ROM, which does not ask for broadcasts.
+fn message(client: u8, kind: u8, address: Option<Ipv4Addr>) -> Vec<u8> {
+    let mut bytes = vec![0; 240];
+    bytes[..3].copy_from_slice(&[1, 1, 6]);
+    bytes[4..8].copy_from_slice(&[0xca, 0xfe, 0, client]);
+    bytes[28..34].copy_from_slice(&mac(client).0);
+    bytes[236..240].copy_from_slice(&[99, 130, 83, 99]);
+    bytes.extend_from_slice(&[53, 1, kind, 93, 2, 0, 0]);
+    bytes.extend_from_slice(&[60, 32]);
+    bytes.extend_from_slice(b"PXEClient:Arch:00000:UNDI:002001");
+    bytes.extend_from_slice(b"\x4d\x04iPXE");
+    if let Some(address) = address {
+        bytes.extend_from_slice(&[50, 4]);
+        bytes.extend_from_slice(&address.octets());
+        bytes.extend_from_slice(&[54, 4]);
+        bytes.extend_from_slice(&SERVER);
+    }
+    bytes.push(255);
+    bytes
+}
+
+fn broadcast(client: u8, kind: u8, address: Option<Ipv4Addr>) -> Vec<u8> {
+    let macs = (mac(client), MacAddr::BROADCAST);
+    udp_frame(macs, ([0; 4], 68), ([255; 4], 67), &message(client, kind, address))
+}
+
+fn reply(frame: &[u8]) -> Option<(MacAddr, u8, Ipv4Addr)> {
+    let is_reply = frame.len() > 285 && frame[23] == 17 && frame[34..38] == [0, 67, 0, 68] && frame[42] == 2;
+    if !is_reply {
+        return None;
+    }
+    assert_eq!(frame[26..30], SERVER);
+    assert_eq!(frame[282..284], [53, 1], "the message type comes first");
+    let to = MacAddr(frame[..6].try_into().unwrap());
+    let address = <[u8; 4]>::try_from(&frame[58..62]).unwrap();
+    Some((to, frame[284], address.into()))
+}
+
+#[test]
+fn an_ack_leaves_when_its_binding_is_on_disk_and_not_before() {
+    if !isolated("dhcp::an_ack_leaves_when_its_binding_is_on_disk_and_not_before") {
+        return;
+    }
+    let bench = Bench::start();
+    let address = bench.offer(1);
+    assert_eq!(bench.addresses.owner(address), Some(mac(1)), "an offer may be used without a request");
+    bench.store.hold();
+    // Asked twice, as by a client that hears nothing: the second answer must wait as well.
+    bench.request(1, address);
+    bench.request(1, address);
+    // Requests are handled in order: this offer shows that those before it were, and what comes first on the wire.
+    let other = bench.offer(2);
+    assert_ne!(other, address);
+    assert!(bench.store.load().unwrap().bindings.is_empty());
+    bench.store.release();
+    assert_eq!(bench.reply(), (mac(1), ACK, address));
+    assert_eq!(bench.reply(), (mac(1), ACK, address));
+    assert_eq!(bench.store.load().unwrap().bindings[0].address, address);
+    assert_eq!(bench.notes_of(1), ["seen", "discover offer", "seen", "request ack", "seen", "request ack"]);
+    let leases = bench.dhcp.leases();
+    let states: Vec<_> = leases.iter().map(|lease| (lease.mac, lease.state)).collect();
+    assert!(states.contains(&(mac(1), LeaseState::Bound)) && states.contains(&(mac(2), LeaseState::Offered)));
+    assert_eq!(bench.dhcp.pool_use().bound, 1);
+    eventually("both counted", || (bench.tally.value("dhcp", "ack") == 2).then_some(()));
+}
+
+#[test]
+fn a_client_with_an_address_is_answered_there_from_the_port_it_asked() {
+    if !isolated("dhcp::a_client_with_an_address_is_answered_there_from_the_port_it_asked") {
+        return;
+    }
+    let bench = Bench::start();
+    let address = bench.offer(1);
+    bench.request(1, address);
+    assert_eq!(bench.reply(), (mac(1), ACK, address));
+    // The machine would answer ARP; a wire cannot.
+    ip(&format!("neigh add {address} lladdr {} dev br0", mac(1)));
+    let bridge = Bridge::find(&bridge_name("br0"), network("192.168.2.2/24")).unwrap();
+    let ask = |client, port, boot_item: &[u8]| {
+        let mut request = message(client, REQUEST, None);
+        request[12..16].copy_from_slice(&address.octets());
+        request.truncate(request.len() - 1);
+        request.extend_from_slice(boot_item);
+        request.push(255);
+        let ports = ((address.octets(), 68), (SERVER, port));
+        bench.wire.send(&udp_frame((mac(client), bridge.mac), ports.0, ports.1, &request));
+        bench.wire.expect("a unicast answer", |frame| {
+            let datagram = frame.get(26..46)?;
+            (frame[23] == 17 && datagram[..8] == [SERVER, address.octets()].concat()[..])
+                .then(|| (MacAddr(frame[..6].try_into().unwrap()), datagram[8..12].to_vec()))
+        })
+    };
+    assert_eq!(ask(1, 67, &[]), (mac(1), vec![0, 67, 0, 68]));
+    assert_eq!(ask(1, 4011, &[]), (mac(1), vec![0x0f, 0xab, 0, 68]));
+    // Another machine that claims the address gets a boot file at most, not the name that goes with the address.
+    ask(2, 4011, &[43, 6, 71, 4, 0, 0, 0, 0]);
+    assert_eq!(bench.addresses.owner(address), Some(mac(1)));
+}
+
+#[test]
+fn a_lease_that_cannot_be_stored_is_not_given_and_can_be_asked_for_again() {
+    if !isolated("dhcp::a_lease_that_cannot_be_stored_is_not_given_and_can_be_asked_for_again") {
+        return;
+    }
+    let bench = Bench::start();
+    let address = bench.offer(1);
+    bench.store.hold();
+    bench.request(1, address);
+    bench.offer(2);
+    bench.store.fail_next_commits(1);
+    bench.store.release();
+    eventually("the failure to be counted", || (bench.tally.value("dhcp", "not-durable") == 1).then_some(()));
+    // The next reply on the wire is an offer: no ACK slipped out.
+    bench.offer(3);
+    assert!(bench.notes_of(1).contains(&"request silence: not-durable".to_owned()));
+    bench.request(1, address);
+    assert_eq!(bench.reply(), (mac(1), ACK, address));
+    assert_eq!(bench.store.load().unwrap().bindings.len(), 1);
+}
+
+#[test]
+fn stopping_waits_for_commits_under_way() {
+    if !isolated("dhcp::stopping_waits_for_commits_under_way") {
+        return;
+    }
+    let bench = Bench::start();
+    let address = bench.offer(1);
+    bench.store.hold();
+    bench.request(1, address);
+    bench.offer(2);
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| bench.dhcp.stop());
+        bench.store.release();
+        stopping.join().unwrap();
+    });
+    assert_eq!(bench.reply(), (mac(1), ACK, address));
+    assert!(bench.dhcp.leases().is_empty(), "nobody is left to ask");
+}
+
+#[test]
+fn a_stalled_disk_delays_everybody_and_loses_nobody() {
+    if !isolated("dhcp::a_stalled_disk_delays_everybody_and_loses_nobody") {
+        return;
+    }
+    let bench = Bench::start();
+    // As many strangers as may hold offers, each asking until it is more than the thread lets wait.
+    let offers: Vec<_> = (1..=50).map(|client| (client, bench.offer(client))).collect();
+    bench.store.hold();
+    for _ in 0..3 {
+        for (client, address) in &offers {
+            bench.request(*client, *address);
+        }
+    }
+    // Whether the thread has taken them all or stopped at its limit, it still obeys.
+    assert_eq!(bench.dhcp.pool_use().size, 201);
+    bench.store.release();
+    let mut answers = BTreeMap::<_, u32>::new();
+    for _ in 0..3 * offers.len() {
+        let (to, kind, address) = bench.reply();
+        assert_eq!(kind, ACK);
+        *answers.entry((to, address)).or_default() += 1;
+    }
+    let expected = offers.iter().map(|(client, address)| ((mac(*client), *address), 3)).collect();
+    assert_eq!(answers, expected);
+}
+
+#[test]
+fn service_goes_on_when_the_bridge_comes_back() {
+    if !isolated("dhcp::service_goes_on_when_the_bridge_comes_back") {
+        return;
+    }
+    let mut bench = Bench::start();
+    let address = bench.offer(1);
+    ip("link set br0 down");
+    ip("link set br0 up");
+    assert_eq!(bench.offer(1), address);
+    ip("link del br0");
+    ip("link add br0 type bridge");
+    ip("addr add 192.168.2.2/24 dev br0");
+    ip("link set br0 up");
+    bench.wire = Wire::open(&attach("br0", "new"));
+    // Frames sent before the sockets are open again are lost, as on any network: ask until answered.
+    eventually("an offer on the new bridge", || {
+        bench.wire.send(&broadcast(1, DISCOVER, None));
+        let until = std::time::Instant::now() + Duration::from_millis(100);
+        let frame = bench.wire.receive(until)?;
+        reply(&frame).filter(|found| *found == (mac(1), OFFER, address))
+    });
+    assert_eq!(bench.tally.value("dhcp", "bridge-gone"), 1);
+}
+
+#[test]
+fn a_second_server_on_the_same_bridge_does_not_start() {
+    if !isolated("dhcp::a_second_server_on_the_same_bridge_does_not_start") {
+        return;
+    }
+    let (bridge, _wire) = make_bridge("br0", "192.168.2.2/24");
+    let first = network::start(parts(bridge.clone())).unwrap();
+    let error = network::start(parts(bridge.clone())).map(drop).unwrap_err();
+    assert!(matches!(error, BindError::PortTaken { port: 67, .. }), "{error}");
+    drop(first);
+    drop(network::start(parts(bridge)).unwrap());
+}
