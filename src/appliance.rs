@@ -1,1 +1,329 @@
-//! root
+//! The composition root: opens, wires, starts and joins all of it; the only place that knows every part.
+//!
+//! Order matters twice. Starting: the store is read before anything answers, DHCP before the services whose clients
+//! need an address, the operator plane last, so that whoever it answers finds everything running. Stopping is the
+//! reverse, except that the store goes last: every ACK under way still finds its disk.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::task::JoinHandle;
+
+use crate::boot::loader::{LoaderTable, UnknownLoaderError};
+use crate::bootplane::agent_calls::AgentCalls;
+use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
+use crate::bootplane::limits::Limits;
+use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
+use crate::bootplane::service::BootService;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::dhcp::address_book::AddressBook;
+use crate::dhcp::lease::{LeaseView, PoolUse};
+use crate::dhcp::network::{DhcpHandle, DhcpParts};
+use crate::image::library::{Library, OpenError};
+use crate::image::loaders::Loaders;
+use crate::net::advertise::AdvertiserHandle;
+use crate::net::bridge::{Bridge, BridgeError};
+use crate::node::registry::{Registry, RegistrySettings};
+use crate::node::token::{TokenKey, TokenKeyError};
+use crate::operator::api::{BridgeStatus, ImageStatus, ServiceStatus, StoreStatus};
+use crate::operator::problems::ProblemLog;
+use crate::operator::{ApplianceView, HandedOver, Listeners, OperatorHandle, OperatorParts, SocketError};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{LoadError, Store};
+use crate::telemetry::Tally;
+use crate::tftp::network::TftpHandle;
+use crate::{bootplane, dhcp, net, operator, tftp};
+
+/// How often overdue nodes are looked for and background writes that failed are tried again.
+const TICK: Duration = Duration::from_secs(1);
+/// Port of the HTTP boot plane; firmware knows no other.
+const HTTP_PORT: u16 = 80;
+
+/// The running appliance.
+pub struct Appliance {
+    config: Arc<ArcSwap<Config>>,
+    clock: Clock,
+    registry: Arc<Registry>,
+    content: Arc<BootContent>,
+    library: Arc<Library>,
+    dhcp: Arc<DhcpHandle>,
+    tftp: TftpHandle,
+    advertiser: Option<AdvertiserHandle>,
+    boot_plane: BootPlaneHandle,
+    operator: OperatorHandle,
+    ticker: JoinHandle<()>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
+    #[error("boot.loaders")]
+    Loader(#[source] UnknownLoaderError),
+    #[error("store.path: the store does not open")]
+    Store(#[source] LoadError),
+    #[error("store.path: the key of boot tokens cannot be kept")]
+    TokenKey(#[source] TokenKeyError),
+    #[error("store.path: images cannot be read")]
+    Library(#[source] OpenError),
+    #[error("the DHCP service does not start")]
+    Dhcp(#[source] dhcp::network::BindError),
+    #[error("the {service} service does not start: is its port on the bridge taken by another program?")]
+    Service { service: &'static str, source: std::io::Error },
+    #[error("the operator plane does not start")]
+    Operator(#[source] SocketError),
+}
+
+impl StartError {
+    /// True if the way out is in the configuration file: `farrier serve` then exits with 2.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            StartError::Bridge(_) | StartError::Loader(_) | StartError::Operator(_) => true,
+            StartError::Store(_)
+            | StartError::TokenKey(_)
+            | StartError::Library(_)
+            | StartError::Dhcp(_)
+            | StartError::Service { .. } => false,
+        }
+    }
+}
+
+impl Appliance {
+    /// Opens everything the configuration names and starts serving.
+    pub async fn start(
+        config: Config,
+        handed: HandedOver,
+        problems: Arc<ProblemLog>,
+        clock: Clock,
+    ) -> Result<Appliance, StartError> {
+        let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
+        let loaders = loader_table(&config)?;
+        let listeners = Listeners::open(&config.operator, handed).map_err(StartError::Operator)?;
+
+        let database = config.store.path.join("farrier.db");
+        let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
+        let snapshot = store.load().map_err(StartError::Store)?;
+        for damage in &snapshot.damage {
+            tracing::warn!(path = %database.display(), "set aside on reading the store: {damage}");
+        }
+        let library = Arc::new(Library::open(&config.store.path).map_err(StartError::Library)?);
+        let token_key = TokenKey::load_or_create(&snapshot, &*store).map_err(StartError::TokenKey)?;
+
+        let durable: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
+        let tally = Arc::new(Tally::default());
+        let addresses = Arc::new(AddressBook::default());
+        let settings = registry_settings(&config);
+        let registry = Arc::new(Registry::new(Arc::clone(&durable), &snapshot, settings, token_key));
+        let config = Arc::new(ArcSwap::from_pointee(config));
+
+        let dhcp = Arc::new(
+            dhcp::network::start(DhcpParts {
+                bridge: bridge.clone(),
+                config: config.load_full(),
+                loaders: Arc::new(loaders.clone()),
+                bindings: snapshot.bindings,
+                registry: Arc::clone(&registry),
+                store: durable,
+                addresses: Arc::clone(&addresses),
+                tally: Arc::clone(&tally),
+                clock,
+            })
+            .map_err(StartError::Dhcp)?,
+        );
+        let content = Arc::new(BootContent::new(ContentParts {
+            settings: ScriptSettings::from(&**config.load()),
+            loaders: Loaders::read(loaders, &config.load().store.path),
+            library: Arc::clone(&library),
+            registry: Arc::clone(&registry),
+            addresses: Arc::clone(&addresses),
+            tally: Arc::clone(&tally),
+            clock,
+        }));
+        let tftp = tftp::network::start(bridge.clone(), Arc::clone(&content) as _, Arc::clone(&tally))
+            .map_err(|source| StartError::Service { service: "TFTP", source })?;
+        let http = bridge.tcp_listener(HTTP_PORT);
+        let boot_plane = http
+            .and_then(|listener| {
+                start_boot_plane(listener, &bridge, &content, &registry, &addresses, &tally, clock)
+            })
+            .map_err(|source| StartError::Service { service: "HTTP", source })?;
+        let advertiser = net::advertise::start(bridge.clone(), Arc::clone(&tally))
+            .map_err(|source| StartError::Service { service: "router advertisement", source })?;
+
+        let loopback = listeners.loopback_address();
+        let view = View {
+            bridge,
+            loopback,
+            config: Arc::clone(&config),
+            store,
+            library: Arc::clone(&library),
+            dhcp: Arc::clone(&dhcp),
+        };
+        let operator = operator::start(
+            OperatorParts {
+                registry: Arc::clone(&registry),
+                appliance: Arc::new(view),
+                tally,
+                problems,
+                config: Arc::clone(&config),
+                clock,
+                started_at: clock.now(),
+            },
+            listeners,
+        )
+        .map_err(StartError::Operator)?;
+        for problem in content.problems() {
+            tracing::warn!("{problem}");
+        }
+        let ticker = tokio::spawn(tick(Arc::clone(&registry), clock));
+        Ok(Appliance {
+            config,
+            clock,
+            registry,
+            content,
+            library,
+            dhcp,
+            tftp,
+            advertiser: Some(advertiser),
+            boot_plane,
+            operator,
+            ticker,
+        })
+    }
+
+    /// Takes over a configuration whose fixed keys are unchanged ([`Config::fixed_at_start`]). Files published since
+    /// the start are picked up as well.
+    pub fn reload(&self, config: Config) -> Result<(), StartError> {
+        let loaders = loader_table(&config)?;
+        if let Err(error) = self.library.reload() {
+            tracing::error!(error = &error as &dyn std::error::Error, "images not read again");
+        }
+        self.registry.reconfigure(registry_settings(&config), self.clock.now());
+        self.dhcp.reconfigure(&config, Arc::new(loaders.clone()));
+        self.content.reconfigure(ScriptSettings::from(&config), loaders, &config.store.path);
+        self.config.store(Arc::new(config));
+        Ok(())
+    }
+
+    /// Stops serving in good order: nothing acknowledged is lost, transfers are told, watchers see their streams end.
+    pub async fn stop(mut self) {
+        self.ticker.abort();
+        drop(self.advertiser.take());
+        let dhcp = Arc::clone(&self.dhcp);
+        let tftp = self.tftp;
+        // Both join a thread of their own.
+        let wire = tokio::task::spawn_blocking(move || {
+            dhcp.stop();
+            tftp.stop();
+        });
+        self.boot_plane.stop().await;
+        if wire.await.is_err() {
+            tracing::error!("the DHCP or TFTP thread ended badly");
+        }
+        self.operator.stop().await;
+    }
+}
+
+fn loader_table(config: &Config) -> Result<LoaderTable, StartError> {
+    LoaderTable::built_in().with_overrides(&config.boot.loaders).map_err(StartError::Loader)
+}
+
+fn registry_settings(config: &Config) -> RegistrySettings {
+    RegistrySettings {
+        unknown: config.dhcp.unknown,
+        call_deadline: config.boot.call_deadline,
+        reservations: config.dhcp.reservations.clone(),
+    }
+}
+
+fn start_boot_plane(
+    listener: TcpListener,
+    bridge: &Bridge,
+    content: &Arc<BootContent>,
+    registry: &Arc<Registry>,
+    addresses: &Arc<AddressBook>,
+    tally: &Arc<Tally>,
+    clock: Clock,
+) -> std::io::Result<BootPlaneHandle> {
+    let agents = AgentCalls::new(Arc::clone(registry), Arc::clone(addresses), Arc::clone(tally), clock);
+    let limits = Limits::default();
+    let service = BootService::new(Arc::clone(content), agents, Arc::clone(tally), clock, &limits);
+    let parts = BootPlaneParts {
+        subnet: bridge.address,
+        service: Arc::new(service),
+        tally: Arc::clone(tally),
+        limits,
+    };
+    bootplane::network::start(listener, parts)
+}
+
+async fn tick(registry: Arc<Registry>, clock: Clock) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        registry.tick(clock.now());
+    }
+}
+
+/// What the operator plane sees of the rest.
+struct View {
+    bridge: Bridge,
+    loopback: Option<std::net::SocketAddr>,
+    config: Arc<ArcSwap<Config>>,
+    store: Arc<SqliteStore>,
+    library: Arc<Library>,
+    dhcp: Arc<DhcpHandle>,
+}
+
+impl ApplianceView for View {
+    fn bridge(&self) -> BridgeStatus {
+        BridgeStatus {
+            name: self.bridge.name.to_string(),
+            address: self.bridge.address.to_string(),
+            mac: self.bridge.mac,
+        }
+    }
+
+    fn services(&self) -> Vec<ServiceStatus> {
+        // Sockets are bound to the device: without it, or with it down, nothing can be served.
+        let up = self.bridge.link().is_some_and(|link| link.up);
+        let ip = self.bridge.ip();
+        let bridge = &self.bridge.name;
+        let service =
+            |name: &str, listens: String, running| ServiceStatus { name: name.to_owned(), listens, running };
+        let mut services = vec![
+            service("dhcp", format!("{bridge}, UDP 67 and 4011"), up),
+            service("tftp", format!("{ip}, UDP 69"), up),
+            service("http", format!("{ip}, TCP {HTTP_PORT}"), up),
+            service("router-advertisement", format!("{bridge}, ICMPv6"), up),
+            service("operator", self.config.load().operator.socket.display().to_string(), true),
+        ];
+        if let Some(address) = self.loopback {
+            services.push(service("status", format!("http://{address}"), true));
+        }
+        services
+    }
+
+    fn image(&self) -> ImageStatus {
+        let profile = self.config.load().boot.profile.clone();
+        ImageStatus { present: self.library.profile(&profile).is_some(), profile }
+    }
+
+    fn store(&self) -> StoreStatus {
+        let path: PathBuf = self.config.load().store.path.join("farrier.db");
+        StoreStatus { path: path.display().to_string(), last_error: self.store.stats().last_error }
+    }
+
+    fn leases(&self) -> Vec<LeaseView> {
+        self.dhcp.leases()
+    }
+
+    fn pool_use(&self) -> PoolUse {
+        self.dhcp.pool_use()
+    }
+}

@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md draws the picture and lists the invariants that tests hold.
 
 pub mod clock;
+pub mod telemetry;
 
 pub mod config;
 

@@ -106,8 +106,8 @@ fn resolve_exactly(name: &str, loaders: &LoaderTable) -> Option<Content> {
     }
 }
 
-/// `grub.cfg` and `grub.cfg-01-<mac>`; GRUB's other guesses (by UUID, by address) are misses on purpose: one
-/// configuration under one name is enough, and a miss costs a millisecond.
+/// `grub.cfg` and `grub.cfg-01-<mac>`. Debian's signed GRUB asks for `/grub/grub.cfg` only, so that name is rendered
+/// for whoever asks; other builds search by UUID, MAC and address, and need but one hit.
 fn resolve_grub_config(folder: &str, suffix: &str, loaders: &LoaderTable) -> Option<Content> {
     let parent = folder.strip_suffix("grub").map(|parent| parent.trim_end_matches('/')).unwrap_or(folder);
     if !holds_loaders(parent, loaders) {

@@ -124,26 +124,40 @@ pub fn render_ipxe(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
 }
 
 /// A GRUB configuration. Files come from where GRUB itself came from (`$root`), by the same names.
+///
+/// GRUB cannot tell a missing file from an empty one, nests a context per `configfile`, and takes the `then` branch
+/// of a failed `source`. So a machine that waits loops in the first text it got and sources the same name again and
+/// again; the variable makes a text that again says "wait" return at once, and one that says "boot" boots.
 pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
     let ScriptContext { mac, profile, .. } = context;
     let who = context.who();
-    let again = format!("sleep {RETRY_SECS}\nconfigfile /{}\n", namespace::grub_config_name(*mac));
+    let wait_and_ask_again = format!(
+        "if [ \"$farrier_waits\" != yes ]; then\n\
+         set farrier_waits=yes\n\
+         while true; do\n\
+         sleep {RETRY_SECS}\n\
+         source /{}\n\
+         done\n\
+         fi\n",
+        namespace::grub_config_name(*mac)
+    );
     match plan {
+        // Without a kernel, `initrd` and `boot` only say so, and the text goes on to wait.
         ScriptPlan::Ramdisk => format!(
             "echo 'farrier: {who} boots the deploy ramdisk'\n\
-             if linux /{kernel} {arguments}; then\n\
-             if initrd /{ramdisk}; then\n\
+             linux /{kernel} {arguments}\n\
+             initrd /{ramdisk}\n\
              boot\n\
-             fi\n\
-             fi\n\
              echo 'farrier: {who} could not load the deploy ramdisk; trying again in {RETRY_SECS} s'\n\
-             {again}",
+             {wait_and_ask_again}",
             kernel = namespace::kernel_name(profile),
             ramdisk = namespace::ramdisk_name(profile),
             arguments = context.command_line(),
         ),
         ScriptPlan::AwaitApproval => {
-            format!("echo 'farrier: {who} waits for approval: farrier node approve {mac}'\n{again}")
+            format!(
+                "echo 'farrier: {who} waits for approval: farrier node approve {mac}'\n{wait_and_ask_again}"
+            )
         }
         ScriptPlan::LocalDisk => format!("echo 'farrier: {who} boots from its local disk'\nexit\n"),
     }
@@ -175,7 +189,7 @@ mod tests {
                 "kernel http://192.168.2.2/image/vm/vmlinuz initrd=initrd.img {words} ||"
             ))
         );
-        assert!(grub.contains(&format!("if linux /image/vm/vmlinuz {words}; then\n")));
+        assert!(grub.contains(&format!("linux /image/vm/vmlinuz {words}\n")));
     }
 
     #[test]
@@ -187,7 +201,7 @@ mod tests {
             ipxe.contains("chain --replace --autofree http://192.168.2.2/boot/52-54-00-00-00-01/script.ipxe")
         );
         let grub = render_grub(ScriptPlan::AwaitApproval, &context);
-        assert!(grub.contains("configfile /grub/grub.cfg-01-52-54-00-00-00-01\n"));
+        assert!(grub.contains("source /grub/grub.cfg-01-52-54-00-00-00-01\n"));
         assert!(!ipxe.contains("kernel") && !grub.contains("linux"));
     }
 

@@ -5,11 +5,12 @@
 //! never a redirect.
 
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 
+use crate::clock::Timestamp;
 use crate::image::digest::Digest;
 
 /// What the answer depends on besides the request.
@@ -18,7 +19,7 @@ pub struct FileFacts {
     pub size: u64,
     /// Absent for text rendered for one node: it has no identity beyond one answer.
     pub digest: Option<Digest>,
-    pub modified: Option<SystemTime>,
+    pub modified: Option<Timestamp>,
     pub media_type: &'static str,
 }
 
@@ -101,7 +102,7 @@ fn validators(file: &FileFacts) -> HeaderMap {
         }
     }
     if let Some(modified) = file.modified {
-        insert_text(&mut headers, header::LAST_MODIFIED, &httpdate::fmt_http_date(representable(modified)));
+        insert_text(&mut headers, header::LAST_MODIFIED, &http_date(modified));
     }
     headers
 }
@@ -113,10 +114,16 @@ fn insert_text(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
-/// httpdate panics outside 1970–9999; a file's time comes from a disk that may say anything.
-fn representable(time: SystemTime) -> SystemTime {
-    let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    time.clamp(SystemTime::UNIX_EPOCH, latest)
+/// httpdate panics past the year 9999; a file's time comes from a disk that may say anything.
+fn http_date(time: Timestamp) -> String {
+    const LATEST_SECS: u64 = 253_402_300_799;
+    let seconds = whole_seconds(time).min(LATEST_SECS);
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+/// Last-Modified counts whole seconds (RFC 9110 §5.6.7), so these are what is compared.
+fn whole_seconds(time: Timestamp) -> u64 {
+    time.as_millis() / 1000
 }
 
 enum Condition {
@@ -133,7 +140,7 @@ fn evaluate_conditions(request: &HeaderMap, file: &FileFacts) -> Condition {
         }
     } else if let (Some(asked), Some(modified)) = (date(request, header::IF_UNMODIFIED_SINCE), file.modified)
     {
-        if whole_seconds(modified) > whole_seconds(asked) {
+        if whole_seconds(modified) > asked {
             return Condition::Failed;
         }
     }
@@ -142,7 +149,7 @@ fn evaluate_conditions(request: &HeaderMap, file: &FileFacts) -> Condition {
             return Condition::NotModified;
         }
     } else if let (Some(asked), Some(modified)) = (date(request, header::IF_MODIFIED_SINCE), file.modified) {
-        if whole_seconds(modified) <= whole_seconds(asked) {
+        if whole_seconds(modified) <= asked {
             return Condition::NotModified;
         }
     }
@@ -177,9 +184,14 @@ fn etag_listed(
         .any(|tag| listed(tag.trim_matches([' ', '\t'])))
 }
 
-/// A date the rules can use; an invalid one, or several, count as absent (RFC 9110 §13.1.3, §13.1.4).
-fn date(request: &HeaderMap, name: HeaderName) -> Option<SystemTime> {
-    httpdate::parse_http_date(only(request, name)?).ok()
+/// A date in seconds; an invalid one, or several, count as absent (RFC 9110 §13.1.3, §13.1.4).
+fn date(request: &HeaderMap, name: HeaderName) -> Option<u64> {
+    parse_date(only(request, name)?)
+}
+
+fn parse_date(text: &str) -> Option<u64> {
+    let time = httpdate::parse_http_date(text).ok()?;
+    time.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
 /// The value of a header that appears exactly once.
@@ -187,10 +199,6 @@ fn only(request: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = request.get_all(name).iter();
     let value = values.next()?;
     if values.next().is_some() { None } else { value.to_str().ok() }
-}
-
-fn whole_seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// RFC 9110 §13.1.5: If-Range with another validator than the file's own makes Range as if it were not there.
@@ -202,9 +210,9 @@ fn may_use_range(request: &HeaderMap, file: &FileFacts) -> bool {
     if validator.starts_with('"') || validator.starts_with("W/") {
         return file.digest.is_some_and(|digest| validator == format!("\"{digest}\""));
     }
-    match (httpdate::parse_http_date(validator), file.modified) {
-        (Ok(asked), Some(modified)) => whole_seconds(asked) == whole_seconds(modified),
-        (Ok(_), None) | (Err(_), _) => false,
+    match (parse_date(validator), file.modified) {
+        (Some(asked), Some(modified)) => asked == whole_seconds(modified),
+        (Some(_), None) | (None, _) => false,
     }
 }
 

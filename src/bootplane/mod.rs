@@ -1,4 +1,26 @@
 //! The HTTP boot plane: what nodes fetch and whom the agent calls. Bound to the bridge, never to anything else.
 //!
+//! A request passes these, from the wire inwards:
+//! - [`network`]: the listener, its limits, and the end of it all
+//! - [`connection`]: one connection; bytes pass through it to hyper and back
+//! - [`head`]: request heads checked more strictly than hyper does; pure
+//! - [`pulse`]: the timers of a connection; pure
+//! - [`service`]: one request, one answer
 //! - [`files`]: RFC 9110 conditions and ranges; pure
+//! - [`content`]: what a node may fetch; TFTP asks it too
+//! - [`misses`]: how many misses are put on a timeline; pure
+//! - [`agent_calls`]: the agent's JSON calls
+//! - [`body`]: bytes of a mapped blob, handed over without copying, their end told
+//! - [`limits`]: every bound, with what happens at it
+
+pub mod agent_calls;
+pub mod body;
+pub mod connection;
+pub mod content;
 pub mod files;
+pub mod head;
+pub mod limits;
+pub mod misses;
+pub mod network;
+pub mod pulse;
+pub mod service;

@@ -9,6 +9,7 @@ use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
 
 use crate::boot::loader::LoaderTable;
+use crate::cli::error::CommandError;
 use crate::image::build::{Builder, build, progress_bar};
 use crate::image::fetch::{Fetched, fetch_loaders};
 use crate::image::library::{Library, Manifest};
@@ -29,11 +30,7 @@ enum ImageCommand {
     #[command(subcommand)]
     Build(BuildCommand),
     /// List the images in the library
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    List,
 }
 
 #[derive(Debug, Subcommand)]
@@ -54,14 +51,15 @@ enum BuildCommand {
     Loaders,
 }
 
-pub fn run(arguments: &ImageArgs) -> anyhow::Result<()> {
-    match &arguments.command {
+pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandError> {
+    let done = match &arguments.command {
         ImageCommand::Build(BuildCommand::Deploy { profile, recipe, agent }) => {
             deploy(&arguments.state, profile, recipe.as_deref(), agent.as_deref())
         }
         ImageCommand::Build(BuildCommand::Loaders) => loaders(&arguments.state),
-        ImageCommand::List { json } => list(&arguments.state, *json),
-    }
+        ImageCommand::List => list(&arguments.state, json),
+    };
+    done.map(|()| String::new()).map_err(|error| CommandError::Failed(format!("{error:#}")))
 }
 
 fn deploy(state: &Path, profile: &str, recipe: Option<&Path>, agent: Option<&Path>) -> anyhow::Result<()> {

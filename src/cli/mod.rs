@@ -1,3 +1,150 @@
-//! CLI
+//! The command line: one file per subcommand.
+//!
+//! Commands that ask the running appliance go through [`client`]; each asks, and hands the documents to a pure
+//! function that lays them out ([`text`], [`table`], [`timeline`]). With `--json` the documents are printed as they
+//! came. Exit codes are in [`error`].
 
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write as _};
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::cli::client::Client;
+use crate::cli::error::CommandError;
+use crate::cli::text::Style;
+
+pub mod client;
+mod config;
+pub mod error;
 pub mod image;
+mod lease;
+mod node;
+mod serve;
+mod status;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod text;
+pub mod timeline;
+mod watch;
+
+const SOCKET_DEFAULT: &str = "/run/farrier/operator.sock";
+const SOCKET_VARIABLE: &str = "FARRIER_SOCKET";
+
+/// A boot appliance that owns one Linux bridge: DHCP, TFTP, HTTP boot, enrolment.
+#[derive(Debug, Parser)]
+#[command(name = "farrier", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Operator socket of the running appliance [default: $FARRIER_SOCKET, else /run/farrier/operator.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// Print JSON instead of text for people; names are stable
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, 4 refused, \
+                          5 appliance not reachable";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the appliance
+    Serve(serve::ServeArgs),
+    /// Say how the running appliance is
+    Status,
+    /// Register, list, show, approve, remove and order nodes
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Addresses given out
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
+    /// Follow all nodes live, until Ctrl-C
+    Watch,
+    /// Build deploy images, fetch boot loaders, list what is there
+    Image(image::ImageArgs),
+    /// Check a configuration file
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug, Default)]
+pub struct Finished {
+    pub stdout: String,
+    pub stderr: String,
+    pub code: u8,
+}
+
+/// Runs the command named by the arguments; the caller prints and exits.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Finished {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(usage) => {
+            let colour = std::io::stderr().is_terminal() && text::colours_wanted();
+            let message = if colour { usage.render().ansi().to_string() } else { usage.render().to_string() };
+            let code = u8::try_from(usage.exit_code()).unwrap_or(2);
+            // `--help` and `--version` are no mistakes.
+            return if usage.use_stderr() {
+                Finished { stderr: message, code, ..Finished::default() }
+            } else {
+                Finished { stdout: message, code, ..Finished::default() }
+            };
+        }
+    };
+    let json = cli.json;
+    match perform(cli) {
+        Ok(stdout) => Finished { stdout, ..Finished::default() },
+        Err(error) => Finished { stderr: error.render(json), code: error.exit_code(), ..Finished::default() },
+    }
+}
+
+fn perform(cli: Cli) -> Result<String, CommandError> {
+    let style = Style::of_stdout();
+    let socket = cli.socket.unwrap_or_else(default_socket);
+    let json = cli.json;
+    match cli.command {
+        Command::Serve(arguments) => serve::run(&arguments).map(|()| String::new()),
+        Command::Config(command) => config::run(&command, json),
+        Command::Status => ask(async { status::run(&Client::new(socket), json, style).await }),
+        Command::Node(command) => ask(async { node::run(command, &Client::new(socket), json, style).await }),
+        Command::Lease(command) => {
+            ask(async { lease::run(&command, &Client::new(socket), json, style).await })
+        }
+        Command::Image(arguments) => image::run(&arguments, json),
+        Command::Watch => ask(async { watch::run(&Client::new(socket), json, style).await }),
+    }
+}
+
+fn default_socket() -> PathBuf {
+    match std::env::var_os(SOCKET_VARIABLE) {
+        Some(path) if !path.is_empty() => path.into(),
+        Some(_) | None => SOCKET_DEFAULT.into(),
+    }
+}
+
+/// Runs one question to the appliance; a thread of its own is not needed for that.
+fn ask<T>(question: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::Failed(format!("no runtime: {error}")))?;
+    runtime.block_on(question)
+}
+
+/// A document as `--json` prints it.
+fn json_text(document: &impl serde::Serialize) -> String {
+    let text = serde_json::to_string_pretty(document).unwrap_or_default();
+    format!("{text}\n")
+}
+
+impl Finished {
+    /// A reader that closed the pipe has read enough: that is no failure.
+    pub fn print(&self) {
+        let _ = std::io::stdout().write_all(self.stdout.as_bytes());
+        let _ = std::io::stdout().flush();
+        let _ = std::io::stderr().write_all(self.stderr.as_bytes());
+    }
+}

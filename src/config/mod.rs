@@ -2,11 +2,16 @@
 //!
 //! `file` mirrors `config/farrier.toml` key by key (serde, unknown keys refused); this module holds what the
 //! program reads. Each mistake is one error that names the key, the value, the rule and the way out.
+//!
+//! - `file`: the private mirror and what serde has to say about it
+//! - `document`: key path ↔ line of the file
+//! - `check`: the rules, section by section; `pool`: those about addresses
+//! - `error`: how a mistake is told
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
@@ -17,6 +22,19 @@ use crate::boot::loader::LoaderName;
 use crate::boot::script::KernelArgument;
 use crate::net::MacAddr;
 use crate::node::NodeName;
+
+mod check;
+mod document;
+mod error;
+mod file;
+mod pool;
+#[cfg(test)]
+mod tests;
+
+pub use error::ConfigError;
+
+/// A larger file is no configuration of ours; it is refused before it is read into memory.
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -100,4 +118,46 @@ pub struct BootConfig {
     pub profile: String,
     /// Appended to the deploy kernel's command line.
     pub kernel_arguments: Vec<KernelArgument>,
+    /// A ramdisk silent for this long after its kernel was fetched has failed.
+    pub call_deadline: Duration,
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let refuse = |value: String, way_out: &str| ConfigError {
+            path: path.into(),
+            line: None,
+            key: "(the file itself)".to_owned(),
+            value,
+            rule: format!(
+                "the configuration is a readable UTF-8 text file of at most {FILE_BYTES_MAX} bytes"
+            ),
+            way_out: way_out.to_owned(),
+        };
+        let name_it = "name another file with --config, or start from a copy of config/farrier.toml";
+        let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string(), name_it))?;
+        if metadata.len() > FILE_BYTES_MAX {
+            return Err(refuse(format!("{} bytes", metadata.len()), name_it));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string(), name_it))?;
+        Config::parse(&text, path)
+    }
+
+    /// `path` is named in errors; nothing is read from it.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let (file, document) = file::read(text, path)?;
+        check::Check { path, document: &document }.config(file)
+    }
+
+    /// Keys that differ in `new` and that a running appliance cannot take over: its sockets and its store are open.
+    pub fn fixed_at_start(&self, new: &Config) -> Vec<&'static str> {
+        let compared = [
+            ("network.bridge", self.network.bridge != new.network.bridge),
+            ("network.address", self.network.address != new.network.address),
+            ("operator.socket", self.operator.socket != new.operator.socket),
+            ("operator.listen", self.operator.listen != new.operator.listen),
+            ("store.path", self.store.path != new.store.path),
+        ];
+        compared.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
 }

@@ -1,11 +1,24 @@
-//! Pool, bindings, offers, quarantine.
+//! Pool, bindings, offers, quarantine: the values here, the bookkeeping in [`table`].
+//!
+//! A *binding* is durable: an address granted to a client until a time, or given back, or withheld. An *offer* is a
+//! promise kept in memory for [`OFFER_HOLD`]. After its end a binding stays on record for *affinity*: the same client
+//! gets the same address again unless another had to have it.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+
+pub mod table;
+
+/// How long an offered address waits for its REQUEST. Covers the slowest firmware's retries (4, 8, 16, 32 s), and
+/// Raspberry Pi ROMs, which use an offer without ever requesting it.
+pub const OFFER_HOLD: Duration = Duration::from_secs(120);
+/// How long a declined address is withheld: somebody without a lease is using it, and may be gone by then.
+pub const QUARANTINE: Duration = Duration::from_secs(3600);
 
 /// Who holds a binding.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,4 +50,36 @@ pub enum BindingState {
     Released,
     /// Declined by its client, or found in use: withheld until `expires_at`. `mac` is who said so.
     Quarantined,
+}
+
+/// One line of `lease list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseView {
+    pub address: Ipv4Addr,
+    pub mac: MacAddr,
+    pub hostname: Option<String>,
+    pub client_id: Option<Vec<u8>>,
+    pub state: LeaseState,
+    /// When the state began; absent for an offer.
+    pub granted_at: Option<Timestamp>,
+    /// When it ends, or ended: a `bound` lease in the past has expired.
+    pub expires_at: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    Offered,
+    Bound,
+    Released,
+    Quarantined,
+}
+
+/// How full the pool is. Addresses outside it (reservations) are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolUse {
+    pub size: u32,
+    pub bound: u32,
+    pub offered: u32,
+    pub quarantined: u32,
 }

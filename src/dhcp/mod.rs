@@ -14,4 +14,6 @@ pub mod network;
 pub mod reply;
 pub mod request;
 pub mod server;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod wire;

@@ -1,1 +1,166 @@
-//! network
+//! The DHCP thread: bridge-bound sockets, one [`DhcpServer`], and replies that wait for the disk.
+//!
+//! ```text
+//!  67 ──┐                       ┌─ OFFER, NAK ───────────────────────► outbound
+//!       ├─ batch ─► DhcpServer ─┤
+//!  4011 ┘                       └─ ACK + changes ─► store ─ durable ─► outbound   (on the store's thread)
+//!                                                     └── failed ─► DhcpServer::forget, nothing is sent
+//! ```
+//!
+//! Everything one receive brings is one batch for the store, so that under load many leases share one sync. An ACK
+//! without changes waits too while any commit is under way: it may repeat a grant that is not on disk yet.
+//!
+//! Nothing on the network ends this thread. A bridge that is deleted closes the sockets; they are opened again once a
+//! bridge of that name carries our address again.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::boot::loader::LoaderTable;
+use crate::clock::Clock;
+use crate::config::{BridgeName, Config};
+use crate::dhcp::address_book::AddressBook;
+use crate::dhcp::lease::{Binding, BindingState, LeaseView, PoolUse};
+use crate::dhcp::server::{DhcpServer, Settings};
+use crate::net::Bridge;
+use crate::net::link::LinkWatch;
+use crate::node::registry::Registry;
+use crate::store::Store;
+use crate::telemetry::Tally;
+
+mod outbound;
+mod worker;
+
+use outbound::Outbound;
+use worker::{FailedBatch, Progress, Worker};
+
+/// The word for this service in counters.
+const SERVICE: &str = "dhcp";
+
+pub struct DhcpParts {
+    pub bridge: Bridge,
+    pub config: Arc<Config>,
+    pub loaders: Arc<LoaderTable>,
+    pub bindings: Vec<Binding>,
+    pub registry: Arc<Registry>,
+    pub store: Arc<dyn Store>,
+    pub addresses: Arc<AddressBook>,
+    pub tally: Arc<Tally>,
+    pub clock: Clock,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error(
+        "UDP port {port} on {bridge} is taken: another DHCP server runs here; `ss -lunp sport = :{port}` names it, stop it or keep it off this bridge"
+    )]
+    PortTaken { bridge: BridgeName, port: u16, source: io::Error },
+    #[error(
+        "{what} on {bridge} is not permitted: run as root or with the capabilities CAP_NET_BIND_SERVICE and CAP_NET_RAW"
+    )]
+    NotPermitted { bridge: BridgeName, what: String, source: io::Error },
+    #[error("{what} on {bridge} cannot be opened")]
+    Unavailable { bridge: BridgeName, what: String, source: io::Error },
+    #[error("the DHCP thread cannot be started")]
+    Thread { source: io::Error },
+}
+
+enum Command {
+    Leases(mpsc::SyncSender<Vec<LeaseView>>),
+    PoolUse(mpsc::SyncSender<PoolUse>),
+    Reconfigure(Box<Settings>),
+    InUse(Ipv4Addr),
+    /// From the store's thread: this was not made durable, and its parcels were not sent.
+    CommitFailed(FailedBatch),
+    Stop,
+}
+
+/// Owns the DHCP thread; stops it when dropped.
+pub struct DhcpHandle {
+    commands: mpsc::Sender<Command>,
+    waker: Arc<EventFd>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl DhcpHandle {
+    /// Bindings and standing offers, by address; empty once stopped.
+    pub fn leases(&self) -> Vec<LeaseView> {
+        let (answer, leases) = mpsc::sync_channel(1);
+        self.tell(Command::Leases(answer));
+        leases.recv().unwrap_or_default()
+    }
+
+    /// How full the pool is; all zero once stopped.
+    pub fn pool_use(&self) -> PoolUse {
+        let (answer, pool_use) = mpsc::sync_channel(1);
+        self.tell(Command::PoolUse(answer));
+        pool_use.recv().unwrap_or_default()
+    }
+
+    /// Takes over a new configuration, except for the bridge and our address on it.
+    pub fn reconfigure(&self, config: &Config, loaders: Arc<LoaderTable>) {
+        self.tell(Command::Reconfigure(Box::new(Settings::new(config, loaders))));
+    }
+
+    /// The client at this address fetches files: its offer is in use, requested or not.
+    pub fn in_use(&self, address: Ipv4Addr) {
+        self.tell(Command::InUse(address));
+    }
+
+    /// Stops receiving, lets commits under way finish and their replies leave, and ends the thread.
+    pub fn stop(&self) {
+        self.tell(Command::Stop);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    fn tell(&self, command: Command) {
+        // A thread that has stopped needs telling nothing.
+        let _ = self.commands.send(command);
+        let _ = self.waker.write(1);
+    }
+}
+
+impl Drop for DhcpHandle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Opens the sockets and starts the thread.
+pub fn start(parts: DhcpParts) -> Result<DhcpHandle, BindError> {
+    let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, clock } = parts;
+    let system = |source| BindError::Thread { source };
+    let outbound = Arc::new(Outbound::open(&bridge, &tally)?);
+    let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+    let waker = Arc::new(EventFd::from_flags(flags).map_err(|errno| system(errno.into()))?);
+    let watch = LinkWatch::open().map_err(system)?;
+    let (commands, orders) = mpsc::channel();
+    for binding in bindings.iter().filter(|binding| binding.state == BindingState::Bound) {
+        addresses.set(binding.address, binding.mac);
+    }
+    let worker = Worker {
+        server: DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now()),
+        bridge,
+        outbound: Some(outbound),
+        registry,
+        store,
+        addresses,
+        tally,
+        clock,
+        orders,
+        commands: commands.clone(),
+        waker: Arc::clone(&waker),
+        watch,
+        progress: Progress::default(),
+    };
+    let thread =
+        thread::Builder::new().name("dhcp".to_owned()).spawn(move || worker.run()).map_err(system)?;
+    Ok(DhcpHandle { commands, waker, thread: Mutex::new(Some(thread)) })
+}

@@ -1,1 +1,288 @@
-//! server
+//! `handle(message, what we know, now) → Outcome`: RFC 2131 §4.3 as a function of state, input and time.
+//!
+//! ```text
+//!  bytes ─ wire ─ request ─┬─ DISCOVER ── choose an address ── OFFER, held in memory
+//!                          ├─ REQUEST ─── its state (§4.3.2) ─ ACK with changes, NAK, or silence
+//!                          ├─ DECLINE, RELEASE ─────────────── changes, never an answer
+//!                          ├─ INFORM ───────────────────────── ACK without a lease
+//!                          └─ port 4011 ────────────────────── ACK with boot data only
+//! ```
+//!
+//! The caller makes [`Outcome::changes`] durable before [`Outcome::answer`] leaves; offers carry none. If the commit
+//! fails it drops the answer and calls [`DhcpServer::forget`].
+//!
+//! Deviations from the RFC, all deliberate: a client is its MAC and not its client identifier (firmware, iPXE and the
+//! operating system of one machine present three different ones), unless `identity = "client-id"`; an authoritative
+//! server gives an unknown client the address it remembers, if that is free; a lease time asked for is ignored.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnetwork::Ipv4Network;
+use uuid::Uuid;
+
+use crate::boot::client::ClientClass;
+use crate::boot::decision::{self, BootPlan, RefusedBoot, Standing, UnknownPolicy};
+use crate::boot::loader::LoaderTable;
+use crate::clock::Timestamp;
+use crate::config::{Config, Identity, PoolRange};
+use crate::dhcp::lease::table::LeaseTable;
+use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
+use crate::dhcp::request::{MessageKind, Request};
+use crate::dhcp::server::declines::Declines;
+use crate::dhcp::server::handling::Visit;
+use crate::dhcp::wire::Message;
+use crate::net::MacAddr;
+use crate::store::Change;
+
+mod declines;
+mod handling;
+mod silence;
+
+pub use silence::Silence;
+
+/// What the server needs to know of nodes; the registry answers.
+pub trait Directory {
+    fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing;
+    /// Whom an operator fixed this address for.
+    fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr>;
+}
+
+/// The part of the configuration that DHCP answers from, with what is derived from it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Our address, which is also the server identifier, and the subnet.
+    pub network: Ipv4Network,
+    pub gateway: Option<Ipv4Addr>,
+    pub dns: Vec<Ipv4Addr>,
+    pub pool: PoolRange,
+    pub lease: Duration,
+    pub unknown: UnknownPolicy,
+    pub identity: Identity,
+    pub authoritative: bool,
+    pub loaders: Arc<LoaderTable>,
+}
+
+impl Settings {
+    pub fn new(config: &Config, loaders: Arc<LoaderTable>) -> Settings {
+        Settings {
+            network: config.network.address,
+            gateway: config.network.gateway,
+            dns: config.network.dns.clone(),
+            pool: config.dhcp.pool,
+            lease: config.dhcp.lease,
+            unknown: config.dhcp.unknown,
+            identity: config.dhcp.identity,
+            authoritative: config.dhcp.authoritative,
+            loaders,
+        }
+    }
+
+    pub fn server(&self) -> Ipv4Addr {
+        self.network.ip()
+    }
+
+    /// An address of the subnet that a client may have: not the network's own, the broadcast's, ours or the gateway's.
+    pub fn is_host(&self, address: Ipv4Addr) -> bool {
+        self.network.contains(address)
+            && address != self.network.network()
+            && address != self.network.broadcast()
+            && address != self.server()
+            && Some(address) != self.gateway
+    }
+}
+
+/// One datagram as it came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// UDP payload, by the UDP length: Ethernet padding is not part of it.
+    pub bytes: &'a [u8],
+    pub source: SocketAddrV4,
+    /// Where it was sent: 255.255.255.255 or our address. Tells rebinding from renewing.
+    pub destination: Ipv4Addr,
+    pub service: Service,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Port 67.
+    Dhcp,
+    /// Port 4011, PXE 2.1 §2.2.4.
+    BootServer,
+}
+
+/// What came of one datagram.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    pub answer: Answer,
+    /// Must be durable before the answer leaves.
+    pub changes: Vec<Change>,
+    /// Who asked and what; absent if the bytes did not say.
+    pub report: Option<Report>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Reply(Reply),
+    Silence(Silence),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub kind: ReplyKind,
+    pub bytes: Vec<u8>,
+    pub destination: Destination,
+    /// The address this reply grants or promises.
+    pub address: Option<Ipv4Addr>,
+    pub boot_file: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyKind {
+    Offer,
+    Ack,
+    Nak,
+}
+
+impl ReplyKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ReplyKind::Offer => "offer",
+            ReplyKind::Ack => "ack",
+            ReplyKind::Nak => "nak",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// ff:ff:ff:ff:ff:ff and 255.255.255.255, port 68.
+    Broadcast,
+    /// A client that answers ARP at this address.
+    Unicast(SocketAddrV4),
+    /// A client that does not have its address yet: a frame to its MAC, without ARP, port 68.
+    Frame { mac: MacAddr, address: Ipv4Addr },
+}
+
+/// Who asked for what: the subject of a timeline event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    pub mac: MacAddr,
+    pub class: ClientClass,
+    pub uuid: Option<Uuid>,
+    /// `discover`, `request`, …
+    pub message: &'static str,
+    pub xid: u32,
+}
+
+impl Outcome {
+    fn silent(silence: Silence) -> Outcome {
+        Outcome { answer: Answer::Silence(silence), changes: Vec::new(), report: None }
+    }
+}
+
+#[derive(Debug)]
+pub struct DhcpServer {
+    settings: Settings,
+    table: LeaseTable,
+    declines: Declines,
+}
+
+impl DhcpServer {
+    pub fn new(settings: Settings, bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
+        let table = LeaseTable::new(settings.pool, bindings, now);
+        DhcpServer { settings, table, declines: Declines::default() }
+    }
+
+    /// Takes new settings. Bindings outside the new pool are not renewed any more.
+    pub fn reconfigure(&mut self, settings: Settings, now: Timestamp) {
+        self.table.set_pool(settings.pool, now);
+        self.settings = settings;
+    }
+
+    pub fn handle(&mut self, received: &Received<'_>, directory: &dyn Directory, now: Timestamp) -> Outcome {
+        self.expire(now);
+        let message = match Message::parse(received.bytes) {
+            Ok(message) => message,
+            Err(error) => return Outcome::silent(error.into()),
+        };
+        let request = match Request::read(&message) {
+            Ok(request) => request,
+            Err(silence) => return Outcome::silent(silence),
+        };
+        let standing = directory.standing(request.mac, now);
+        let plan = decision::decide(request.class, &standing, self.settings.unknown, &self.settings.loaders);
+        let key = match (self.settings.identity, request.client_id) {
+            // RFC 2132 §9.14: shorter than two bytes is not an identifier.
+            (Identity::ClientId, Some(id)) if id.len() >= 2 => ClientKey::ClientId(id.to_vec()),
+            (Identity::ClientId, Some(_) | None) | (Identity::Mac, _) => ClientKey::Mac(request.mac),
+        };
+        let visit = Visit { request: &request, received, standing: &standing, plan, key, directory, now };
+        let mut changes = Vec::new();
+        let answer = match self.answer(&visit, &mut changes) {
+            Ok(reply) => Answer::Reply(reply),
+            Err(silence) => Answer::Silence(silence),
+        };
+        let report = Report {
+            mac: request.mac,
+            class: request.class,
+            uuid: request.uuid,
+            message: request.kind.as_str(),
+            xid: message.xid(),
+        };
+        Outcome { answer, changes, report: Some(report) }
+    }
+
+    fn answer(&mut self, visit: &Visit<'_>, changes: &mut Vec<Change>) -> Result<Reply, Silence> {
+        let refused = match &visit.plan {
+            BootPlan::Refuse(RefusedBoot::UnknownMac) => Err(Silence::UnknownMac),
+            BootPlan::Loader { .. } | BootPlan::Script | BootPlan::AddressOnly(_) => Ok(()),
+        };
+        if visit.request.asks_boot_server(visit.received.service) {
+            return refused.and_then(|()| self.boot_server(visit));
+        }
+        match visit.request.kind {
+            MessageKind::Discover => refused.and_then(|()| self.discover(visit)),
+            MessageKind::Request => refused.and_then(|()| self.request(visit, changes)),
+            // Giving an address back is always welcome.
+            MessageKind::Decline => Err(self.decline(visit, changes)),
+            MessageKind::Release => Err(self.release(visit, changes)),
+            MessageKind::Inform => refused.and_then(|()| self.inform(visit)),
+        }
+    }
+
+    /// The commit of these changes failed and nobody was told of them.
+    pub fn forget(&mut self, changes: &[Change], now: Timestamp) {
+        self.table.forget(changes, now);
+    }
+
+    /// The client at this address is at work (TFTP, HTTP) though it may never have requested its offer: Raspberry Pi
+    /// ROMs do not.
+    pub fn in_use(&mut self, address: Ipv4Addr, now: Timestamp) {
+        self.table.keep_offer(address, now);
+    }
+
+    /// Takes note of what has ended. Cheap, bounded, and also done with each message; worth calling at
+    /// [`DhcpServer::next_deadline`] only to keep [`DhcpServer::pool_use`] exact while nobody asks.
+    pub fn expire(&mut self, now: Timestamp) {
+        let _more = self.table.expire(now);
+        self.declines.expire(now);
+    }
+
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        self.table.next_deadline()
+    }
+
+    /// Bindings and standing offers, by address.
+    pub fn leases(&self) -> Vec<LeaseView> {
+        self.table.views()
+    }
+
+    pub fn pool_use(&self) -> PoolUse {
+        self.table.pool_use()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -16,19 +16,22 @@
 //! finds it whole. The rest of the library is served meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::boot::script::{KernelArgument, ParseKernelArgumentError};
+use crate::clock::Timestamp;
 use crate::image::digest::Digest;
+use crate::net::sys;
 
 /// A manifest is a few hundred bytes; anything much larger is not one.
 const MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
@@ -62,13 +65,15 @@ pub struct Blob {
     pub bytes: Bytes,
     pub digest: Digest,
     pub size: u64,
-    pub modified: SystemTime,
+    pub modified: Timestamp,
 }
 
 /// A manifest with its blobs open and verified.
 #[derive(Clone, Debug)]
 pub struct Profile {
     pub manifest: Manifest,
+    /// The manifest's kernel command line words, checked.
+    pub arguments: Vec<KernelArgument>,
     pub kernel: Blob,
     pub ramdisk: Blob,
 }
@@ -250,7 +255,12 @@ impl Library {
             }
         };
         let (kernel, ramdisk) = (open(manifest.kernel)?, open(manifest.ramdisk)?);
-        Ok(Profile { manifest, kernel, ramdisk })
+        let arguments = manifest.arguments.iter().map(|word| word.parse()).collect::<Result<_, _>>();
+        let arguments = arguments.map_err(|error: ParseKernelArgumentError| Damage {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+        Ok(Profile { manifest, arguments, kernel, ramdisk })
     }
 
     /// Removes those of `digests` that no manifest names. Failing to is not an error: the blobs only take space.
@@ -305,19 +315,23 @@ fn open_blob(path: &Path, expected: BlobRef) -> Result<Blob, String> {
     if metadata.len() != expected.bytes {
         return Err(format!("{} bytes, {} are wanted", metadata.len(), expected.bytes));
     }
-    let bytes = map_bytes(&file).map_err(read)?;
+    let bytes = map_bytes(&file, expected.bytes).map_err(read)?;
     let digest = Digest::of(&bytes);
     if digest != expected.digest {
         return Err(format!("its bytes hash to {digest}"));
     }
-    let modified = metadata.modified().map_err(read)?;
-    Ok(Blob { size: bytes.len() as u64, bytes, digest, modified })
+    Ok(Blob { size: bytes.len() as u64, bytes, digest, modified: modified_at(&metadata) })
 }
 
-fn map_bytes(file: &File) -> io::Result<Bytes> {
-    let mut bytes = Vec::new();
-    (&mut &*file).read_to_end(&mut bytes)?;
-    Ok(bytes.into())
+/// When a file was last written; 1970 if its file system cannot tell.
+pub fn modified_at(metadata: &Metadata) -> Timestamp {
+    let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    Timestamp::default().plus(since.unwrap_or_default())
+}
+
+fn map_bytes(file: &File, size: u64) -> io::Result<Bytes> {
+    // mmap(2) has no mapping of length zero.
+    if size == 0 { Ok(Bytes::new()) } else { Ok(Bytes::from_owner(sys::map_file(file)?)) }
 }
 
 /// A file being written beside its final name; removed again unless published.

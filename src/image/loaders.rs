@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use crate::boot::loader::{LoaderFile, LoaderName, LoaderTable};
 use crate::image::digest::Digest;
-use crate::image::library::Blob;
+use crate::image::library::{Blob, modified_at};
 
 /// The largest loader in use, a GRUB with all modules, has 4 MB.
 const LOADER_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -93,7 +92,7 @@ fn read_blob(path: &Path) -> io::Result<Blob> {
     Ok(Blob {
         size: bytes.len() as u64,
         digest: Digest::of(&bytes),
-        modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+        modified: modified_at(&metadata),
         bytes: bytes.into(),
     })
 }

@@ -3,7 +3,11 @@
 //! A boot is opened when firmware starts over (see [`Stage`]) and numbered per node from 1. Events carry what an
 //! operator needs to see where a boot stopped: the DHCP message and our answer or silence, each file with bytes
 //! and duration, each call of the agent, each change of state.
+//!
+//! - `history`: one node's boots in memory: where a boot begins, what is kept of it
+//! - `explain`: the line that says why a boot is no further
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +17,11 @@ use crate::boot::decision::ScriptPlan;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::NodeId;
+use crate::node::inventory::clean_text;
 use crate::node::state::{Order, ProvisionState};
+
+mod explain;
+pub(in crate::node) mod history;
 
 /// Boots kept per node; the oldest is dropped.
 pub const BOOTS_MAX: usize = 16;
@@ -147,4 +155,92 @@ pub enum AgentCall {
     Obeying {
         order: Order,
     },
+}
+
+/// Characters kept of any text in an event; TFTP names and error texts come from the wire.
+pub const EVENT_TEXT_MAX: usize = 256;
+
+impl Happening {
+    /// With every text cut to [`EVENT_TEXT_MAX`] characters and free of control characters.
+    pub fn bounded(mut self) -> Happening {
+        match &mut self {
+            Happening::Dhcp { message, answer, boot_file, .. } => {
+                clean(message);
+                match answer {
+                    Ok(text) | Err(text) => clean(text),
+                }
+                boot_file.iter_mut().for_each(clean);
+            }
+            Happening::File { name, outcome, .. } => {
+                clean(name);
+                if let FileOutcome::Aborted(reason) = outcome {
+                    clean(reason);
+                }
+            }
+            Happening::Script { name, .. } => clean(name),
+            Happening::Agent { call: AgentCall::Failure { step, message } } => {
+                clean(step);
+                clean(message);
+            }
+            Happening::AgentRefused { reason } => clean(reason),
+            Happening::State { cause, .. } => clean(cause),
+            Happening::Agent { .. }
+            | Happening::OrderGiven { .. }
+            | Happening::Approved
+            | Happening::Registered
+            | Happening::BootLoop { .. }
+            | Happening::PortConflict { .. } => {}
+        }
+        self
+    }
+
+    /// The stage a boot has reached by this, if any.
+    pub fn stage(&self) -> Option<Stage> {
+        match self {
+            Happening::Dhcp { .. } => Some(Stage::Dhcp),
+            Happening::File { stage, outcome, .. } => match outcome {
+                FileOutcome::Complete | FileOutcome::Range => *stage,
+                FileOutcome::Probe | FileOutcome::NotFound | FileOutcome::Aborted(_) => None,
+            },
+            Happening::Script { .. } => Some(Stage::Script),
+            Happening::Agent { call } => match call {
+                AgentCall::Hello { .. } | AgentCall::Failure { .. } | AgentCall::Obeying { .. } => {
+                    Some(Stage::Agent)
+                }
+                AgentCall::Inventory => Some(Stage::Enrolled),
+            },
+            Happening::AgentRefused { .. }
+            | Happening::OrderGiven { .. }
+            | Happening::State { .. }
+            | Happening::Approved
+            | Happening::Registered
+            | Happening::BootLoop { .. }
+            | Happening::PortConflict { .. } => None,
+        }
+    }
+}
+
+fn clean(text: &mut String) {
+    if text.len() > EVENT_TEXT_MAX || text.contains(char::is_control) {
+        *text = clean_text(text, EVENT_TEXT_MAX);
+    }
+}
+
+/// One boot as `node show` presents it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Boot {
+    /// From 1; 0 holds what happened outside any boot.
+    pub number: u32,
+    pub started_at: Timestamp,
+    /// How far it has come; absent for number 0.
+    pub stage: Option<Stage>,
+    /// When each stage was first reached.
+    pub times: BTreeMap<Stage, Timestamp>,
+    /// True once the agent's inventory is stored.
+    pub enrolled: bool,
+    /// Why it is no further, in a line; absent once enrolled.
+    pub stopped_at: Option<String>,
+    pub events: Vec<TimelineEvent>,
+    /// Events past [`EVENTS_PER_BOOT_MAX`], and repetitions: counted, not kept.
+    pub unrecorded: u32,
 }

@@ -18,6 +18,8 @@ use crate::node::{Node, NodeId};
 
 pub mod memory;
 pub mod sqlite;
+#[cfg(test)]
+mod tests;
 
 /// One durable change. Keys: a binding by address, a node by id, an event by (node, boot, sequence), a secret by name.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +59,8 @@ pub struct Snapshot {
 pub enum CommitError {
     #[error("the store could not be written: {reason}")]
     Write { reason: String },
+    #[error("the disk does not keep up: {waiting} batches wait already")]
+    QueueFull { waiting: usize },
     #[error("the store is closed")]
     Closed,
 }
@@ -69,6 +73,8 @@ pub enum LoadError {
         "{path} was written by a newer farrier (schema {found}, this one knows {known}): install that version, or restore a backup"
     )]
     TooNew { path: String, found: i64, known: i64 },
+    #[error("{path} is in use by another farrier: stop that one, or give this one a [store] path of its own")]
+    InUse { path: String },
 }
 
 pub type WhenDurable = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
@@ -77,6 +83,8 @@ pub trait Store: Send + Sync {
     fn load(&self) -> Result<Snapshot, LoadError>;
 
     /// Queues a batch; `when_durable` runs on the store's thread once the batch is on disk, or cannot be.
+    /// If the queue is full or the store is closed it runs at once, on the caller's: take no lock in it that a
+    /// submitter holds.
     fn submit(&self, changes: Vec<Change>, when_durable: WhenDurable);
 
     /// Submits and waits. Not for threads that serve the wire.

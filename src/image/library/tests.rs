@@ -89,9 +89,11 @@ fn a_manifest_that_is_not_one_is_reported() {
     let images = state.path().join("images");
     fs::copy(images.join("vm.json"), images.join("impostor.json")).unwrap();
     fs::write(images.join("torn.json"), "{\"profile\":").unwrap();
+    let unsafe_words = fs::read_to_string(images.join("vm.json")).unwrap().replace("quiet", "quiet; reboot");
+    fs::write(images.join("wild.json"), unsafe_words.replace("\"vm\"", "\"wild\"")).unwrap();
     shelf.reload().unwrap();
     assert_eq!(shelf.profiles().len(), 1);
-    assert_eq!(shelf.damage().len(), 2);
+    assert_eq!(shelf.damage().len(), 3, "{:?}", shelf.damage());
 }
 
 #[test]

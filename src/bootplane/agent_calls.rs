@@ -1,0 +1,445 @@
+//! The agent's calls: JSON by POST, from a machine that has to say who it is and prove it.
+//!
+//! | path | body | answer |
+//! |---|---|---|
+//! | `/agent/v1/hello` | `{token, mac, uptime_secs}` | `{session, node, heartbeat_secs}` |
+//! | `/agent/v1/inventory` | `{mac, inventory}` | `{}` |
+//! | `/agent/v1/heartbeat` | `{mac}` | `{order?}` |
+//! | `/agent/v1/failure` | `{mac, step, message}` | `{}` |
+//! | `/agent/v1/obeying` | `{mac, order}` | `{}` |
+//!
+//! All but `hello` carry `Authorization: Bearer <session>` (`failure`: or the boot token, when `hello` never
+//! succeeded). The MAC claimed must be the one we gave the caller's address to. A refusal is 401 with a `reason`, and
+//! final; 429 and 503 carry Retry-After and mean "later". What is answered with 200 is on disk.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap};
+use hyper::{Method, Request, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::bootplane::service::Plain;
+use crate::clock::Clock;
+use crate::dhcp::address_book::AddressBook;
+use crate::net::MacAddr;
+use crate::node::inventory::Inventory;
+use crate::node::registry::{AgentRefusal, Registry};
+use crate::node::state::Order;
+use crate::telemetry::Tally;
+
+pub const PREFIX: &str = "/agent/";
+
+/// An inventory of 256 disks and 64 NICs has 100 KB.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Our own bodies nest four deep; deeper ones only exist to exhaust a stack.
+const JSON_DEPTH_MAX: usize = 32;
+/// Calls that wait for the disk at once; the store commits them in groups, the rest queue here.
+const CALLS_AT_ONCE: usize = 64;
+/// How often a waiting agent asks for orders.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A peer's calls: this many at once …
+const CALLS_BURST: f64 = 20.0;
+/// … and this many per second in the long run; an agent that retries as fast as it can stays below.
+const CALLS_PER_SECOND: f64 = 5.0;
+/// Peers whose calls are remembered; those with a full allowance are forgotten first.
+const PEERS_MAX: usize = 4096;
+/// For a caller to come back after 429 or 503.
+const RETRY: Duration = Duration::from_secs(2);
+
+pub struct AgentCalls {
+    registry: Arc<Registry>,
+    addresses: Arc<AddressBook>,
+    tally: Arc<Tally>,
+    clock: Clock,
+    allowances: Mutex<HashMap<Ipv4Addr, Allowance>>,
+    calls: Arc<Semaphore>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Hello,
+    Inventory,
+    Heartbeat,
+    Failure,
+    Obeying,
+}
+
+impl Call {
+    fn from_path(path: &str) -> Option<Call> {
+        match path {
+            "/agent/v1/hello" => Some(Call::Hello),
+            "/agent/v1/inventory" => Some(Call::Inventory),
+            "/agent/v1/heartbeat" => Some(Call::Heartbeat),
+            "/agent/v1/failure" => Some(Call::Failure),
+            "/agent/v1/obeying" => Some(Call::Obeying),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HelloBody {
+    token: String,
+    mac: MacAddr,
+    uptime_secs: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InventoryBody {
+    mac: MacAddr,
+    inventory: Inventory,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeartbeatBody {
+    mac: MacAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FailureBody {
+    mac: MacAddr,
+    step: String,
+    message: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ObeyingBody {
+    mac: MacAddr,
+    order: Order,
+}
+
+/// Why a call is not carried out.
+#[derive(Debug)]
+enum CallFault {
+    NoSuchCall,
+    NotPost,
+    TooManyCalls,
+    TooLarge,
+    /// The body broke off.
+    Unread,
+    Malformed(String),
+    NoCredential,
+    /// We do not know the caller's address: it has to get one (again) first.
+    AddressUnknown,
+    /// The address belongs to another MAC than the body claims.
+    NotItsAddress,
+    Refused(AgentRefusal),
+    /// The call itself broke; a defect of ours.
+    Broken,
+}
+
+impl AgentCalls {
+    pub fn new(
+        registry: Arc<Registry>,
+        addresses: Arc<AddressBook>,
+        tally: Arc<Tally>,
+        clock: Clock,
+    ) -> AgentCalls {
+        AgentCalls {
+            registry,
+            addresses,
+            tally,
+            clock,
+            allowances: Mutex::default(),
+            calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+        }
+    }
+
+    pub async fn answer(&self, peer: Ipv4Addr, request: Request<Incoming>) -> Plain {
+        match self.carry_out(peer, request).await {
+            Ok(answer) => Plain::json(StatusCode::OK, &answer),
+            Err(fault) => {
+                self.tally.count("agent", fault.as_str());
+                tracing::info!(ip = %peer, reason = fault.as_str(), "agent call refused");
+                fault.into_answer()
+            }
+        }
+    }
+
+    async fn carry_out(&self, peer: Ipv4Addr, request: Request<Incoming>) -> Result<Value, CallFault> {
+        let call = Call::from_path(request.uri().path()).ok_or(CallFault::NoSuchCall)?;
+        if request.method() != Method::POST {
+            return Err(CallFault::NotPost);
+        }
+        if !self.allow(peer, Instant::now()) {
+            return Err(CallFault::TooManyCalls);
+        }
+        let owner = self.addresses.owner(peer).ok_or(CallFault::AddressUnknown)?;
+        let credential = bearer(request.headers());
+        let body = read_body(request.into_body()).await?;
+        // Never closed, so always granted.
+        let _turn = self.calls.acquire().await.map_err(|_| CallFault::Broken)?;
+        let (registry, clock) = (Arc::clone(&self.registry), self.clock);
+        let caller = Caller { registry, clock, peer, owner, credential };
+        // The registry waits for the disk; the threads that serve the wire must not.
+        let carried_out = tokio::task::spawn_blocking(move || caller.carry_out(call, &body));
+        carried_out.await.unwrap_or(Err(CallFault::Broken))
+    }
+
+    /// One allowance per peer, refilled with time.
+    fn allow(&self, peer: Ipv4Addr, now: Instant) -> bool {
+        let mut allowances = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
+        if allowances.len() >= PEERS_MAX && !allowances.contains_key(&peer) {
+            allowances.retain(|_, allowance| allowance.at(now) < CALLS_BURST);
+            if allowances.len() >= PEERS_MAX {
+                return false;
+            }
+        }
+        allowances.entry(peer).or_insert(Allowance { calls: CALLS_BURST, as_of: now }).take(now)
+    }
+}
+
+/// What a peer may still call.
+#[derive(Clone, Copy, Debug)]
+struct Allowance {
+    calls: f64,
+    as_of: Instant,
+}
+
+impl Allowance {
+    fn at(&self, now: Instant) -> f64 {
+        let gained = now.saturating_duration_since(self.as_of).as_secs_f64() * CALLS_PER_SECOND;
+        (self.calls + gained).min(CALLS_BURST)
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let calls = self.at(now);
+        let granted = calls >= 1.0;
+        *self = Allowance { calls: if granted { calls - 1.0 } else { calls }, as_of: now };
+        granted
+    }
+}
+
+/// A call with everything that is known of who makes it.
+struct Caller {
+    registry: Arc<Registry>,
+    clock: Clock,
+    peer: Ipv4Addr,
+    owner: MacAddr,
+    credential: Option<String>,
+}
+
+impl Caller {
+    fn carry_out(&self, call: Call, body: &[u8]) -> Result<Value, CallFault> {
+        let (registry, now) = (&self.registry, self.clock.now());
+        match call {
+            Call::Hello => {
+                let HelloBody { token, mac, uptime_secs } = parse(body)?;
+                let mac = self.own(mac)?;
+                let session =
+                    registry.hello(&token, mac, self.peer, uptime_secs, now).map_err(CallFault::Refused)?;
+                let node = session.name.map_or_else(|| session.node.to_string(), |name| name.to_string());
+                Ok(json!({
+                    "session": session.session,
+                    "node": node,
+                    "heartbeat_secs": HEARTBEAT.as_secs(),
+                }))
+            }
+            Call::Inventory => {
+                let InventoryBody { mac, inventory } = parse(body)?;
+                let (session, mac) = (self.credential()?, self.own(mac)?);
+                registry
+                    .report_inventory(session, mac, self.peer, inventory, now)
+                    .map_err(CallFault::Refused)?;
+                Ok(json!({}))
+            }
+            Call::Heartbeat => {
+                let HeartbeatBody { mac } = parse(body)?;
+                let (session, mac) = (self.credential()?, self.own(mac)?);
+                let order = registry.heartbeat(session, mac, self.peer, now).map_err(CallFault::Refused)?;
+                Ok(order.map_or_else(|| json!({}), |order| json!({ "order": order })))
+            }
+            Call::Failure => {
+                let FailureBody { mac, step, message } = parse(body)?;
+                let (credential, mac) = (self.credential()?, self.own(mac)?);
+                registry
+                    .report_failure(credential, mac, self.peer, &step, &message, now)
+                    .map_err(CallFault::Refused)?;
+                Ok(json!({}))
+            }
+            Call::Obeying => {
+                let ObeyingBody { mac, order } = parse(body)?;
+                let (session, mac) = (self.credential()?, self.own(mac)?);
+                registry.obeying(session, mac, self.peer, order, now).map_err(CallFault::Refused)?;
+                Ok(json!({}))
+            }
+        }
+    }
+
+    fn own(&self, claimed: MacAddr) -> Result<MacAddr, CallFault> {
+        if claimed == self.owner { Ok(claimed) } else { Err(CallFault::NotItsAddress) }
+    }
+
+    fn credential(&self) -> Result<&str, CallFault> {
+        self.credential.as_deref().ok_or(CallFault::NoCredential)
+    }
+}
+
+/// RFC 6750 §2.1; the scheme's name is case-insensitive (RFC 9110 §11.1).
+fn bearer(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, credential) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| credential.trim().to_owned())
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, CallFault> {
+    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(CallFault::TooLarge),
+        Err(_) => Err(CallFault::Unread),
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, CallFault> {
+    if json_depth(body) > JSON_DEPTH_MAX {
+        return Err(CallFault::Malformed(format!("nested deeper than {JSON_DEPTH_MAX}")));
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        // The message quotes what was sent; it goes back to its sender, bounded and without control characters.
+        let said = error.to_string();
+        CallFault::Malformed(said.chars().filter(|c| !c.is_control()).take(200).collect())
+    })
+}
+
+/// How deep brackets nest outside strings.
+fn json_depth(text: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0_usize);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in text {
+        match (in_string, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (true, b'"') => in_string = false,
+            (false, b'"') => in_string = true,
+            (false, b'[' | b'{') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, b']' | b'}') => depth = depth.saturating_sub(1),
+            (true | false, _) => {}
+        }
+    }
+    deepest
+}
+
+impl CallFault {
+    /// The same word in log and counter.
+    fn as_str(&self) -> &'static str {
+        match self {
+            CallFault::NoSuchCall => "no-such-call",
+            CallFault::NotPost => "not-post",
+            CallFault::TooManyCalls => "too-many-calls",
+            CallFault::TooLarge => "body-too-large",
+            CallFault::Unread => "body-unread",
+            CallFault::Malformed(_) => "malformed",
+            CallFault::NoCredential => "no-credential",
+            CallFault::AddressUnknown => "address-unknown",
+            CallFault::NotItsAddress => "not-its-address",
+            CallFault::Refused(refusal) => refusal.as_str(),
+            CallFault::Broken => "broken",
+        }
+    }
+
+    fn into_answer(self) -> Plain {
+        let code = self.as_str();
+        let answer = |status, reason: &str| Plain::json(status, &json!({ "reason": reason, "code": code }));
+        let later = |status, reason: &str| {
+            answer(status, reason).with(header::RETRY_AFTER, &RETRY.as_secs().to_string())
+        };
+        match self {
+            CallFault::NoSuchCall => answer(StatusCode::NOT_FOUND, "no such call").closing(),
+            CallFault::NotPost => answer(StatusCode::METHOD_NOT_ALLOWED, "calls are made with POST")
+                .with(header::ALLOW, "POST")
+                .closing(),
+            CallFault::TooManyCalls => {
+                later(StatusCode::TOO_MANY_REQUESTS, "too many calls from this address").closing()
+            }
+            CallFault::TooLarge => {
+                answer(StatusCode::PAYLOAD_TOO_LARGE, "a call has at most 1 MiB").closing()
+            }
+            CallFault::Unread => answer(StatusCode::BAD_REQUEST, "the body broke off").closing(),
+            CallFault::Malformed(reason) => answer(StatusCode::BAD_REQUEST, &reason),
+            CallFault::NoCredential => answer(StatusCode::UNAUTHORIZED, "Authorization: Bearer is missing"),
+            CallFault::AddressUnknown => later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "this address is not leased to anyone: get an address by DHCP first",
+            )
+            .closing(),
+            CallFault::NotItsAddress => {
+                answer(StatusCode::UNAUTHORIZED, "this address is leased to another MAC address")
+            }
+            CallFault::Refused(refusal @ AgentRefusal::NotDurable(_)) => {
+                later(StatusCode::SERVICE_UNAVAILABLE, &refusal.to_string())
+            }
+            CallFault::Refused(
+                refusal @ (AgentRefusal::TokenMalformed
+                | AgentRefusal::TokenForged
+                | AgentRefusal::TokenExpired
+                | AgentRefusal::TokenSpent
+                | AgentRefusal::WrongMac
+                | AgentRefusal::WrongAddress
+                | AgentRefusal::UnknownNode
+                | AgentRefusal::NotApproved
+                | AgentRefusal::SessionForged
+                | AgentRefusal::SessionReplaced
+                | AgentRefusal::NotAwaited),
+            ) => answer(StatusCode::UNAUTHORIZED, &refusal.to_string()),
+            CallFault::Broken => later(StatusCode::SERVICE_UNAVAILABLE, "the appliance failed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_counts_brackets_outside_strings() {
+        for (text, depth) in [
+            (r#"{"a":[1,{"b":2}]}"#, 3),
+            (r#"{"a":"[[[[{{{"}"#, 1),
+            (r#"{"a":"\"[[[\\"}"#, 1),
+            ("]]][[", 2),
+            ("", 0),
+        ] {
+            assert_eq!(json_depth(text.as_bytes()), depth, "{text}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(matches!(parse::<HeartbeatBody>(deep.as_bytes()), Err(CallFault::Malformed(_))));
+    }
+
+    #[test]
+    fn an_allowance_runs_out_and_comes_back() {
+        let start = Instant::now();
+        let mut allowance = Allowance { calls: CALLS_BURST, as_of: start };
+        assert_eq!((0..100).filter(|_| allowance.take(start)).count(), CALLS_BURST as usize);
+        let later = start + Duration::from_secs(1);
+        assert_eq!((0..100).filter(|_| allowance.take(later)).count(), CALLS_PER_SECOND as usize);
+    }
+
+    #[test]
+    fn a_bearer_is_read_as_agents_write_it() {
+        let read = |value: &'static str| {
+            bearer(&HeaderMap::from_iter([(header::AUTHORIZATION, header::HeaderValue::from_static(value))]))
+        };
+        assert_eq!(read("Bearer abc"), Some("abc".to_owned()));
+        assert_eq!(read("bearer abc"), Some("abc".to_owned()));
+        assert_eq!(read("Basic abc"), None);
+        assert_eq!(read("abc"), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! One connection, from accepted to closed: the bytes pass here on their way to hyper and back.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::Ipv4Addr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use crate::bootplane::body::AnswerBody;
+use crate::bootplane::head::HEAD_BYTES_MAX;
+use crate::bootplane::limits::Limits;
+use crate::bootplane::pulse::{Judgement, Overdue, Pulse};
+
+/// Unsent bytes the kernel takes for one connection before it lets others have their turn. It bounds what a slow
+/// reader ties up, and a download's lead over a script that becomes due.
+const UNSENT_BYTES_MAX: u32 = 256 * 1024;
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// By either side between requests, or after the last answer.
+    Orderly,
+    /// hyper gave up: not HTTP, too large a head, a vanished peer.
+    Broken,
+    Overdue(Overdue),
+}
+
+impl Closed {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Closed::Orderly | Closed::Overdue(Overdue::Linger) => "closed",
+            Closed::Broken => "broken-connection",
+            Closed::Overdue(overdue) => overdue.as_str(),
+        }
+    }
+}
+
+/// Serves one connection until it ends, is overdue, or `stop` asks it to finish its answer.
+pub async fn serve<A, F>(
+    socket: TcpStream,
+    limits: &Limits,
+    mut stop: watch::Receiver<bool>,
+    answer: A,
+) -> Closed
+where
+    A: Fn(Arc<Pulse>, Request<Incoming>) -> F,
+    F: Future<Output = Response<AnswerBody>>,
+{
+    let options = socket2::SockRef::from(&socket);
+    // Failing to set either only costs speed.
+    let _ = options.set_tcp_nodelay(true);
+    let _ = options.set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
+    let pulse = Arc::new(Pulse::new(Instant::now()));
+    let stream = Stream { socket, pulse: Arc::clone(&pulse), write_closed: false };
+    let service = service_fn(|request| {
+        let answer = answer(Arc::clone(&pulse), request);
+        async { Ok::<_, std::convert::Infallible>(answer.await) }
+    });
+    let connection = http1::Builder::new()
+        // GRUB and older shims compare header names by case (protocol.md finding 1).
+        .title_case_headers(true)
+        .keep_alive(true)
+        .half_close(true)
+        .max_buf_size(HEAD_BYTES_MAX)
+        // hyper counts idle time as header time; `Pulse` tells them apart, this one only backs it up.
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.idle + limits.head)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let mut stopping = pin!(async move {
+        // A sender that is gone has stopped as well.
+        let _ = stop.wait_for(|stop| *stop).await;
+    });
+    let mut stopped = false;
+    let mut alarm = pin!(sleep_until(Instant::now() + limits.head));
+    poll_fn(|context| {
+        if !stopped && stopping.as_mut().poll(context).is_ready() {
+            stopped = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        if let Poll::Ready(result) = connection.as_mut().poll(context) {
+            return Poll::Ready(result.map_or(Closed::Broken, |()| Closed::Orderly));
+        }
+        loop {
+            match pulse.judge(limits, Instant::now()) {
+                Judgement::Close(overdue) => return Poll::Ready(Closed::Overdue(overdue)),
+                // A later deadline needs no new alarm: the old one goes off, and asks again.
+                Judgement::Wait(due) if due < alarm.deadline() => alarm.as_mut().reset(due),
+                Judgement::Wait(due) => {
+                    ready!(alarm.as_mut().poll(context));
+                    alarm.as_mut().reset(due);
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// The peer's address, if it is one we can know.
+pub fn ipv4_of(peer: std::net::SocketAddr) -> Option<Ipv4Addr> {
+    match peer {
+        std::net::SocketAddr::V4(peer) => Some(*peer.ip()),
+        std::net::SocketAddr::V6(peer) => peer.ip().to_ipv4_mapped(),
+    }
+}
+
+/// The socket, with its pulse taken.
+struct Stream {
+    socket: TcpStream,
+    pulse: Arc<Pulse>,
+    write_closed: bool,
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(context, buffer))?;
+        let received = &buffer.filled()[before..];
+        if !received.is_empty() {
+            self.pulse.received(received, Instant::now());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.socket).poll_write(context, bytes))?;
+        self.pulse.sent(count, Instant::now());
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.socket).poll_write_vectored(context, slices))?;
+        self.pulse.sent(count, Instant::now());
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    /// Closes our direction, then reads on until the peer closes its own: closing a socket with unread input resets
+    /// the connection, and the reset can overtake the answer that explains it (RFC 9112 §9.6).
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.write_closed {
+            ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
+            self.write_closed = true;
+            self.pulse.lingering_began(Instant::now());
+        }
+        let mut scratch = [0; 4096];
+        loop {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            ready!(Pin::new(&mut self.socket).poll_read(context, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}

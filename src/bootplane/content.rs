@@ -1,0 +1,396 @@
+//! What a node may fetch: the one place that TFTP and HTTP both ask.
+//!
+//! A peer is who the address book says has its address. Loaders, kernels and ramdisks are public to every such peer.
+//! Scripts and GRUB configurations are rendered for the asking node, at the moment it asks, with a boot token of its
+//! own; a name that carries another node's MAC does not exist for it.
+//!
+//! What was fetched, and what was not there, is told to the registry for the node's timeline; every refusal is
+//! counted under the word that is logged.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+use crate::boot::decision::{ScriptPlan, Standing, decide_script};
+use crate::boot::loader::LoaderTable;
+use crate::boot::namespace::{self, Content, NameRefusal};
+use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
+use crate::bootplane::files::media_type;
+use crate::bootplane::misses::Misses;
+use crate::clock::{Clock, Timestamp};
+use crate::config::Config;
+use crate::dhcp::address_book::AddressBook;
+use crate::image::digest::Digest;
+use crate::image::library::{Blob, Library};
+use crate::image::loaders::Loaders;
+use crate::net::MacAddr;
+use crate::node::registry::{NodeRef, Registry};
+use crate::node::timeline::{FileOutcome, Happening, Stage, Transport};
+use crate::telemetry::Tally;
+use crate::tftp::{FileSource, NotServed, Opened, TransferReport};
+
+/// What scripts are rendered from, apart from the node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScriptSettings {
+    pub server: Ipv4Addr,
+    pub profile: String,
+    pub arguments: Vec<KernelArgument>,
+}
+
+impl From<&Config> for ScriptSettings {
+    fn from(config: &Config) -> Self {
+        ScriptSettings {
+            server: config.network.address.ip(),
+            profile: config.boot.profile.clone(),
+            arguments: config.boot.kernel_arguments.clone(),
+        }
+    }
+}
+
+pub struct ContentParts {
+    pub settings: ScriptSettings,
+    pub loaders: Loaders,
+    pub library: Arc<Library>,
+    pub registry: Arc<Registry>,
+    pub addresses: Arc<AddressBook>,
+    pub tally: Arc<Tally>,
+    pub clock: Clock,
+}
+
+pub struct BootContent {
+    settings: ArcSwap<ScriptSettings>,
+    loaders: ArcSwap<Loaders>,
+    library: Arc<Library>,
+    registry: Arc<Registry>,
+    addresses: Arc<AddressBook>,
+    tally: Arc<Tally>,
+    clock: Clock,
+    misses: Misses,
+}
+
+/// A file as it is at this moment; a replacement does not change it.
+#[derive(Clone, Debug)]
+pub struct Served {
+    pub bytes: Bytes,
+    /// Absent for text rendered for one node.
+    pub digest: Option<Digest>,
+    pub modified: Option<Timestamp>,
+    pub media_type: &'static str,
+    pub ticket: Ticket,
+}
+
+/// Who fetches what: goes back to [`BootContent::finished`] when it is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    pub mac: MacAddr,
+    pub transport: Transport,
+    pub stage: Stage,
+    /// The canonical name: printable ASCII, bounded.
+    pub name: String,
+    pub size: u64,
+    /// For scripts: what the text does.
+    pub plan: Option<ScriptPlan>,
+}
+
+/// Why nothing is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// We gave this peer no address, so it is not one of ours.
+    UnknownPeer,
+    BadName(NameRefusal),
+    NoSuchName,
+    /// The name stands for something that is not there: a loader not installed, a profile not built or damaged.
+    NotInstalled,
+    /// A script or configuration with another node's MAC.
+    ForeignMac,
+    /// The node is to boot the ramdisk, but may not have a token.
+    NoToken,
+}
+
+impl Unserved {
+    /// The same word in log and counter.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unserved::UnknownPeer => "unknown-peer",
+            Unserved::BadName(_) => "bad-name",
+            Unserved::NoSuchName => "not-found",
+            Unserved::NotInstalled => "not-installed",
+            Unserved::ForeignMac => "foreign-mac",
+            Unserved::NoToken => "no-token",
+        }
+    }
+}
+
+impl BootContent {
+    pub fn new(parts: ContentParts) -> BootContent {
+        for missing in parts.loaders.missing_in_use() {
+            tracing::warn!("{missing}");
+        }
+        BootContent {
+            settings: ArcSwap::from_pointee(parts.settings),
+            loaders: ArcSwap::from_pointee(parts.loaders),
+            library: parts.library,
+            registry: parts.registry,
+            addresses: parts.addresses,
+            tally: parts.tally,
+            clock: parts.clock,
+            misses: Misses::default(),
+        }
+    }
+
+    /// Takes over a new configuration; reads the loader files again. What is being sent stays as it is.
+    pub fn reconfigure(&self, settings: ScriptSettings, table: LoaderTable, state: &Path) {
+        let loaders = Loaders::read(table, state);
+        for missing in loaders.missing_in_use() {
+            tracing::warn!("{missing}");
+        }
+        self.loaders.store(Arc::new(loaders));
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// What keeps machines from booting, a line each: loaders not installed, no deploy image, damage.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems: Vec<String> =
+            self.loaders.load().missing_in_use().map(ToString::to_string).collect();
+        let damage = self.library.damage();
+        problems.extend(damage.iter().map(|damage| format!("{}: {}", damage.path.display(), damage.reason)));
+        let profile = &self.settings.load().profile;
+        if self.library.profile(profile).is_none() {
+            problems.push(format!(
+                "there is no deploy image for profile {profile}: farrier image build deploy --profile {profile}"
+            ));
+        }
+        problems
+    }
+
+    /// Looks a name up for a peer. Renders, if it is a script, but tells the registry nothing yet.
+    pub fn open(
+        &self,
+        peer: Ipv4Addr,
+        name: &[u8],
+        transport: Transport,
+        now: Timestamp,
+    ) -> Result<Served, Unserved> {
+        let Some(mac) = self.addresses.owner(peer) else {
+            return Err(self.refused(Unserved::UnknownPeer, peer, name));
+        };
+        let found = namespace::canonical(name)
+            .map_err(Unserved::BadName)
+            .and_then(|name| self.find(peer, mac, name, transport, now));
+        found.map_err(|reason| {
+            self.record_miss(mac, name, transport, now);
+            self.refused(reason, peer, name)
+        })
+    }
+
+    /// A fetch of a whole file or part begins: a script is put on the timeline when it is handed out.
+    pub fn began(&self, ticket: &Ticket, now: Timestamp) {
+        if let Some(plan) = ticket.plan {
+            let happening = Happening::Script { name: ticket.name.clone(), plan };
+            self.registry.record(ticket.mac, happening, now);
+        }
+    }
+
+    /// A fetch is over, well or not.
+    pub fn finished(&self, ticket: &Ticket, sent: u64, took: Duration, outcome: FileOutcome, now: Timestamp) {
+        let word = match &outcome {
+            FileOutcome::Complete => "complete",
+            FileOutcome::Probe => "probe",
+            FileOutcome::Range => "range",
+            FileOutcome::NotFound => "not-found",
+            FileOutcome::Aborted(_) => "aborted",
+        };
+        // TFTP counts and logs how its own transfers end.
+        if ticket.transport == Transport::Http {
+            self.tally.count("http", word);
+            self.tally.add("http", "bytes", sent);
+            tracing::info!(mac = %ticket.mac, name = ticket.name, outcome = word, sent, ?took, "file by HTTP");
+        }
+        let happening = Happening::File {
+            transport: ticket.transport,
+            stage: Some(ticket.stage),
+            name: ticket.name.clone(),
+            size: Some(ticket.size),
+            sent,
+            took_millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            outcome,
+        };
+        self.registry.record(ticket.mac, happening, now);
+    }
+
+    fn find(
+        &self,
+        peer: Ipv4Addr,
+        mac: MacAddr,
+        name: String,
+        transport: Transport,
+        now: Timestamp,
+    ) -> Result<Served, Unserved> {
+        let loaders = self.loaders.load();
+        let content = namespace::resolve(&name, &loaders.table).ok_or(Unserved::NoSuchName)?;
+        let stage = namespace::stage_of(&content);
+        let ticket = Ticket { mac, transport, stage, name, size: 0, plan: None };
+        match content {
+            Content::Loader(loader) => {
+                let blob = loaders.blob(&loader).ok_or(Unserved::NotInstalled)?;
+                Ok(serve_blob(blob, media_type(&loader.0), ticket))
+            }
+            Content::Kernel { profile } => {
+                let profile = self.library.profile(&profile).ok_or(Unserved::NotInstalled)?;
+                Ok(serve_blob(&profile.kernel, "application/octet-stream", ticket))
+            }
+            // Not by its suffix: UEFI would take an .img for a disk image.
+            Content::Ramdisk { profile } => {
+                let profile = self.library.profile(&profile).ok_or(Unserved::NotInstalled)?;
+                Ok(serve_blob(&profile.ramdisk, "application/octet-stream", ticket))
+            }
+            Content::IpxeScript { mac: named } => self.serve_script(peer, named, render_ipxe, ticket, now),
+            Content::GrubConfig { mac: named } => self.serve_script(peer, named, render_grub, ticket, now),
+        }
+    }
+
+    fn serve_script(
+        &self,
+        peer: Ipv4Addr,
+        named: Option<MacAddr>,
+        render: fn(ScriptPlan, &ScriptContext<'_>) -> String,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<Served, Unserved> {
+        let mac = ticket.mac;
+        if named.is_some_and(|named| named != mac) {
+            return Err(Unserved::ForeignMac);
+        }
+        let plan = match self.registry.standing(mac, now) {
+            // Removed while it booted, or one too many to keep: it waits, and boots once somebody registers it.
+            Standing::Stranger => ScriptPlan::AwaitApproval,
+            Standing::Known(node) => decide_script(&node),
+        };
+        let token = match plan {
+            ScriptPlan::Ramdisk => self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?,
+            ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => String::new(),
+        };
+        let node = self.registry.find(&NodeRef::Mac(mac)).and_then(|node| node.name);
+        let settings = self.settings.load();
+        // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
+        let image = self.library.profile(&settings.profile);
+        let arguments: Vec<KernelArgument> =
+            image.iter().flat_map(|image| &image.arguments).chain(&settings.arguments).cloned().collect();
+        let text = render(
+            plan,
+            &ScriptContext {
+                server: settings.server,
+                mac,
+                node: node.as_ref(),
+                profile: &settings.profile,
+                token: &token,
+                arguments: &arguments,
+            },
+        );
+        Ok(Served {
+            digest: None,
+            modified: None,
+            media_type: "text/plain",
+            ticket: Ticket { size: text.len() as u64, plan: Some(plan), ..ticket },
+            bytes: text.into(),
+        })
+    }
+
+    fn refused(&self, reason: Unserved, peer: Ipv4Addr, name: &[u8]) -> Unserved {
+        self.tally.count("content", reason.as_str());
+        // Misses are normal (shim and GRUB search); they are no warning.
+        tracing::info!(ip = %peer, name = printable(name), reason = reason.as_str(), "not served");
+        reason
+    }
+
+    fn record_miss(&self, mac: MacAddr, name: &[u8], transport: Transport, now: Timestamp) {
+        if !self.misses.may_record(mac, now) {
+            self.tally.count("content", "miss-not-recorded");
+            return;
+        }
+        let happening = Happening::File {
+            transport,
+            stage: None,
+            name: printable(name),
+            size: None,
+            sent: 0,
+            took_millis: 0,
+            outcome: FileOutcome::NotFound,
+        };
+        self.registry.record(mac, happening, now);
+    }
+}
+
+fn serve_blob(blob: &Blob, media_type: &'static str, ticket: Ticket) -> Served {
+    Served {
+        bytes: blob.bytes.clone(),
+        digest: Some(blob.digest),
+        modified: Some(blob.modified),
+        media_type,
+        ticket: Ticket { size: blob.size, ..ticket },
+    }
+}
+
+/// A name from the wire as it may be shown and kept: printable ASCII, at most 128 characters.
+fn printable(name: &[u8]) -> String {
+    /// Our own longest name has half of this.
+    const SHOWN_MAX: usize = 128;
+    name.escape_ascii().map(char::from).take(SHOWN_MAX).collect()
+}
+
+/// TFTP hands back a number: the MAC in the low 48 bits, the stage above it. Nothing is remembered, so no transfer
+/// that is never reported can leave anything behind.
+fn pack_ticket(ticket: &Ticket) -> u64 {
+    let mac = ticket.mac.0.iter().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
+    let stage = match ticket.stage {
+        Stage::Dhcp => 0_u64,
+        Stage::Loader => 1,
+        Stage::Script => 2,
+        Stage::Kernel => 3,
+        Stage::Ramdisk => 4,
+        Stage::Agent => 5,
+        Stage::Enrolled => 6,
+    };
+    stage << 48 | mac
+}
+
+fn unpack_ticket(ticket: u64) -> Option<(MacAddr, Stage)> {
+    let stage = match ticket >> 48 {
+        1 => Stage::Loader,
+        2 => Stage::Script,
+        3 => Stage::Kernel,
+        4 => Stage::Ramdisk,
+        // No file belongs to the others.
+        _ => return None,
+    };
+    let [_, _, mac @ ..] = ticket.to_be_bytes();
+    Some((MacAddr(mac), stage))
+}
+
+impl FileSource for BootContent {
+    fn open(&self, peer: SocketAddrV4, name: &[u8]) -> Result<Opened, NotServed> {
+        let now = self.clock.now();
+        match BootContent::open(self, *peer.ip(), name, Transport::Tftp, now) {
+            Ok(served) => {
+                self.began(&served.ticket, now);
+                Ok(Opened { ticket: pack_ticket(&served.ticket), bytes: served.bytes })
+            }
+            Err(Unserved::UnknownPeer | Unserved::BadName(_)) => Err(NotServed::Refused),
+            Err(Unserved::NoSuchName | Unserved::NotInstalled | Unserved::ForeignMac | Unserved::NoToken) => {
+                Err(NotServed::NotFound)
+            }
+        }
+    }
+
+    fn finished(&self, report: TransferReport) {
+        let Some((mac, stage)) = unpack_ticket(report.ticket) else { return };
+        let name = namespace::canonical(report.name.as_bytes())
+            .unwrap_or_else(|_| printable(report.name.as_bytes()));
+        let ticket = Ticket { mac, transport: Transport::Tftp, stage, name, size: report.size, plan: None };
+        self.finished(&ticket, report.sent, report.took, report.outcome, self.clock.now());
+    }
+}

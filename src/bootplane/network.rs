@@ -1,0 +1,202 @@
+//! The listener of the boot plane: who may connect, how many at once, and how it all ends.
+//!
+//! Silence here is a closed connection, counted under its reason: a peer from outside the bridge's subnet, or with
+//! too many connections open. When all connections are taken nobody is refused; newcomers wait in the kernel's queue.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ipnetwork::Ipv4Network;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::bootplane::connection::{self, Closed};
+use crate::bootplane::limits::Limits;
+use crate::bootplane::service::BootService;
+use crate::telemetry::Tally;
+
+/// Pause after `accept` failed for want of descriptors or memory: both come back when connections end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+pub struct BootPlaneParts {
+    /// Only peers from here are served: the bridge's subnet.
+    pub subnet: Ipv4Network,
+    pub service: Arc<BootService>,
+    pub tally: Arc<Tally>,
+    pub limits: Limits,
+}
+
+/// Owns the boot plane's tasks; dropping it cuts every connection.
+#[derive(Debug)]
+pub struct BootPlaneHandle {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    /// Taken by `stop`.
+    task: Option<JoinHandle<()>>,
+}
+
+/// Starts serving `listener`, on the tokio runtime this is called from.
+pub fn start(listener: std::net::TcpListener, parts: BootPlaneParts) -> io::Result<BootPlaneHandle> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let address = listener.local_addr()?;
+    let (stop, stopping) = watch::channel(false);
+    let task = tokio::spawn(run(listener, parts, stopping));
+    Ok(BootPlaneHandle { address, stop, task: Some(task) })
+}
+
+impl BootPlaneHandle {
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts no more, lets answers under way finish for as long as the limit says, then cuts them.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if let Some(task) = self.task.take() {
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for BootPlaneHandle {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+async fn run(listener: TcpListener, parts: BootPlaneParts, mut stop: watch::Receiver<bool>) {
+    let slots = Arc::new(Semaphore::new(parts.limits.connections));
+    let peers = Arc::new(PeerSlots::default());
+    let stopping = stop.clone();
+    // Dropped when this task is, which ends every connection.
+    let mut connections = JoinSet::new();
+    loop {
+        // Ended connections are taken out as they end, so that the set holds live ones only.
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &slots) => accepted,
+            _ = stop.wait_for(|stop| *stop) => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((socket, peer, slot)) => {
+                if let Some(admission) = admit(peer, slot, &peers, &parts) {
+                    connections.spawn(serve(socket, admission, stopping.clone(), &parts));
+                }
+            }
+            Err(error) => {
+                parts.tally.count("http", "accept-failed");
+                tracing::warn!(%error, "boot plane cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let all_ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(parts.limits.stop, all_ended).await.is_err() {
+        parts.tally.add("http", "cut-at-stop", connections.len() as u64);
+        connections.shutdown().await;
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    // A slot first: without one the connection stays in the kernel's queue.
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
+    let (socket, peer) = listener.accept().await?;
+    Ok((socket, peer, slot))
+}
+
+/// A peer's right to a connection, given back when dropped.
+struct Admission {
+    peer: Ipv4Addr,
+    _slot: OwnedSemaphorePermit,
+    _peer_slot: PeerSlot,
+}
+
+fn admit(
+    peer: SocketAddr,
+    slot: OwnedSemaphorePermit,
+    peers: &Arc<PeerSlots>,
+    parts: &BootPlaneParts,
+) -> Option<Admission> {
+    let refuse = |reason| {
+        parts.tally.count("http", reason);
+        tracing::debug!(ip = %peer.ip(), reason, "connection refused");
+        None
+    };
+    let Some(address) = connection::ipv4_of(peer).filter(|ip| parts.subnet.contains(*ip)) else {
+        return refuse("off-subnet");
+    };
+    match PeerSlots::take(peers, address, parts.limits.connections_per_peer) {
+        Some(peer_slot) => Some(Admission { peer: address, _slot: slot, _peer_slot: peer_slot }),
+        None => refuse("too-many-connections"),
+    }
+}
+
+fn serve(
+    socket: TcpStream,
+    admission: Admission,
+    stop: watch::Receiver<bool>,
+    parts: &BootPlaneParts,
+) -> impl Future<Output = ()> + use<> {
+    let (service, tally, limits) = (Arc::clone(&parts.service), Arc::clone(&parts.tally), parts.limits);
+    async move {
+        let peer = admission.peer;
+        let closed = connection::serve(socket, &limits, stop, |pulse, request| {
+            let service = Arc::clone(&service);
+            async move { service.answer(peer, pulse, request).await }
+        })
+        .await;
+        tally.count("http", closed.as_str());
+        match closed {
+            Closed::Orderly => {}
+            Closed::Broken | Closed::Overdue(_) => {
+                tracing::debug!(ip = %peer, reason = closed.as_str(), "connection closed");
+            }
+        }
+    }
+}
+
+/// Open connections per address. Holds only addresses that have any, so the subnet bounds it.
+#[derive(Debug, Default)]
+struct PeerSlots {
+    open: Mutex<HashMap<Ipv4Addr, usize>>,
+}
+
+struct PeerSlot {
+    peers: Arc<PeerSlots>,
+    peer: Ipv4Addr,
+}
+
+impl PeerSlots {
+    fn take(peers: &Arc<PeerSlots>, peer: Ipv4Addr, limit: usize) -> Option<PeerSlot> {
+        let mut open = peers.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(peer).or_default();
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(PeerSlot { peers: Arc::clone(peers), peer })
+    }
+}
+
+impl Drop for PeerSlot {
+    fn drop(&mut self) {
+        let mut open = self.peers.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.peer);
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One request, one answer: the routes of the boot plane in one screen.
+//!
+//! ```text
+//!  GET, HEAD  /<name>          a file of the namespace           [`content`](crate::bootplane::content)
+//!  POST       /agent/v1/<call> the agent's calls                 [`agent_calls`](crate::bootplane::agent_calls)
+//! ```
+//! Nothing else is here. No answer redirects, and none asks a peer to prove more than its address and its token.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::time::Instant;
+
+use crate::bootplane::agent_calls::{AgentCalls, PREFIX};
+use crate::bootplane::body::{AnswerBody, WhenDone};
+use crate::bootplane::content::{BootContent, Served, Unserved};
+use crate::bootplane::files::{self, FileFacts};
+use crate::bootplane::head::HeadFault;
+use crate::bootplane::limits::Limits;
+use crate::bootplane::pulse::Pulse;
+use crate::clock::Clock;
+use crate::node::timeline::{FileOutcome, Transport};
+use crate::telemetry::Tally;
+
+/// Our longest name has 60 bytes; the namespace stops at 255, each of which may be escaped.
+const PATH_BYTES_MAX: usize = 2048;
+/// Files from this size on count as bulk.
+const BULK_BYTES: u64 = 1024 * 1024;
+/// What iPXE is told to wait when too many download at once; it understands whole seconds only.
+const BULK_RETRY: Duration = Duration::from_secs(5);
+
+pub struct BootService {
+    content: Arc<BootContent>,
+    agents: AgentCalls,
+    tally: Arc<Tally>,
+    clock: Clock,
+    bulk_transfers_max: usize,
+    bulk_transfers: Arc<AtomicUsize>,
+}
+
+impl BootService {
+    pub fn new(
+        content: Arc<BootContent>,
+        agents: AgentCalls,
+        tally: Arc<Tally>,
+        clock: Clock,
+        limits: &Limits,
+    ) -> BootService {
+        BootService {
+            content,
+            agents,
+            tally,
+            clock,
+            bulk_transfers_max: limits.bulk_transfers,
+            bulk_transfers: Arc::default(),
+        }
+    }
+
+    pub async fn answer(
+        &self,
+        peer: Ipv4Addr,
+        pulse: Arc<Pulse>,
+        request: Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        let plain = match pulse.exchange_began(Instant::now()) {
+            Err(fault) => self.refuse_head(peer, fault),
+            Ok(()) if request.uri().path().len() > PATH_BYTES_MAX => {
+                Plain::text(StatusCode::URI_TOO_LONG, "path too long").closing()
+            }
+            Ok(()) if request.uri().path().starts_with(PREFIX) => self.agents.answer(peer, request).await,
+            Ok(()) => match *request.method() {
+                Method::GET | Method::HEAD => return self.answer_file(peer, pulse, &request),
+                _ => Plain::text(StatusCode::METHOD_NOT_ALLOWED, "files are read with GET or HEAD")
+                    .with(header::ALLOW, "GET, HEAD")
+                    // Whatever body came with it is not read.
+                    .closing(),
+            },
+        };
+        self.tally.count("http", word_for(plain.status));
+        plain.into_response(pulse)
+    }
+
+    fn refuse_head(&self, peer: Ipv4Addr, fault: HeadFault) -> Plain {
+        let status = match fault {
+            HeadFault::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            HeadFault::Encoding => StatusCode::LENGTH_REQUIRED,
+            HeadFault::BareLineEnd
+            | HeadFault::Nul
+            | HeadFault::Folded
+            | HeadFault::NoName
+            | HeadFault::BadLength
+            | HeadFault::LengthAndEncoding
+            | HeadFault::Host => StatusCode::BAD_REQUEST,
+        };
+        self.tally.count("http", fault.as_str());
+        tracing::info!(ip = %peer, reason = fault.as_str(), "request refused");
+        Plain::text(status, fault.as_str()).closing()
+    }
+
+    fn answer_file(
+        &self,
+        peer: Ipv4Addr,
+        pulse: Arc<Pulse>,
+        request: &Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        let head = request.method() == Method::HEAD;
+        let opened = match files::decode_path(request.uri().path()) {
+            Err(refusal) => Err(Plain::text(StatusCode::BAD_REQUEST, &refusal.to_string())),
+            Ok(name) => self
+                .content
+                .open(peer, &name, Transport::Http, self.clock.now())
+                .map_err(|unserved| Plain::text(status_for(unserved), unserved.as_str())),
+        };
+        match opened {
+            Ok(served) if !head && self.is_overloaded_for(&served, request.headers()) => {
+                self.tally.count("http", "busy");
+                let seconds = BULK_RETRY.as_secs().to_string();
+                Plain::text(StatusCode::SERVICE_UNAVAILABLE, "busy")
+                    .with(header::RETRY_AFTER, &seconds)
+                    .into_response(pulse)
+            }
+            Ok(served) => self.send_file(served, pulse, request),
+            Err(plain) => {
+                self.tally.count("http", word_for(plain.status));
+                let plain = if head { plain.without_body() } else { plain };
+                plain.into_response(pulse)
+            }
+        }
+    }
+
+    fn is_overloaded_for(&self, served: &Served, headers: &HeaderMap) -> bool {
+        let agent = headers.get(header::USER_AGENT).map_or(&b""[..], HeaderValue::as_bytes);
+        served.ticket.size >= BULK_BYTES
+            && agent.starts_with(b"iPXE/")
+            && self.bulk_transfers.load(Ordering::Relaxed) >= self.bulk_transfers_max
+    }
+
+    fn send_file(
+        &self,
+        served: Served,
+        pulse: Arc<Pulse>,
+        request: &Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        let Served { bytes, digest, modified, media_type, ticket } = served;
+        let size = bytes.len() as u64;
+        let facts = FileFacts { size, digest, modified, media_type };
+        let answer = files::answer(request.method(), request.headers(), &facts);
+        let now = self.clock.now();
+        let Some(part) = answer.part.filter(|_| request.method() == Method::GET) else {
+            match answer.status {
+                StatusCode::OK => {
+                    self.content.finished(&ticket, 0, Duration::ZERO, FileOutcome::Probe, now);
+                }
+                status => self.tally.count("http", word_for(status)),
+            }
+            return response(answer.status, answer.headers, AnswerBody::new(Bytes::new(), pulse, None));
+        };
+        self.content.began(&ticket, now);
+        // Both ends fit: the bytes are in memory.
+        let body = bytes.slice(part.start as usize..part.end as usize);
+        let expected = part.end - part.start;
+        let bulk = BulkTransfer::begin(&self.bulk_transfers, size);
+        let (content, clock, began) = (Arc::clone(&self.content), self.clock, Instant::now());
+        let when_done: WhenDone = Box::new(move |sent| {
+            drop(bulk);
+            let outcome = if sent < expected {
+                FileOutcome::Aborted("connection closed".to_owned())
+            } else if expected < size {
+                FileOutcome::Range
+            } else {
+                FileOutcome::Complete
+            };
+            content.finished(&ticket, sent, began.elapsed(), outcome, clock.now());
+        });
+        response(answer.status, answer.headers, AnswerBody::new(body, pulse, Some(when_done)))
+    }
+}
+
+/// Counts a large download while it lasts.
+struct BulkTransfer {
+    counter: Arc<AtomicUsize>,
+}
+
+impl BulkTransfer {
+    fn begin(counter: &Arc<AtomicUsize>, size: u64) -> Option<BulkTransfer> {
+        (size >= BULK_BYTES).then(|| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            BulkTransfer { counter: Arc::clone(counter) }
+        })
+    }
+}
+
+impl Drop for BulkTransfer {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A real 404 for whatever is not there: GRUB, iPXE and shim branch on it.
+fn status_for(unserved: Unserved) -> StatusCode {
+    match unserved {
+        Unserved::UnknownPeer => StatusCode::FORBIDDEN,
+        Unserved::BadName(_)
+        | Unserved::NoSuchName
+        | Unserved::NotInstalled
+        | Unserved::ForeignMac
+        | Unserved::NoToken => StatusCode::NOT_FOUND,
+    }
+}
+
+/// The counter's word for an answer without a file.
+fn word_for(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        200 => "agent-answered",
+        304 => "not-modified",
+        400 => "bad-request",
+        401 => "agent-refused",
+        403 => "forbidden",
+        404 => "not-found",
+        405 => "method-not-allowed",
+        411 => "length-required",
+        412 => "precondition-failed",
+        413 => "body-too-large",
+        414 => "path-too-long",
+        416 => "range-not-satisfiable",
+        429 => "too-many-calls",
+        431 => "head-too-large",
+        503 => "unavailable",
+        _ => "other",
+    }
+}
+
+/// A short answer that is not a file.
+#[derive(Debug)]
+pub struct Plain {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Plain {
+    pub fn text(status: StatusCode, text: &str) -> Plain {
+        Plain::of(status, "text/plain", format!("{text}\n").into())
+    }
+
+    pub fn json(status: StatusCode, value: &serde_json::Value) -> Plain {
+        Plain::of(status, "application/json", value.to_string().into())
+    }
+
+    fn of(status: StatusCode, media_type: &'static str, body: Bytes) -> Plain {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        Plain { status, headers, body }
+    }
+
+    /// With a header of ours; the value is visible ASCII.
+    pub fn with(mut self, name: header::HeaderName, value: &str) -> Plain {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.insert(name, value);
+        }
+        self
+    }
+
+    /// The connection ends with this answer.
+    pub fn closing(self) -> Plain {
+        self.with(header::CONNECTION, "close")
+    }
+
+    /// For HEAD: the same headers, length included.
+    fn without_body(mut self) -> Plain {
+        self.body = Bytes::new();
+        self
+    }
+
+    fn into_response(self, pulse: Arc<Pulse>) -> Response<AnswerBody> {
+        response(self.status, self.headers, AnswerBody::new(self.body, pulse, None))
+    }
+}
+
+fn response(status: StatusCode, headers: HeaderMap, body: AnswerBody) -> Response<AnswerBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}

@@ -1,0 +1,314 @@
+//! `farrier node add|list|show|approve|remove|order`
+
+use std::net::Ipv4Addr;
+
+use clap::{Subcommand, ValueEnum};
+
+use super::client::{Client, segment};
+use super::error::CommandError;
+use super::json_text;
+use super::table::Table;
+use super::text::{Style, Tone, ago, bytes, counted, inert, memory, or_dash};
+use super::timeline::{render_boot, stage_word};
+use crate::clock::{Clock, Timestamp};
+use crate::net::MacAddr;
+use crate::node::NodeName;
+use crate::node::inventory::{BootedBy, Inventory};
+use crate::node::state::{Order, ProvisionState};
+use crate::node::timeline::Boot;
+use crate::operator::api::{NodeDetail, NodeSummary, OrderRequest, PortRequest, RegisterRequest};
+
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Register a machine before its first boot, or give one that was seen a name
+    Add {
+        /// Port of the machine, with an address to keep for it if wanted: 52:54:00:12:34:56 or 52:54:00:12:34:56=192.168.2.20
+        #[arg(required = true, value_name = "MAC[=ADDRESS]", value_parser = parse_port)]
+        ports: Vec<PortRequest>,
+        /// Name: lower-case letters, digits and inner hyphens
+        #[arg(long)]
+        name: Option<NodeName>,
+    },
+    /// List all nodes
+    List,
+    /// Show one node: record, ports, inventory, and where its last boot got to
+    Show {
+        /// Name, MAC address, id or SMBIOS UUID
+        node: String,
+        /// Show this boot instead of the last one; 0 is what happened outside any boot
+        #[arg(long, value_name = "NUMBER")]
+        boot: Option<u32>,
+    },
+    /// Let a node boot and enroll that nobody had registered
+    Approve {
+        /// Name, MAC address, id or SMBIOS UUID
+        node: String,
+    },
+    /// Forget a node and its timeline
+    Remove {
+        /// Name, MAC address, id or SMBIOS UUID
+        node: String,
+    },
+    /// Give the node's agent an order; it obeys at its next heartbeat
+    Order {
+        /// Name, MAC address, id or SMBIOS UUID
+        node: String,
+        order: OrderWord,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OrderWord {
+    Reboot,
+    PowerOff,
+    /// Boot from the local disk, now and on later netboots
+    LocalBoot,
+}
+
+impl From<OrderWord> for Order {
+    fn from(word: OrderWord) -> Order {
+        match word {
+            OrderWord::Reboot => Order::Reboot,
+            OrderWord::PowerOff => Order::PowerOff,
+            OrderWord::LocalBoot => Order::LocalBoot,
+        }
+    }
+}
+
+fn parse_port(text: &str) -> Result<PortRequest, String> {
+    let (mac, address) = match text.split_once('=') {
+        Some((mac, address)) => (mac, Some(address)),
+        None => (text, None),
+    };
+    let mac: MacAddr = mac.parse().map_err(|error| format!("{error}"))?;
+    let address = address
+        .map(str::parse::<Ipv4Addr>)
+        .transpose()
+        .map_err(|_| "an IPv4 address is wanted after `=`".to_owned())?;
+    Ok(PortRequest { mac, address })
+}
+
+pub(super) async fn run(
+    command: NodeCommand,
+    client: &Client,
+    json: bool,
+    style: Style,
+) -> Result<String, CommandError> {
+    let now = Clock::start().now();
+    match command {
+        NodeCommand::Add { ports, name } => {
+            let node = client.post("/api/v1/nodes", &RegisterRequest { name, ports }).await?;
+            Ok(done(&node, "registered", json))
+        }
+        NodeCommand::List => {
+            let nodes: Vec<NodeSummary> = client.get("/api/v1/nodes").await?;
+            Ok(if json { json_text(&nodes) } else { render_list(&nodes, style, now) })
+        }
+        NodeCommand::Show { node, boot } => show(&node, boot, client, json, style).await,
+        NodeCommand::Approve { node } => {
+            let node = client.post(&path(&node, "/approve"), &()).await?;
+            Ok(done(&node, "approved", json))
+        }
+        NodeCommand::Remove { node } => {
+            let node = client.delete(&path(&node, "")).await?;
+            Ok(done(&node, "removed", json))
+        }
+        NodeCommand::Order { node, order } => {
+            let request = OrderRequest { order: order.into() };
+            let node = client.post(&path(&node, "/order"), &request).await?;
+            Ok(done(
+                &node,
+                &format!("ordered: {}; waits for the agent's next heartbeat", request.order),
+                json,
+            ))
+        }
+    }
+}
+
+fn path(node: &str, action: &str) -> String {
+    format!("/api/v1/nodes/{}{action}", segment(node))
+}
+
+fn done(node: &NodeDetail, what: &str, json: bool) -> String {
+    if json { json_text(node) } else { format!("{} {what}\n", called(&node.summary)) }
+}
+
+/// Its name, else its first MAC, else its id.
+pub(super) fn called(node: &NodeSummary) -> String {
+    match (&node.name, node.ports.first()) {
+        (Some(name), _) => name.to_string(),
+        (None, Some(port)) => port.mac.to_string(),
+        (None, None) => node.id.to_string(),
+    }
+}
+
+async fn show(
+    node: &str,
+    boot: Option<u32>,
+    client: &Client,
+    json: bool,
+    style: Style,
+) -> Result<String, CommandError> {
+    let detail: NodeDetail = client.get(&path(node, "")).await?;
+    // By id: the node may be renamed between the two questions.
+    let boots: Vec<Boot> = client.get(&path(&detail.summary.id.to_string(), "/boots")).await?;
+    let chosen = match boot {
+        None => boots.last(),
+        Some(number) => Some(boots.iter().find(|boot| boot.number == number).ok_or_else(|| {
+            let kept: Vec<String> = boots.iter().map(|boot| boot.number.to_string()).collect();
+            CommandError::NotFound(format!(
+                "no boot {number} of this node is kept; kept are: {}",
+                kept.join(", ")
+            ))
+        })?),
+    };
+    if json {
+        return Ok(json_text(&serde_json::json!({ "node": detail, "boot": chosen })));
+    }
+    Ok(render_detail(&detail, chosen, style, Clock::start().now()))
+}
+
+/// State in words, and whether it wants an operator's eye.
+pub(super) fn state_words(node: &NodeSummary) -> (Tone, String) {
+    if !node.approved {
+        return (Tone::Attention, "waits for approval".to_owned());
+    }
+    let tone = match node.state {
+        ProvisionState::Enroll | ProvisionState::Inspecting => Tone::Plain,
+        ProvisionState::Manageable => Tone::Good,
+        ProvisionState::InspectFailed => Tone::Bad,
+    };
+    (tone, node.state.to_string())
+}
+
+pub(super) fn render_list(nodes: &[NodeSummary], style: Style, now: Timestamp) -> String {
+    if nodes.is_empty() {
+        return "no nodes: netboot a machine, or register one with `farrier node add MAC`\n".to_owned();
+    }
+    list_table(nodes, now).render(style)
+}
+
+pub(super) fn list_table(nodes: &[NodeSummary], now: Timestamp) -> Table {
+    let mut table = Table::new(&["NODE", "MAC", "ADDRESS", "FIRMWARE", "STATE", "STAGE", ">BOOT", "SEEN"]);
+    for node in nodes {
+        let (tone, state) = state_words(node);
+        let more = match node.ports.len() {
+            0 | 1 => String::new(),
+            ports => format!(" +{}", ports - 1),
+        };
+        let mac = node.ports.first().map(|port| format!("{}{more}", port.mac));
+        let address =
+            node.ports.iter().find_map(|port| port.address).or(node.ports.iter().find_map(|p| p.reserved));
+        let boot = node.boot.as_ref();
+        let cells = [
+            or_dash(node.name.as_ref()),
+            or_dash(mac),
+            or_dash(address),
+            or_dash(node.firmware),
+            state,
+            or_dash(boot.and_then(|boot| boot.stage).map(stage_word)),
+            or_dash(boot.map(|boot| boot.number)),
+            or_dash(node.last_seen_at.map(|at| ago(at, now))),
+        ];
+        table.row(tone, cells);
+    }
+    table
+}
+
+pub(super) fn render_detail(node: &NodeDetail, boot: Option<&Boot>, style: Style, now: Timestamp) -> String {
+    let summary = &node.summary;
+    let mut text = String::new();
+    let mut line = |label: &str, tone: Tone, value: &str| {
+        text.push_str(&format!("{label:<10} {}\n", style.paint(tone, &inert(value))));
+    };
+    line("node", Tone::Heading, &called(summary));
+    line("id", Tone::Plain, &summary.id.to_string());
+    if let Some(uuid) = node.uuid {
+        line("uuid", Tone::Plain, &uuid.to_string());
+    }
+    let (tone, state) = state_words(summary);
+    line("state", tone, &state);
+    if let Some(failure) = &summary.failure {
+        line("failure", Tone::Bad, failure);
+    }
+    if let Some(order) = summary.order {
+        line("order", Tone::Plain, &format!("{order}, waits for the agent's next heartbeat"));
+    }
+    let next = match summary.next_boot {
+        crate::boot::decision::NextBoot::Ramdisk => "ramdisk",
+        crate::boot::decision::NextBoot::LocalDisk => "local disk",
+    };
+    line("next boot", Tone::Plain, next);
+    line("firmware", Tone::Plain, &or_dash(summary.firmware));
+    let origin = match summary.origin {
+        crate::node::Origin::Registered => "registered",
+        crate::node::Origin::Seen => "first seen",
+    };
+    line("known", Tone::Plain, &format!("{origin} {}", node.created_at));
+    line("seen", Tone::Plain, &or_dash(summary.last_seen_at.map(|at| format!("{at}, {}", ago(at, now)))));
+    line("enrolled", Tone::Plain, &or_dash(summary.enrolled_at));
+    let mut ports = Table::new(&["PORT", "ADDRESS", "RESERVED"]);
+    for port in &summary.ports {
+        ports.row(Tone::Plain, [port.mac.to_string(), or_dash(port.address), or_dash(port.reserved)]);
+    }
+    text.push_str(&format!("\n{}", ports.render(style)));
+    match &node.inventory {
+        Some(inventory) => text.push_str(&format!("\n{}", render_inventory(inventory, style))),
+        None => text.push_str("\nno inventory yet: the agent has not called home\n"),
+    }
+    match boot {
+        Some(boot) => text.push_str(&format!("\n{}", render_boot(boot, style))),
+        None => text.push_str("\nno boot yet\n"),
+    }
+    text
+}
+
+fn render_inventory(inventory: &Inventory, style: Style) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| text.push_str(&format!("{label:<10} {}\n", inert(&value)));
+    let system = &inventory.system;
+    let words = |parts: &[&Option<String>]| {
+        let present: Vec<&str> = parts.iter().filter_map(|part| part.as_deref()).collect();
+        if present.is_empty() { "-".to_owned() } else { present.join(" ") }
+    };
+    line("system", words(&[&system.vendor, &system.product, &system.version]));
+    if let Some(serial) = &system.serial {
+        line("serial", serial.clone());
+    }
+    let booted = match inventory.booted_by {
+        BootedBy::Bios => "booted by BIOS",
+        BootedBy::Uefi => "booted by UEFI",
+        BootedBy::UefiSecureBoot => "booted by UEFI with Secure Boot",
+    };
+    line(
+        "firmware",
+        format!("{}, {booted}", words(&[&system.bios_vendor, &system.bios_version, &system.bios_date])),
+    );
+    let cpu = &inventory.cpu;
+    let counts = [(cpu.sockets, "socket"), (cpu.cores, "core"), (cpu.logical, "thread")];
+    let counts = counts.map(|(count, thing)| counted(count.into(), thing)).join(", ");
+    line("cpu", format!("{} ({}), {counts}", cpu.model, cpu.architecture));
+    line("memory", memory(inventory.memory_bytes));
+    line("kernel", inventory.kernel.clone());
+    let mut disks = Table::new(&["DISK", ">SIZE", "KIND", "MODEL", "SERIAL"]);
+    for disk in &inventory.disks {
+        let kind = match (disk.removable, disk.rotational) {
+            (true, _) => "removable",
+            (false, true) => "rotating",
+            (false, false) => "solid state",
+        };
+        let (model, serial) = (or_dash(disk.model.as_ref()), or_dash(disk.serial.as_ref()));
+        disks.row(Tone::Plain, [disk.name.clone(), bytes(disk.bytes), kind.to_owned(), model, serial]);
+    }
+    let mut nics = Table::new(&["NIC", "MAC", "DRIVER", ">SPEED", "LINK"]);
+    for nic in &inventory.nics {
+        let speed = or_dash(nic.speed_mbps.map(|speed| format!("{speed} Mb/s")));
+        let link = if nic.link { "up" } else { "down" };
+        let driver = or_dash(nic.driver.as_ref());
+        nics.row(Tone::Plain, [nic.name.clone(), nic.mac.to_string(), driver, speed, link.to_owned()]);
+    }
+    for table in [disks, nics].iter().filter(|table| !table.is_empty()) {
+        text.push_str(&format!("\n{}", table.render(style)));
+    }
+    text
+}

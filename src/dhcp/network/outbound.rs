@@ -1,0 +1,126 @@
+//! Where replies leave: three sockets, shared by the DHCP thread and the store's.
+//!
+//! Every transaction is one line in the log, written here, when its reply has left (or could not).
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+
+use crate::dhcp::network::{BindError, SERVICE};
+use crate::dhcp::server::{Destination, Reply, Report, Service, Silence};
+use crate::net::Bridge;
+use crate::net::frame::FrameSender;
+use crate::net::sys::{self, Outgoing};
+use crate::telemetry::Tally;
+
+const DHCP_PORT: u16 = 67;
+/// PXE 2.1 §2.2.4.
+const BOOT_SERVER_PORT: u16 = 4011;
+const CLIENT_PORT: u16 = 68;
+
+/// A reply on its way, and who asked for it.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) reply: Reply,
+    pub(super) service: Service,
+    pub(super) report: Option<Report>,
+    /// It repeats a grant that an earlier batch makes durable: if that fails, this must not leave either.
+    pub(super) rests_on_earlier: bool,
+}
+
+pub(super) struct Outbound {
+    pub(super) dhcp: UdpSocket,
+    pub(super) boot_server: UdpSocket,
+    frames: FrameSender,
+    from: (Ipv4Addr, u32),
+    tally: Arc<Tally>,
+}
+
+impl Outbound {
+    pub(super) fn open(bridge: &Bridge, tally: &Arc<Tally>) -> Result<Outbound, BindError> {
+        let refused = |what: String, port, source: io::Error| {
+            let bridge = bridge.name.clone();
+            match (source.kind(), port) {
+                (io::ErrorKind::AddrInUse, Some(port)) => BindError::PortTaken { bridge, port, source },
+                (io::ErrorKind::PermissionDenied, _) => BindError::NotPermitted { bridge, what, source },
+                (_, _) => BindError::Unavailable { bridge, what, source },
+            }
+        };
+        let udp = |port| {
+            bridge.udp_socket(port).map_err(|source| refused(format!("UDP port {port}"), Some(port), source))
+        };
+        Ok(Outbound {
+            dhcp: udp(DHCP_PORT)?,
+            boot_server: udp(BOOT_SERVER_PORT)?,
+            frames: FrameSender::open(bridge)
+                .map_err(|source| refused("a packet socket".to_owned(), None, source))?,
+            from: (bridge.ip(), bridge.index),
+            tally: Arc::clone(tally),
+        })
+    }
+
+    /// The socket requests to this service arrive on, and replies to them leave from.
+    pub(super) fn socket(&self, service: Service) -> &UdpSocket {
+        match service {
+            Service::Dhcp => &self.dhcp,
+            Service::BootServer => &self.boot_server,
+        }
+    }
+
+    pub(super) fn send(&self, parcel: &Parcel) {
+        let payload = parcel.reply.bytes.as_slice();
+        let sent = match parcel.reply.destination {
+            Destination::Broadcast => {
+                let everybody = SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT);
+                self.send_udp(parcel.service, everybody, payload)
+            }
+            Destination::Unicast(to) => self.send_udp(parcel.service, to, payload),
+            Destination::Frame { mac, address } => {
+                let port = match parcel.service {
+                    Service::Dhcp => DHCP_PORT,
+                    Service::BootServer => BOOT_SERVER_PORT,
+                };
+                self.frames.send(mac, SocketAddrV4::new(address, CLIENT_PORT), port, payload)
+            }
+        };
+        match &sent {
+            Ok(()) => self.tally.count(SERVICE, parcel.reply.kind.as_str()),
+            Err(_) => self.tally.count(SERVICE, "send-failed"),
+        }
+        log_reply(parcel, &sent);
+    }
+
+    fn send_udp(&self, service: Service, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+        let message = Outgoing { payload, to, from: self.from };
+        sys::send_batch(self.socket(service), &[message]).pop().unwrap_or(Ok(()))
+    }
+}
+
+/// One line, at `info` for clients that want to boot and at `debug` for all others.
+macro_rules! transaction {
+    ($report:expr, $($field:tt)*) => {
+        match $report {
+            Some(report) if report.class.wants_boot() => tracing::info!(
+                mac = %report.mac, xid = format_args!("{:08x}", report.xid), message = report.message, $($field)*
+            ),
+            Some(report) => tracing::debug!(
+                mac = %report.mac, xid = format_args!("{:08x}", report.xid), message = report.message, $($field)*
+            ),
+            None => tracing::debug!(message = "unreadable", $($field)*),
+        }
+    };
+}
+
+fn log_reply(parcel: &Parcel, sent: &io::Result<()>) {
+    let answer = parcel.reply.kind.as_str();
+    let ip = parcel.reply.address.map(tracing::field::display);
+    let boot_file = parcel.reply.boot_file.as_deref();
+    match sent {
+        Ok(()) => transaction!(&parcel.report, answer, ip, boot_file),
+        Err(error) => transaction!(&parcel.report, answer, ip, reason = %error),
+    }
+}
+
+pub(super) fn log_silence(silence: Silence, report: Option<&Report>) {
+    transaction!(report, reason = silence.as_str());
+}

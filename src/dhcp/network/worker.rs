@@ -1,0 +1,413 @@
+//! The loop of the DHCP thread.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+
+use crate::boot::client::Client;
+use crate::boot::decision::Standing;
+use crate::clock::{Clock, Timestamp};
+use crate::dhcp::address_book::AddressBook;
+use crate::dhcp::lease::BindingState;
+use crate::dhcp::network::outbound::{self, Outbound, Parcel};
+use crate::dhcp::network::{Command, SERVICE};
+use crate::dhcp::server::{Answer, DhcpServer, Directory, Outcome, Received, ReplyKind, Report, Service};
+use crate::net::link::LinkWatch;
+use crate::net::sys::{self, BATCH_MAX, Inbox};
+use crate::net::{Bridge, MacAddr};
+use crate::node::registry::Registry;
+use crate::node::timeline::Happening;
+use crate::store::{Change, CommitError, Store};
+use crate::telemetry::Tally;
+
+/// A DHCP request fits the Ethernet MTU; what exceeds this is none.
+const DATAGRAM_BYTES_MAX: usize = 2048;
+
+/// Batches that may wait for the disk. With a stalled disk the thread then stops receiving, and clients ask again.
+const PENDING_BATCHES_MAX: usize = 64;
+
+/// How long to wait for a bridge that is gone, in case its return went unnoticed; and after an error of a socket.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long stopping waits for commits under way; a disk that takes longer than this is broken.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// The registry, as the DHCP core asks it.
+struct Nodes<'a>(&'a Registry);
+
+impl Directory for Nodes<'_> {
+    fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing {
+        self.0.standing(mac, now)
+    }
+
+    fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
+        self.0.reserved_for(address)
+    }
+}
+
+/// What one receive asks of the disk, and what leaves once that is done.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<Change>,
+    parcels: Vec<Parcel>,
+}
+
+/// Which descriptors have something to say.
+#[derive(Clone, Copy, Default)]
+struct Ready {
+    dhcp: bool,
+    boot_server: bool,
+    links: bool,
+}
+
+pub(super) struct Worker {
+    pub(super) server: DhcpServer,
+    pub(super) bridge: Bridge,
+    /// Absent while the bridge is gone.
+    pub(super) outbound: Option<Arc<Outbound>>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) addresses: Arc<AddressBook>,
+    pub(super) tally: Arc<Tally>,
+    pub(super) clock: Clock,
+    pub(super) orders: mpsc::Receiver<Command>,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) waker: Arc<EventFd>,
+    pub(super) watch: LinkWatch,
+    pub(super) progress: Progress,
+}
+
+/// What the worker remembers between turns.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// Batches handed to the store and not yet called back.
+    pending: Arc<AtomicUsize>,
+    /// A socket failed: leave it alone until then.
+    muted_until: Option<Instant>,
+    /// Said once, until it is up again.
+    bridge_down: bool,
+    /// Batches that failed, as the store's thread counts them, and as many as the server has forgotten.
+    failures: Arc<AtomicU64>,
+    failures_taken_back: u64,
+}
+
+impl Worker {
+    pub(super) fn run(mut self) {
+        let mut inbox = Inbox::new(BATCH_MAX, DATAGRAM_BYTES_MAX);
+        loop {
+            if self.obey() {
+                break;
+            }
+            self.server.expire(self.clock.now());
+            let ready = self.wait();
+            if ready.links || self.outbound.is_none() {
+                self.watch.clear();
+                self.look_at_bridge();
+            }
+            let Some(outbound) = self.outbound.clone() else { continue };
+            if ready.dhcp {
+                self.receive(&outbound, Service::Dhcp, &mut inbox);
+            }
+            if ready.boot_server {
+                self.receive(&outbound, Service::BootServer, &mut inbox);
+            }
+        }
+        self.drain();
+    }
+
+    /// Carries out what was ordered; true when told to stop.
+    fn obey(&mut self) -> bool {
+        let _ = self.waker.read();
+        while let Ok(command) = self.orders.try_recv() {
+            match command {
+                Command::Leases(answer) => {
+                    self.server.expire(self.clock.now());
+                    let _ = answer.send(self.server.leases());
+                }
+                Command::PoolUse(answer) => {
+                    self.server.expire(self.clock.now());
+                    let _ = answer.send(self.server.pool_use());
+                }
+                Command::Reconfigure(settings) => self.server.reconfigure(*settings, self.clock.now()),
+                Command::InUse(address) => self.server.in_use(address, self.clock.now()),
+                Command::CommitFailed(failed) => self.take_back(&failed),
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    fn wait(&self) -> Ready {
+        let now = Instant::now();
+        let muted = self.progress.muted_until.is_some_and(|until| now < until);
+        let receiving = self.progress.pending.load(Ordering::Acquire) < PENDING_BATCHES_MAX && !muted;
+        let sockets = self.outbound.as_ref().filter(|_| receiving);
+        let mut polled = vec![
+            PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.watch.as_fd(), PollFlags::POLLIN),
+        ];
+        if let Some(outbound) = sockets {
+            polled.push(PollFd::new(outbound.dhcp.as_fd(), PollFlags::POLLIN));
+            polled.push(PollFd::new(outbound.boot_server.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut polled, self.timeout(muted)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => {
+                // Out of memory, at most; the loop goes on.
+                tracing::error!(reason = %error, "waiting for requests failed");
+                thread::sleep(RETRY);
+            }
+        }
+        let ready = |index: usize| {
+            polled.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
+        };
+        Ready { links: ready(1), dhcp: ready(2), boot_server: ready(3) }
+    }
+
+    fn timeout(&self, muted: bool) -> PollTimeout {
+        let until_expiry = self.server.next_deadline().map(|deadline| {
+            // Expiry is bookkeeping: never more often than this.
+            deadline.since(self.clock.now()).max(RETRY)
+        });
+        let until_retry = (muted || self.outbound.is_none()).then_some(RETRY);
+        let earliest = until_expiry.into_iter().chain(until_retry).min();
+        earliest
+            .map_or(PollTimeout::NONE, |duration| PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX))
+    }
+
+    /// Opens the sockets anew if the device they belong to was replaced; says once when service stops and when it
+    /// goes on.
+    fn look_at_bridge(&mut self) {
+        let bridge = &self.bridge.name;
+        match (self.bridge.link(), &self.outbound) {
+            (Some(link), Some(_)) => {
+                if link.up == self.progress.bridge_down {
+                    self.progress.bridge_down = !link.up;
+                    match link.up {
+                        true => tracing::info!(%bridge, "the bridge is up again"),
+                        false => tracing::warn!(%bridge, "the bridge is down: no machine can boot"),
+                    }
+                }
+                return;
+            }
+            (Some(_), None) => {}
+            (None, _) => {
+                if self.outbound.take().is_some() {
+                    self.tally.count(SERVICE, "bridge-gone");
+                    tracing::error!(%bridge, "the bridge is gone: no machine can boot until it is back");
+                }
+            }
+        }
+        // Missing, down, or without our address: all of it may still change, and each change wakes us.
+        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        if let Ok(outbound) = Outbound::open(&found, &self.tally) {
+            tracing::info!(%bridge, "the bridge is back");
+            self.bridge = found;
+            self.progress.bridge_down = false;
+            self.outbound = Some(Arc::new(outbound));
+        }
+    }
+
+    fn receive(&mut self, outbound: &Arc<Outbound>, service: Service, inbox: &mut Inbox) {
+        match sys::recv_batch(outbound.socket(service), inbox) {
+            Ok(_) => self.progress.muted_until = None,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return;
+            }
+            Err(error) => {
+                self.tally.count(SERVICE, "receive-failed");
+                if self.progress.muted_until.is_none() {
+                    tracing::error!(bridge = %self.bridge.name, reason = %error, "receiving failed");
+                }
+                self.progress.muted_until = Some(Instant::now() + RETRY);
+                return;
+            }
+        }
+        let now = self.clock.now();
+        let mut batch = Batch::default();
+        for (arrival, bytes) in inbox.iter() {
+            if arrival.truncated {
+                self.tally.count(SERVICE, "oversized");
+                continue;
+            }
+            let received =
+                Received { bytes, source: arrival.source, destination: arrival.destination, service };
+            let outcome = self.server.handle(&received, &Nodes(&self.registry), now);
+            self.take_note(&outcome, now);
+            self.answer(outcome, service, outbound, &mut batch);
+        }
+        self.submit(batch, outbound);
+    }
+
+    /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
+    fn take_note(&self, outcome: &Outcome, now: Timestamp) {
+        for change in &outcome.changes {
+            match change {
+                Change::PutBinding(binding) => match binding.state {
+                    BindingState::Bound => self.addresses.set(binding.address, binding.mac),
+                    BindingState::Released | BindingState::Quarantined => {
+                        self.addresses.clear(binding.address)
+                    }
+                },
+                Change::DropBinding { address } => self.addresses.clear(*address),
+                Change::PutNode(_)
+                | Change::DropNode(_)
+                | Change::PutEvent(_)
+                | Change::DropBoot { .. }
+                | Change::PutSecret { .. } => {}
+            }
+        }
+        let Some(report) = &outcome.report else { return };
+        if let Answer::Reply(reply) = &outcome.answer
+            && reply.kind != ReplyKind::Nak
+        {
+            if let Some(address) = reply.address {
+                self.addresses.set(address, report.mac);
+            }
+            if report.class.wants_boot() {
+                let client = Client { mac: report.mac, class: report.class, uuid: report.uuid };
+                self.registry.seen(&client, now);
+            }
+        }
+        let (answer, address, boot_file) = match &outcome.answer {
+            Answer::Reply(reply) => {
+                (Ok(reply.kind.as_str().to_owned()), reply.address, reply.boot_file.clone())
+            }
+            Answer::Silence(silence) => (Err(silence.as_str().to_owned()), None, None),
+        };
+        self.record(report, answer, address, boot_file, now);
+    }
+
+    fn record(
+        &self,
+        report: &Report,
+        answer: Result<String, String>,
+        address: Option<Ipv4Addr>,
+        boot_file: Option<String>,
+        now: Timestamp,
+    ) {
+        let happening = Happening::Dhcp {
+            port: report.mac,
+            class: report.class,
+            message: report.message.to_owned(),
+            xid: report.xid,
+            answer,
+            address,
+            boot_file,
+        };
+        self.registry.record(report.mac, happening, now);
+    }
+
+    /// Sends what rests on nothing new, and puts the rest into the batch.
+    fn answer(&self, outcome: Outcome, service: Service, outbound: &Outbound, batch: &mut Batch) {
+        let Outcome { answer, changes, report } = outcome;
+        let commits_under_way =
+            !batch.changes.is_empty() || self.progress.pending.load(Ordering::Acquire) > 0;
+        let changes_something = !changes.is_empty();
+        batch.changes.extend(changes);
+        match answer {
+            Answer::Silence(silence) => {
+                self.tally.count(SERVICE, silence.as_str());
+                outbound::log_silence(silence, report.as_ref());
+            }
+            Answer::Reply(reply) => {
+                let rests_on_earlier =
+                    !changes_something && reply.kind == ReplyKind::Ack && commits_under_way;
+                let parcel = Parcel { reply, service, report, rests_on_earlier };
+                if changes_something || rests_on_earlier {
+                    batch.parcels.push(parcel);
+                } else {
+                    outbound.send(&parcel);
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, batch: Batch, outbound: &Arc<Outbound>) {
+        if batch.changes.is_empty() && batch.parcels.is_empty() {
+            return;
+        }
+        self.progress.pending.fetch_add(1, Ordering::AcqRel);
+        let done = Done { pending: Arc::clone(&self.progress.pending), waker: Arc::clone(&self.waker) };
+        let outbound = Arc::clone(outbound);
+        let commands = self.commands.clone();
+        let failures = Arc::clone(&self.progress.failures);
+        let failures_before = self.progress.failures_taken_back;
+        self.store.submit(
+            batch.changes.clone(),
+            Box::new(move |result| match result {
+                Ok(()) => {
+                    let earlier_failed = failures.load(Ordering::Acquire) != failures_before;
+                    let leaving =
+                        batch.parcels.iter().filter(|parcel| !(parcel.rests_on_earlier && earlier_failed));
+                    leaving.for_each(|parcel| outbound.send(parcel));
+                    drop(done);
+                }
+                Err(error) => {
+                    failures.fetch_add(1, Ordering::AcqRel);
+                    let waker = Arc::clone(&done.waker);
+                    let _ = commands.send(Command::CommitFailed(FailedBatch { batch, error, _done: done }));
+                    let _ = waker.write(1);
+                }
+            }),
+        );
+    }
+
+    /// Nobody was told of these grants, so they never were.
+    fn take_back(&mut self, failed: &FailedBatch) {
+        let FailedBatch { batch: Batch { changes, parcels }, error, _done } = failed;
+        let now = self.clock.now();
+        self.server.forget(changes, now);
+        self.progress.failures_taken_back += 1;
+        tracing::error!(reason = %error, unanswered = parcels.len(), "leases could not be stored, so none was given");
+        self.tally.add(SERVICE, "not-durable", parcels.len() as u64);
+        for report in parcels.iter().filter_map(|parcel| parcel.report.as_ref()) {
+            self.record(report, Err("not-durable".to_owned()), None, None, now);
+        }
+    }
+
+    /// Waits for commits under way; their replies leave meanwhile.
+    fn drain(mut self) {
+        let until = Instant::now() + DRAIN_MAX;
+        while self.progress.pending.load(Ordering::Acquire) > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::error!("the store did not finish: some leases were neither stored nor given");
+                return;
+            }
+            let mut polled = [PollFd::new(self.waker.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+            self.obey();
+        }
+        self.obey();
+    }
+}
+
+/// What the disk refused; it counts as pending until the server has forgotten it.
+pub(super) struct FailedBatch {
+    batch: Batch,
+    error: CommitError,
+    _done: Done,
+}
+
+/// One batch's place among the pending; given back when its callback has run, or is dropped without.
+struct Done {
+    pending: Arc<AtomicUsize>,
+    waker: Arc<EventFd>,
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.pending.fetch_sub(1, Ordering::AcqRel);
+        // The thread may be waiting for just that: to receive again, to drain, or to take a failure back.
+        let _ = self.waker.write(1);
+    }
+}

@@ -1,0 +1,325 @@
+//! What each message type gets (RFC 2131 §4.3.1 to §4.3.5), given who sends it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use crate::boot::decision::{self, BootPlan, Standing};
+use crate::clock::Timestamp;
+use crate::dhcp::lease::table::Availability;
+use crate::dhcp::lease::{Binding, BindingState, ClientKey};
+use crate::dhcp::reply::{self, Draft};
+use crate::dhcp::request::{MessageKind, Request, RequestState};
+use crate::dhcp::server::{Destination, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Silence};
+use crate::store::Change;
+
+/// Share of the pool that strangers may hold by offers alone: a flood of made-up MACs leaves the rest to known nodes.
+const STRANGER_SHARE: u32 = 4;
+/// A pool of a few dozen addresses would otherwise turn away a rack that is switched on.
+const STRANGER_OFFERS_MIN: u32 = 16;
+
+/// One request with all that is known about its sender.
+pub(super) struct Visit<'a> {
+    pub(super) request: &'a Request<'a>,
+    pub(super) received: &'a Received<'a>,
+    pub(super) standing: &'a Standing,
+    pub(super) plan: BootPlan,
+    pub(super) key: ClientKey,
+    pub(super) directory: &'a dyn Directory,
+    pub(super) now: Timestamp,
+}
+
+impl Visit<'_> {
+    fn reserved(&self) -> Option<Ipv4Addr> {
+        match self.standing {
+            Standing::Stranger => None,
+            Standing::Known(node) => node.reserved,
+        }
+    }
+}
+
+impl DhcpServer {
+    pub(super) fn discover(&mut self, visit: &Visit<'_>) -> Result<Reply, Silence> {
+        if visit.request.server.is_some() {
+            return Err(Silence::DiscoverNamesServer);
+        }
+        let newcomer =
+            matches!(visit.standing, Standing::Stranger) && self.table.binding(&visit.key).is_none();
+        let address = self.choose(visit, newcomer)?;
+        self.table.offer(address, &visit.key, visit.request.mac, newcomer, visit.now);
+        Ok(self.grant(visit, ReplyKind::Offer, address))
+    }
+
+    /// RFC 2131 §4.3.1: the client's current address, its previous one, the one it asks for, a free one. A reservation
+    /// comes before all of them.
+    fn choose(&mut self, visit: &Visit<'_>, newcomer: bool) -> Result<Ipv4Addr, Silence> {
+        let (key, now) = (&visit.key, visit.now);
+        let recorded = self.table.binding(key).map(|binding| binding.address);
+        let live = self.table.live_binding(key, now).map(|binding| binding.address);
+        let known = [visit.reserved(), live, self.table.offered(key, now), recorded];
+        if let Some(address) = known.into_iter().flatten().find(|address| self.may_have(visit, *address)) {
+            return Ok(address);
+        }
+        if self.declines.too_many(visit.request.mac) {
+            return Err(Silence::TooManyDeclines);
+        }
+        if newcomer && self.table.newcomers() >= self.stranger_offers_max() {
+            return Err(Silence::OfferLimit);
+        }
+        if let Some(requested) = visit.request.requested.filter(|address| self.may_have(visit, *address)) {
+            return Ok(requested);
+        }
+        let settings = &self.settings;
+        self.table
+            .find_free(now, |address| {
+                settings.is_host(address) && visit.directory.reserved_for(address).is_none()
+            })
+            .ok_or(Silence::PoolExhausted)
+    }
+
+    fn stranger_offers_max(&self) -> u32 {
+        let size = self.table.pool_use().size;
+        (size / STRANGER_SHARE).max(STRANGER_OFFERS_MIN)
+    }
+
+    /// Whether nothing stands against this client having this address: it is one of ours to give, meant for no other
+    /// client, and no other client has it.
+    fn may_have(&self, visit: &Visit<'_>, address: Ipv4Addr) -> bool {
+        let ours_to_give = self.settings.is_host(address)
+            && match visit.directory.reserved_for(address) {
+                Some(owner) => owner == visit.request.mac,
+                None => self.table.in_pool(address) || visit.reserved() == Some(address),
+            };
+        ours_to_give
+            && match self.table.availability(address, &visit.key, visit.now) {
+                Availability::Own | Availability::Free => true,
+                Availability::Taken | Availability::Quarantined => false,
+            }
+    }
+
+    /// Whether the client should let go of this address and come back for the one reserved for it.
+    fn belongs_elsewhere(&self, visit: &Visit<'_>, address: Ipv4Addr) -> bool {
+        visit.reserved().is_some_and(|reserved| reserved != address && self.may_have(visit, reserved))
+    }
+
+    /// RFC 2131 §4.3.2.
+    pub(super) fn request(&mut self, visit: &Visit<'_>, changes: &mut Vec<Change>) -> Result<Reply, Silence> {
+        if visit.request.server.is_some_and(|server| server != self.settings.server()) {
+            self.table.withdraw_offer(&visit.key, visit.now);
+            return Err(Silence::OtherServer);
+        }
+        let verdict = match visit.request.state(visit.received.destination) {
+            RequestState::Selecting { address } => self.selecting(visit, address),
+            RequestState::InitReboot { address } => self.init_reboot(visit, address),
+            RequestState::Renewing { address } => match self.keeps(visit, address) {
+                true => Verdict::Grant(address),
+                false => Verdict::Refuse("this is not your address"),
+            },
+            RequestState::Rebinding { address } => self.rebinding(visit, address),
+            RequestState::Bare => {
+                let live = self.table.live_binding(&visit.key, visit.now).map(|binding| binding.address);
+                match live.or_else(|| self.table.offered(&visit.key, visit.now)) {
+                    Some(address) => Verdict::Grant(address),
+                    None => Verdict::Refuse("no address was offered to you"),
+                }
+            }
+        };
+        match verdict {
+            Verdict::Grant(address) => {
+                changes.extend(self.table.bind(self.binding(visit, address), visit.now));
+                Ok(self.grant(visit, ReplyKind::Ack, address))
+            }
+            Verdict::Refuse(reason) => Ok(self.nak(visit, reason)),
+            Verdict::Ignore(silence) => Err(silence),
+        }
+    }
+
+    fn selecting(&self, visit: &Visit<'_>, address: Ipv4Addr) -> Verdict {
+        // An offer that stands is kept whatever changed meanwhile: a NAK here ends a UEFI boot.
+        if self.table.offered(&visit.key, visit.now) == Some(address) {
+            return Verdict::Grant(address);
+        }
+        // Without an offer: it has lapsed, or we were restarted since. If the address is still free, all is well.
+        if !self.may_have(visit, address) {
+            return Verdict::Refuse("the address is not available");
+        }
+        match self.table.availability(address, &visit.key, visit.now) {
+            Availability::Free if self.declines.too_many(visit.request.mac) => {
+                Verdict::Ignore(Silence::TooManyDeclines)
+            }
+            Availability::Free | Availability::Own => Verdict::Grant(address),
+            Availability::Taken | Availability::Quarantined => {
+                Verdict::Refuse("the address is not available")
+            }
+        }
+    }
+
+    fn init_reboot(&self, visit: &Visit<'_>, address: Ipv4Addr) -> Verdict {
+        if !self.settings.network.contains(address) {
+            return Verdict::Refuse("the address is not on this network");
+        }
+        if self.keeps(visit, address) {
+            return Verdict::Grant(address);
+        }
+        self.remembered(visit, address)
+    }
+
+    fn rebinding(&self, visit: &Visit<'_>, address: Ipv4Addr) -> Verdict {
+        if self.keeps(visit, address) {
+            return Verdict::Grant(address);
+        }
+        self.remembered(visit, address)
+    }
+
+    /// Whether the address is the one on record for this client, and may stay so.
+    fn keeps(&self, visit: &Visit<'_>, address: Ipv4Addr) -> bool {
+        let recorded = self.table.binding(&visit.key).is_some_and(|binding| binding.address == address);
+        (recorded || visit.reserved() == Some(address))
+            && self.may_have(visit, address)
+            && !self.belongs_elsewhere(visit, address)
+    }
+
+    /// A client names an address that is not on record as its own.
+    fn remembered(&self, visit: &Visit<'_>, address: Ipv4Addr) -> Verdict {
+        let has_record = self.table.binding(&visit.key).is_some() || visit.reserved().is_some();
+        if has_record {
+            return Verdict::Refuse("another address is on record for you");
+        }
+        match self.table.availability(address, &visit.key, visit.now) {
+            Availability::Taken => return Verdict::Refuse("the address is another client's"),
+            Availability::Quarantined => return Verdict::Refuse("the address is withheld"),
+            Availability::Own | Availability::Free => {}
+        }
+        // RFC 2131 §4.3.2: a server without a record MUST remain silent, because another may have one. On a bridge
+        // of our own there is no other: we have lost the record, and this restores it.
+        if !self.settings.authoritative {
+            return Verdict::Ignore(Silence::UnknownClient);
+        }
+        if !self.may_have(visit, address) {
+            return Verdict::Refuse("the address is not available");
+        }
+        if self.declines.too_many(visit.request.mac) {
+            return Verdict::Ignore(Silence::TooManyDeclines);
+        }
+        Verdict::Grant(address)
+    }
+
+    /// RFC 2131 §4.3.3.
+    pub(super) fn decline(&mut self, visit: &Visit<'_>, changes: &mut Vec<Change>) -> Silence {
+        if visit.request.server.is_some_and(|server| server != self.settings.server()) {
+            return Silence::OtherServer;
+        }
+        let Some(address) = visit.request.requested else { return Silence::DeclineUnfounded };
+        // Only what is its own at this moment: else anybody could empty the pool.
+        if self.table.availability(address, &visit.key, visit.now) != Availability::Own {
+            return Silence::DeclineUnfounded;
+        }
+        changes.push(self.table.quarantine(address, &visit.key, visit.request.mac, visit.now));
+        self.declines.note(visit.request.mac, visit.now);
+        Silence::Declined
+    }
+
+    /// RFC 2131 §4.3.4.
+    pub(super) fn release(&mut self, visit: &Visit<'_>, changes: &mut Vec<Change>) -> Silence {
+        if visit.request.server.is_some_and(|server| server != self.settings.server()) {
+            return Silence::OtherServer;
+        }
+        let live = self.table.live_binding(&visit.key, visit.now).map(|binding| binding.address);
+        if live.is_none() || live != visit.request.current {
+            return Silence::ReleaseUnfounded;
+        }
+        changes.extend(self.table.release(&visit.key, visit.now));
+        Silence::Released
+    }
+
+    /// RFC 2131 §4.3.5: configuration for a client that has an address from elsewhere.
+    pub(super) fn inform(&self, visit: &Visit<'_>) -> Result<Reply, Silence> {
+        self.reachable(visit)?;
+        let destination = reply::destination_of(visit.request, ReplyKind::Ack, None, visit.received.source);
+        Ok(self.draft(visit, ReplyKind::Ack, destination).compose())
+    }
+
+    /// PXE 2.1 §2.2.4: a boot ROM that has its address asks which file to fetch.
+    pub(super) fn boot_server(&self, visit: &Visit<'_>) -> Result<Reply, Silence> {
+        /// Top bit of the layer: the client wants the item's signature (Boot Integrity Services).
+        const BIS: u8 = 0x80;
+        let request = visit.request;
+        match request.kind {
+            MessageKind::Request | MessageKind::Inform if request.class.wants_boot() => {}
+            MessageKind::Request
+            | MessageKind::Inform
+            | MessageKind::Discover
+            | MessageKind::Decline
+            | MessageKind::Release => return Err(Silence::NotABootRequest),
+        }
+        let boot_item = request.boot_item();
+        if boot_item.is_some_and(|[_, _, layer, _]| layer & BIS != 0) {
+            return Err(Silence::BisRefused);
+        }
+        let address = self.reachable(visit)?;
+        let port = match (visit.received.service, visit.received.source.ip().is_unspecified()) {
+            (_, false) | (Service::BootServer, true) => visit.received.source.port(),
+            (Service::Dhcp, true) => reply::CLIENT_PORT,
+        };
+        let destination = Destination::Unicast(SocketAddrV4::new(address, port));
+        let draft = self.draft(visit, ReplyKind::Ack, destination);
+        if draft.boot_file.is_none() {
+            return Err(Silence::NothingToBoot);
+        }
+        Ok(Draft { granted: boot_item.and(request.current), boot_item, ..draft }.compose())
+    }
+
+    /// Where a client without a lease of this exchange is to be answered, if that is on our network.
+    fn reachable(&self, visit: &Visit<'_>) -> Result<Ipv4Addr, Silence> {
+        let source = Some(*visit.received.source.ip()).filter(|address| !address.is_unspecified());
+        let address = visit.request.current.or(source).ok_or(Silence::InformWithoutAddress)?;
+        if self.settings.is_host(address) { Ok(address) } else { Err(Silence::OffNetwork) }
+    }
+
+    fn binding(&self, visit: &Visit<'_>, address: Ipv4Addr) -> Binding {
+        let live = self.table.live_binding(&visit.key, visit.now);
+        Binding {
+            address,
+            key: visit.key.clone(),
+            mac: visit.request.mac,
+            client_id: visit.request.client_id.map(<[u8]>::to_vec),
+            hostname: visit.request.hostname(),
+            state: BindingState::Bound,
+            granted_at: live
+                .filter(|binding| binding.address == address)
+                .map_or(visit.now, |binding| binding.granted_at),
+            expires_at: visit.now.plus(self.settings.lease),
+        }
+    }
+
+    fn grant(&self, visit: &Visit<'_>, kind: ReplyKind, address: Ipv4Addr) -> Reply {
+        let destination = reply::destination_of(visit.request, kind, Some(address), visit.received.source);
+        let lease = Some(self.settings.lease);
+        Draft { granted: Some(address), lease, ..self.draft(visit, kind, destination) }.compose()
+    }
+
+    fn nak(&self, visit: &Visit<'_>, reason: &'static str) -> Reply {
+        let destination = reply::destination_of(visit.request, ReplyKind::Nak, None, visit.received.source);
+        Draft { reason, boot_file: None, ..self.draft(visit, ReplyKind::Nak, destination) }.compose()
+    }
+
+    fn draft<'a>(&'a self, visit: &'a Visit<'_>, kind: ReplyKind, destination: Destination) -> Draft<'a> {
+        Draft {
+            request: visit.request,
+            kind,
+            granted: None,
+            lease: None,
+            boot_file: decision::boot_file(&visit.plan, self.settings.server(), visit.request.mac),
+            boot_item: None,
+            reason: "",
+            settings: &self.settings,
+            destination,
+        }
+    }
+}
+
+/// What becomes of a REQUEST.
+enum Verdict {
+    Grant(Ipv4Addr),
+    /// NAK, with a text for whoever reads the capture.
+    Refuse(&'static str),
+    Ignore(Silence),
+}

@@ -1,0 +1,181 @@
+//! The one interface we serve: what must be true of it, and sockets that cannot leave it.
+//!
+//! Every boot-plane socket of the program is made here (or from a [`Bridge`], in [`super::frame`] and
+//! [`super::advertise`]), bound to the device before it is bound to a port. A [`Bridge`] value exists only for an
+//! interface that was found to be a bridge, up, and to carry the configured address.
+//!
+//! Bridges come and go under a running appliance. [`super::link::LinkWatch`] wakes its owner when any link or address changes,
+//! and [`Bridge::link`] tells whether the sockets made from a value still belong to a living device: one that is
+//! deleted and made anew has a new index, and old sockets stay deaf for ever.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+
+use ipnetwork::Ipv4Network;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::BridgeName;
+use crate::net::MacAddr;
+use crate::net::link::{self, Link};
+
+/// Connections the kernel completes before we accept them; a rack that powers on at once fits.
+const TCP_BACKLOG: i32 = 1024;
+
+/// Receive queue of a boot-plane UDP socket. Holds about a thousand requests: a burst of a whole rack waits, an
+/// overload is dropped by the kernel before the wait exceeds what clients tolerate (they ask again after 1–4 s).
+const UDP_QUEUE_BYTES: usize = 1024 * 1024;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    pub name: BridgeName,
+    pub index: u32,
+    /// As it was when the bridge was found; a bridge without a fixed MAC takes its ports' lowest.
+    pub mac: MacAddr,
+    /// Our own address with the prefix of the subnet.
+    pub address: Ipv4Network,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BridgeError {
+    #[error(
+        "network.bridge = \"{name}\": there is no such interface; a Linux bridge of that name is wanted: `ip link add {name} type bridge && ip addr add {address} dev {name} && ip link set {name} up`"
+    )]
+    Missing { name: BridgeName, address: Ipv4Network },
+    #[error(
+        "network.bridge = \"{name}\": this interface is not a bridge, and farrier serves a bridge only; name another, or make one and attach this: `ip link add br0 type bridge && ip link set {name} master br0`"
+    )]
+    NotABridge { name: BridgeName },
+    #[error("network.bridge = \"{name}\": the bridge is down: `ip link set {name} up`")]
+    Down { name: BridgeName },
+    #[error(
+        "network.address = \"{address}\": the bridge {name} must carry this address and carries {}: `ip addr add {address} dev {name}`",
+        list(.present)
+    )]
+    NoAddress { name: BridgeName, address: Ipv4Network, present: Vec<Ipv4Network> },
+    #[error("network.bridge = \"{name}\": the kernel does not tell about it")]
+    Unreadable { name: BridgeName, source: io::Error },
+}
+
+fn list(networks: &[Ipv4Network]) -> String {
+    if networks.is_empty() {
+        return "none".to_owned();
+    }
+    networks.iter().map(Ipv4Network::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl Bridge {
+    /// Finds the bridge and checks it: it exists, is a bridge, is up, and has our address with our prefix.
+    pub fn find(name: &BridgeName, address: Ipv4Network) -> Result<Bridge, BridgeError> {
+        let unreadable = |source| BridgeError::Unreadable { name: name.clone(), source };
+        let link = Link::find(&name.0).map_err(unreadable)?;
+        let link = link.ok_or_else(|| BridgeError::Missing { name: name.clone(), address })?;
+        let Some(mac) = link.mac.filter(|_| link.is_bridge) else {
+            return Err(BridgeError::NotABridge { name: name.clone() });
+        };
+        if !link.up {
+            return Err(BridgeError::Down { name: name.clone() });
+        }
+        let present = link::ipv4_addresses(link.index).map_err(unreadable)?;
+        if !present.contains(&address) {
+            return Err(BridgeError::NoAddress { name: name.clone(), address, present });
+        }
+        Ok(Bridge { name: name.clone(), index: link.index, mac, address })
+    }
+
+    /// Our own address on the bridge.
+    pub fn ip(&self) -> Ipv4Addr {
+        self.address.ip()
+    }
+
+    pub fn contains(&self, ip: Ipv4Addr) -> bool {
+        self.address.contains(ip)
+    }
+
+    /// The bridge as it is now; `None` if the device our sockets are bound to is gone, even if another has its name.
+    pub fn link(&self) -> Option<Link> {
+        Link::find(&self.name.0).ok().flatten().filter(|link| link.index == self.index)
+    }
+
+    /// A UDP socket for broadcasts and requests on `port`: any destination address, this device only. Reports
+    /// each datagram's destination (`IP_PKTINFO`), does not block.
+    ///
+    /// The port is not shared: if another program holds it on this device or on all devices, binding fails.
+    pub fn udp_socket(&self, port: u16) -> io::Result<UdpSocket> {
+        let socket = self.socket(Type::DGRAM, Protocol::UDP)?;
+        socket.set_broadcast(true)?;
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        enlarge_queue(&socket)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+        Ok(socket.into())
+    }
+
+    /// A UDP socket from our address and a free port to one peer on this device; does not block.
+    pub fn connected_udp(&self, peer: SocketAddrV4) -> io::Result<UdpSocket> {
+        let socket = self.socket(Type::DGRAM, Protocol::UDP)?;
+        socket.bind(&SocketAddr::from((self.ip(), 0)).into())?;
+        socket.connect(&SocketAddr::from(peer).into())?;
+        Ok(socket.into())
+    }
+
+    /// A TCP listener on our address and this device; does not block. Accepted connections send at once (`TCP_NODELAY`
+    /// is inherited from the listener).
+    pub fn tcp_listener(&self, port: u16) -> io::Result<TcpListener> {
+        let socket = self.socket(Type::STREAM, Protocol::TCP)?;
+        // A restart must not wait for connections of the previous run to leave TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.bind(&SocketAddr::from((self.ip(), port)).into())?;
+        socket.listen(TCP_BACKLOG)?;
+        Ok(socket.into())
+    }
+
+    fn socket(&self, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
+        socket.bind_device(Some(self.name.0.as_bytes()))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
+}
+
+fn enlarge_queue(socket: &Socket) -> io::Result<()> {
+    // Past net.core.rmem_max only with CAP_NET_ADMIN; without it, as far as the system allows.
+    setsockopt(socket, sockopt::RcvBufForce, &UDP_QUEUE_BYTES)
+        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &UDP_QUEUE_BYTES))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address() -> Ipv4Network {
+        "192.168.2.2/24".parse().unwrap()
+    }
+
+    #[test]
+    fn a_missing_bridge_is_named_with_the_way_out() {
+        for name in ["no-such-bridge", "../net/lo", "", "a-name-that-is-too-long"] {
+            let error = Bridge::find(&BridgeName(name.to_owned()), address()).unwrap_err();
+            assert!(matches!(error, BridgeError::Missing { .. }), "{name}: {error}");
+            let text = error.to_string();
+            assert!(text.contains("network.bridge") && text.contains("ip link add"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_interface_that_is_no_bridge_is_refused() {
+        let error = Bridge::find(&BridgeName("lo".to_owned()), address()).unwrap_err();
+        assert!(matches!(error, BridgeError::NotABridge { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_addresses_present_are_shown() {
+        let error = BridgeError::NoAddress {
+            name: BridgeName("br0".to_owned()),
+            address: address(),
+            present: vec!["10.0.0.1/8".parse().unwrap()],
+        };
+        assert!(error.to_string().contains("carries 10.0.0.1/8: `ip addr add 192.168.2.2/24 dev br0`"));
+    }
+}

@@ -1,0 +1,345 @@
+//! The agent's side: boot tokens, sessions, inventory, orders obeyed.
+//!
+//! A token is spent by its issue time alone: redeeming one stores that time in the node, and every token issued then
+//! or earlier is spent with it. The session it buys names the same time, so that a newer redemption ends it. What the
+//! agent is told has happened is on disk before it is told; a redemption that cannot be stored is taken back, and the
+//! agent may try again with the same token.
+
+use std::net::Ipv4Addr;
+
+use crate::boot::decision::NextBoot;
+use crate::clock::Timestamp;
+use crate::net::MacAddr;
+use crate::node::inventory::{Inventory, clean_text};
+use crate::node::registry::Registry;
+use crate::node::registry::book::{Act, Book};
+use crate::node::state::Order;
+use crate::node::timeline::{AgentCall, EVENT_TEXT_MAX, Happening};
+use crate::node::token::{BootToken, Session, TokenFault};
+use crate::node::transition::Event;
+use crate::node::{Node, NodeId, NodeName, Port};
+use crate::store::CommitError;
+
+/// What a redeemed token buys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentSession {
+    /// Goes into `Authorization: Bearer …`.
+    pub session: String,
+    pub node: NodeId,
+    pub name: Option<NodeName>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AgentRefusal {
+    #[error("the token is not one this appliance writes")]
+    TokenMalformed,
+    #[error("the token was altered, or issued by another appliance")]
+    TokenForged,
+    #[error("the token is older than half an hour: boot again for a new one")]
+    TokenExpired,
+    #[error("the token was used before, or a newer one was: boot again for a new one")]
+    TokenSpent,
+    #[error("the token was issued to another MAC address")]
+    WrongMac,
+    #[error("the token was issued to another IP address")]
+    WrongAddress,
+    #[error("no node has this MAC address")]
+    UnknownNode,
+    #[error("an operator has to approve this node first")]
+    NotApproved,
+    #[error("the session is not one this appliance opened for this node")]
+    SessionForged,
+    #[error("the node has called home again since: this session is over")]
+    SessionReplaced,
+    #[error("no inventory is awaited from this node: boot it again")]
+    NotAwaited,
+    /// The only one worth a retry with the same credentials: 503, not 401.
+    #[error("the appliance cannot write to its disk")]
+    NotDurable(#[from] CommitError),
+}
+
+impl AgentRefusal {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            AgentRefusal::TokenMalformed => "token-malformed",
+            AgentRefusal::TokenForged => "token-forged",
+            AgentRefusal::TokenExpired => "token-expired",
+            AgentRefusal::TokenSpent => "token-spent",
+            AgentRefusal::WrongMac => "wrong-mac",
+            AgentRefusal::WrongAddress => "wrong-address",
+            AgentRefusal::UnknownNode => "unknown-node",
+            AgentRefusal::NotApproved => "not-approved",
+            AgentRefusal::SessionForged => "session-forged",
+            AgentRefusal::SessionReplaced => "session-replaced",
+            AgentRefusal::NotAwaited => "not-awaited",
+            AgentRefusal::NotDurable(_) => "not-durable",
+        }
+    }
+}
+
+impl Registry {
+    /// A boot token for the kernel command line of an approved node that is to boot the ramdisk; `None` for others.
+    pub fn issue_token(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Option<String> {
+        {
+            let book = self.lock_at(now);
+            let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
+            if !book.lets_in(entry) || entry.node.next_boot != NextBoot::Ramdisk {
+                return None;
+            }
+        }
+        self.tokens.issue_boot_token(mac, address, now)
+    }
+
+    /// Redeems a boot token. Durable before it returns; a second use is refused and shown on the timeline.
+    pub fn hello(
+        &self,
+        token: &str,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        uptime_secs: f64,
+        now: Timestamp,
+    ) -> Result<AgentSession, AgentRefusal> {
+        let mut book = self.lock_at(now);
+        let (id, token) = match self.admit_token(&book, token, mac, address, now) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return Err(self.refuse(&mut book, mac, address, refusal, now)),
+        };
+        let before = book.get(id).map(|entry| entry.node.clone()).ok_or(AgentRefusal::UnknownNode)?;
+        let redeem = |act: &mut Act<'_>| {
+            let node = &mut act.entry.node;
+            node.redeemed_token_at = Some(token.issued_at);
+            node.last_seen_at = Some(now);
+            // Whom policy let in and who called home is no stranger any more, also if policy changes later.
+            node.approved = true;
+            // It did boot again; whoever ordered that has what he wanted.
+            node.order = node.order.filter(|order| *order != Order::Reboot);
+            act.node_changed = true;
+            act.note(Happening::Agent { call: AgentCall::Hello { uptime_secs } });
+            let _ = act.step(Event::AgentHello);
+        };
+        let ((), effects) = book.change(id, now, redeem).ok_or(AgentRefusal::UnknownNode)?;
+        let pending = self.settle_durably(id, effects);
+        drop(book);
+        if let Err(error) = pending.wait() {
+            self.undo(id, now, |node| {
+                if node.redeemed_token_at == Some(token.issued_at) {
+                    node.redeemed_token_at = before.redeemed_token_at;
+                    node.approved = before.approved;
+                    node.order = before.order;
+                }
+            });
+            return Err(error.into());
+        }
+        let session = self.tokens.issue_session(Session { mac, token_issued_at: token.issued_at });
+        Ok(AgentSession { session, node: id, name: before.name })
+    }
+
+    /// Stores what the agent found; its NICs become ports unless they are another node's. Durable before it returns.
+    pub fn report_inventory(
+        &self,
+        session: &str,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        inventory: Inventory,
+        now: Timestamp,
+    ) -> Result<Node, AgentRefusal> {
+        let inventory = inventory.sanitize();
+        let mut book = self.lock_at(now);
+        let id = self.admit_session(&mut book, session, mac, address, now)?;
+        let (ports, conflicts) = book.sort_nics(id, inventory.nics.iter().map(|nic| nic.mac));
+        let before = book.get(id).map(|entry| entry.node.clone()).ok_or(AgentRefusal::UnknownNode)?;
+        let store = |act: &mut Act<'_>| -> Result<(), AgentRefusal> {
+            act.step(Event::InventoryReported).map_err(|_| AgentRefusal::NotAwaited)?;
+            let node = &mut act.entry.node;
+            node.uuid = node.uuid.or(inventory.system.uuid);
+            node.ports.extend(ports.iter().map(|mac| Port { mac: *mac, reserved: None }));
+            node.inventory = Some(inventory);
+            node.enrolled_at = node.enrolled_at.or(Some(now));
+            node.last_seen_at = Some(now);
+            node.failure = None;
+            act.node_changed = true;
+            act.note(Happening::Agent { call: AgentCall::Inventory });
+            for (port, owner) in conflicts {
+                act.note(Happening::PortConflict { port, owner });
+            }
+            Ok(())
+        };
+        let (outcome, effects) = book.change(id, now, store).ok_or(AgentRefusal::UnknownNode)?;
+        if let Err(refusal) = outcome {
+            return Err(self.refuse(&mut book, mac, address, refusal, now));
+        }
+        let node = book.view(id);
+        let pending = self.settle_durably(id, effects);
+        drop(book);
+        if let Err(error) = pending.wait() {
+            // State and inventory stay: they are true, and marked unsaved. The agent reports them again.
+            self.undo(id, now, |node| node.enrolled_at = before.enrolled_at);
+            return Err(error.into());
+        }
+        node.ok_or(AgentRefusal::UnknownNode)
+    }
+
+    /// What went wrong in the ramdisk. Taken with a session, or with an unspent boot token if `hello` never
+    /// succeeded; the token stays unspent.
+    pub fn report_failure(
+        &self,
+        credential: &str,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        step: &str,
+        message: &str,
+        now: Timestamp,
+    ) -> Result<Node, AgentRefusal> {
+        let mut book = self.lock_at(now);
+        let id = match self.tokens.read_session(credential) {
+            Err(TokenFault::Malformed) => match self.admit_token(&book, credential, mac, address, now) {
+                Ok((id, _)) => id,
+                Err(refusal) => return Err(self.refuse(&mut book, mac, address, refusal, now)),
+            },
+            Ok(_) | Err(TokenFault::Forged) => {
+                self.admit_session(&mut book, credential, mac, address, now)?
+            }
+        };
+        let (step, message) = (clean_text(step, EVENT_TEXT_MAX), clean_text(message, EVENT_TEXT_MAX));
+        let fail = |act: &mut Act<'_>| {
+            act.entry.node.last_seen_at = Some(now);
+            act.note(Happening::Agent {
+                call: AgentCall::Failure { step: step.clone(), message: message.clone() },
+            });
+            let _ = act.step(Event::AgentFailed);
+            act.entry.node.failure = Some(format!("{step}: {message}"));
+            act.node_changed = true;
+        };
+        let ((), effects) = book.change(id, now, fail).ok_or(AgentRefusal::UnknownNode)?;
+        self.settle(id, effects);
+        book.view(id).ok_or(AgentRefusal::UnknownNode)
+    }
+
+    /// The agent is alive; tells it the order that waits.
+    pub fn heartbeat(
+        &self,
+        session: &str,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        now: Timestamp,
+    ) -> Result<Option<Order>, AgentRefusal> {
+        let mut book = self.lock_at(now);
+        let id = self.admit_session(&mut book, session, mac, address, now)?;
+        // Heartbeats are too many to store; `last_seen_at` goes to disk with the next change that does.
+        let beat = |act: &mut Act<'_>| {
+            act.entry.node.last_seen_at = Some(now);
+            act.entry.node.order
+        };
+        let (order, effects) = book.change(id, now, beat).ok_or(AgentRefusal::UnknownNode)?;
+        self.settle(id, effects);
+        Ok(order)
+    }
+
+    /// The agent is about to act on an order: it will not be given again. Durable before it returns.
+    pub fn obeying(
+        &self,
+        session: &str,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        order: Order,
+        now: Timestamp,
+    ) -> Result<Node, AgentRefusal> {
+        let mut book = self.lock_at(now);
+        let id = self.admit_session(&mut book, session, mac, address, now)?;
+        let before = book.get(id).and_then(|entry| entry.node.order);
+        let obey = |act: &mut Act<'_>| {
+            act.entry.node.last_seen_at = Some(now);
+            act.entry.node.order = before.filter(|waiting| *waiting != order);
+            act.node_changed = true;
+            act.note(Happening::Agent { call: AgentCall::Obeying { order } });
+        };
+        let ((), effects) = book.change(id, now, obey).ok_or(AgentRefusal::UnknownNode)?;
+        let node = book.view(id);
+        let pending = self.settle_durably(id, effects);
+        drop(book);
+        if let Err(error) = pending.wait() {
+            self.undo(id, now, |node| node.order = node.order.or(before));
+            return Err(error.into());
+        }
+        node.ok_or(AgentRefusal::UnknownNode)
+    }
+
+    /// Whether this boot token is genuine, fresh, unspent, and used by whom it was issued to.
+    fn admit_token(
+        &self,
+        book: &Book,
+        token: &str,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        now: Timestamp,
+    ) -> Result<(NodeId, BootToken), AgentRefusal> {
+        let token = self.tokens.read_boot_token(token).map_err(|fault| match fault {
+            TokenFault::Malformed => AgentRefusal::TokenMalformed,
+            TokenFault::Forged => AgentRefusal::TokenForged,
+        })?;
+        if token.mac != mac {
+            return Err(AgentRefusal::WrongMac);
+        }
+        if token.address != address {
+            return Err(AgentRefusal::WrongAddress);
+        }
+        let entry = book.owner_of(mac).and_then(|id| book.get(id)).ok_or(AgentRefusal::UnknownNode)?;
+        // Spent comes before expired: a replay is the graver news.
+        if entry.node.redeemed_token_at.is_some_and(|redeemed| token.issued_at <= redeemed) {
+            return Err(AgentRefusal::TokenSpent);
+        }
+        if token.is_expired(now) {
+            return Err(AgentRefusal::TokenExpired);
+        }
+        // A token outlives neither the removal of its node nor the approval; a new node of the same MAC is another.
+        if token.issued_at < entry.node.created_at {
+            return Err(AgentRefusal::TokenExpired);
+        }
+        if !book.lets_in(entry) {
+            return Err(AgentRefusal::NotApproved);
+        }
+        Ok((entry.node.id, token))
+    }
+
+    fn admit_session(
+        &self,
+        book: &mut Book,
+        session: &str,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        now: Timestamp,
+    ) -> Result<NodeId, AgentRefusal> {
+        let admit = |book: &Book| {
+            let session = self.tokens.read_session(session).map_err(|_| AgentRefusal::SessionForged)?;
+            if session.mac != mac {
+                return Err(AgentRefusal::WrongMac);
+            }
+            let entry = book.owner_of(mac).and_then(|id| book.get(id)).ok_or(AgentRefusal::UnknownNode)?;
+            if entry.node.redeemed_token_at != Some(session.token_issued_at) {
+                return Err(AgentRefusal::SessionReplaced);
+            }
+            Ok(entry.node.id)
+        };
+        admit(book).map_err(|refusal| self.refuse(book, mac, address, refusal, now))
+    }
+
+    /// Puts a refusal into the log and on the timeline of the node the caller claims to be.
+    fn refuse(
+        &self,
+        book: &mut Book,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        refusal: AgentRefusal,
+        now: Timestamp,
+    ) -> AgentRefusal {
+        let reason = refusal.as_str();
+        tracing::warn!(%mac, ip = %address, reason, "agent refused");
+        if let Some(id) = book.owner_of(mac) {
+            let note = |act: &mut Act<'_>| act.note(Happening::AgentRefused { reason: reason.to_owned() });
+            if let Some(((), effects)) = book.change(id, now, note) {
+                self.settle(id, effects);
+            }
+        }
+        refusal
+    }
+}

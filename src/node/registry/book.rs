@@ -1,0 +1,440 @@
+//! Nodes in memory, and the indexes that find them.
+//!
+//! Everything here is quick and waits for nothing. A change to a node goes through [`Book::change`], which gathers
+//! the timeline events and store changes that come of it and keeps the indexes true.
+//!
+//! A node is *unproven* while nobody vouches for it: seen on the wire, never approved, never called home. Anyone on
+//! the bridge can make those up, so they are few, keep a short timeline, and the oldest makes room for the next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::boot::decision::{KnownNode, NextBoot, Standing, UnknownPolicy};
+use crate::clock::Timestamp;
+use crate::net::MacAddr;
+use crate::node::registry::{NodeRef, OperatorError, RegistrySettings};
+use crate::node::state::ProvisionState;
+use crate::node::timeline::history::{Bounds, History};
+use crate::node::timeline::{Boot, Happening, TimelineEvent};
+use crate::node::transition::{self, Event, Refusal};
+use crate::node::{Node, NodeId, NodeName, Origin, PORTS_MAX, Port};
+use crate::store::{Change, Snapshot};
+
+/// Nodes known at once: twice what one appliance is built for.
+pub const NODES_MAX: usize = 20_000;
+/// Unproven nodes known at once: more than any rack row brings up between two looks of an operator.
+pub const UNPROVEN_MAX: usize = 1024;
+/// Events in memory at which everybody's timeline is kept short: about 60 MB.
+pub const TIMELINE_EVENTS_MAX: usize = 262_144;
+
+pub(super) struct Book {
+    settings: RegistrySettings,
+    nodes: BTreeMap<NodeId, Entry>,
+    by_mac: BTreeMap<MacAddr, NodeId>,
+    by_name: BTreeMap<NodeName, NodeId>,
+    /// Addresses operators fixed when they registered a node.
+    by_address: BTreeMap<Ipv4Addr, MacAddr>,
+    /// Addresses the configuration fixes; they win.
+    configured: BTreeMap<MacAddr, Ipv4Addr>,
+    configured_by_address: BTreeMap<Ipv4Addr, MacAddr>,
+    /// Reservations of the configuration whose node is not looked at yet.
+    unregistered: bool,
+    unproven: BTreeSet<(Timestamp, NodeId)>,
+    events: usize,
+}
+
+pub(super) struct Entry {
+    pub(super) node: Node,
+    pub(super) history: History,
+    pub(super) loaders: super::record::LoaderFetches,
+    /// Since when its inventory is awaited; counted anew after a restart.
+    pub(super) awaited_since: Option<Timestamp>,
+    /// `last_seen_at` as last stored.
+    pub(super) seen_stored_at: Option<Timestamp>,
+}
+
+impl Entry {
+    pub(super) fn new(node: Node) -> Entry {
+        Entry::with_history(node, History::default())
+    }
+
+    fn with_history(node: Node, history: History) -> Entry {
+        let seen_stored_at = node.last_seen_at;
+        Entry { node, history, loaders: Default::default(), awaited_since: None, seen_stored_at }
+    }
+
+    fn is_unproven(&self) -> bool {
+        self.node.origin == Origin::Seen && !self.node.approved
+    }
+}
+
+/// One change to one node under way.
+pub(super) struct Act<'a> {
+    pub(super) entry: &'a mut Entry,
+    pub(super) now: Timestamp,
+    /// Operators approved it, or policy lets everybody in.
+    pub(super) approved: bool,
+    bounds: Bounds,
+    pub(super) effects: Effects,
+    /// The durable record differs from what is stored.
+    pub(super) node_changed: bool,
+}
+
+/// What a change asks of the shell.
+#[derive(Default)]
+pub(super) struct Effects {
+    pub(super) events: Vec<Arc<TimelineEvent>>,
+    pub(super) changes: Vec<Change>,
+}
+
+impl Act<'_> {
+    pub(super) fn note(&mut self, happening: Happening) {
+        let noted = self.entry.history.note(self.entry.node.id, happening.bounded(), self.now, self.bounds);
+        self.effects.changes.extend(noted.changes);
+        self.effects.events.extend(noted.event);
+    }
+
+    /// Lets state follow an event; a change of state is an event of its own.
+    pub(super) fn step(&mut self, event: Event) -> Result<(), Refusal> {
+        let from = self.entry.node.state;
+        let to = transition::apply(from, self.approved, event)?;
+        if to == ProvisionState::Inspecting {
+            self.entry.awaited_since = Some(self.now);
+        }
+        if from != to {
+            self.entry.node.state = to;
+            if to != ProvisionState::InspectFailed {
+                self.entry.node.failure = None;
+            }
+            self.node_changed = true;
+            self.note(Happening::State { from, to, cause: event.as_str().to_owned() });
+        }
+        Ok(())
+    }
+}
+
+impl Book {
+    /// The book, and changes that bring the store in line with its bounds.
+    pub(super) fn from_snapshot(snapshot: &Snapshot, settings: RegistrySettings) -> (Book, Vec<Change>) {
+        let mut book = Book {
+            settings: RegistrySettings { reservations: Vec::new(), ..settings.clone() },
+            nodes: BTreeMap::new(),
+            by_mac: BTreeMap::new(),
+            by_name: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            configured: BTreeMap::new(),
+            configured_by_address: BTreeMap::new(),
+            unregistered: false,
+            unproven: BTreeSet::new(),
+            events: 0,
+        };
+        let mut changes = Vec::new();
+        let mut timelines: BTreeMap<NodeId, Vec<TimelineEvent>> = BTreeMap::new();
+        for event in &snapshot.events {
+            timelines.entry(event.node).or_default().push(event.clone());
+        }
+        for node in &snapshot.nodes {
+            let mut history = History::from_events(timelines.remove(&node.id).unwrap_or_default());
+            history.trim_boots(node.id, Bounds::USUAL, &mut changes);
+            // Ids are unique in the store; MACs and names are by our own doing, unless somebody edited the file.
+            let mut node = node.clone();
+            node.ports.retain(|port| !book.by_mac.contains_key(&port.mac));
+            node.name = node.name.filter(|name| !book.by_name.contains_key(name));
+            book.insert(Entry::with_history(node, history));
+        }
+        // Timelines of nodes that are gone or could not be read.
+        changes.extend(timelines.into_keys().map(Change::DropNode));
+        book.configure(settings);
+        (book, changes)
+    }
+
+    pub(super) fn configure(&mut self, settings: RegistrySettings) {
+        self.configured = settings.reservations.iter().map(|entry| (entry.mac, entry.address)).collect();
+        self.configured_by_address =
+            settings.reservations.iter().map(|entry| (entry.address, entry.mac)).collect();
+        self.unregistered = !settings.reservations.is_empty();
+        self.settings = settings;
+    }
+
+    pub(super) fn settings(&self) -> &RegistrySettings {
+        &self.settings
+    }
+
+    /// Makes every MAC the configuration reserves an address for a registered node; done once per configuration.
+    pub(super) fn register_configured(&mut self, now: Timestamp) -> Vec<(NodeId, Effects)> {
+        let mut done = Vec::new();
+        if !std::mem::take(&mut self.unregistered) {
+            return done;
+        }
+        for reservation in self.settings.reservations.clone() {
+            let name = reservation.name.filter(|name| !self.by_name.contains_key(name));
+            let id = match self.by_mac.get(&reservation.mac) {
+                Some(id) => *id,
+                None => {
+                    let Some(node) = new_node(Origin::Registered, now) else { continue };
+                    let ports = vec![Port { mac: reservation.mac, reserved: None }];
+                    self.insert(Entry::new(Node { ports, ..node }))
+                }
+            };
+            let outcome = self.change(id, now, |act| {
+                let node = &mut act.entry.node;
+                let is_new = node.version == 0;
+                act.node_changed = is_new || !node.approved || (node.name.is_none() && name.is_some());
+                node.approved = true;
+                if node.name.is_none() {
+                    node.name = name;
+                }
+                if is_new {
+                    act.note(Happening::Registered);
+                }
+            });
+            done.extend(outcome.map(|((), effects)| (id, effects)));
+        }
+        done
+    }
+
+    /// Whether a node may be added: there is room, or an unproven one can go.
+    pub(super) fn has_room(&self) -> bool {
+        self.nodes.len() < NODES_MAX
+    }
+
+    /// The unproven node that has to go before another unproven one comes.
+    pub(super) fn evict_for_newcomer(&mut self) -> Option<NodeId> {
+        if self.unproven.len() < UNPROVEN_MAX {
+            return None;
+        }
+        let (_, id) = *self.unproven.first()?;
+        self.remove(id).map(|entry| entry.node.id)
+    }
+
+    pub(super) fn insert(&mut self, entry: Entry) -> NodeId {
+        let id = entry.node.id;
+        self.events += entry.history.event_count();
+        self.nodes.insert(id, entry);
+        self.index(id);
+        id
+    }
+
+    pub(super) fn remove(&mut self, id: NodeId) -> Option<Entry> {
+        self.unindex(id);
+        let entry = self.nodes.remove(&id)?;
+        self.events -= entry.history.event_count();
+        Some(entry)
+    }
+
+    /// Changes one node; indexes follow, its version grows if its record changed.
+    pub(super) fn change<R>(
+        &mut self,
+        id: NodeId,
+        now: Timestamp,
+        change: impl FnOnce(&mut Act<'_>) -> R,
+    ) -> Option<(R, Effects)> {
+        self.unindex(id);
+        let outcome = self.nodes.get_mut(&id).map(|entry| {
+            let before = entry.history.event_count();
+            let tight = self.events > TIMELINE_EVENTS_MAX || entry.is_unproven();
+            let approved = entry.node.approved || self.settings.unknown == UnknownPolicy::Enroll;
+            let mut act = Act {
+                entry,
+                now,
+                approved,
+                bounds: if tight { Bounds::TIGHT } else { Bounds::USUAL },
+                effects: Effects::default(),
+                node_changed: false,
+            };
+            let result = change(&mut act);
+            let Act { entry, mut effects, node_changed, .. } = act;
+            if node_changed {
+                entry.node.version += 1;
+                entry.seen_stored_at = entry.node.last_seen_at;
+                effects.changes.push(Change::PutNode(Box::new(entry.node.clone())));
+            }
+            self.events = self.events + entry.history.event_count() - before;
+            (result, effects)
+        });
+        self.index(id);
+        outcome
+    }
+
+    /// Everything known of a node, to write again what may not have reached the disk.
+    pub(super) fn whole(&self, id: NodeId) -> Vec<Change> {
+        let Some(entry) = self.nodes.get(&id) else {
+            return vec![Change::DropNode(id)];
+        };
+        let events = entry.history.all_events().map(|event| Change::PutEvent(Box::new((**event).clone())));
+        std::iter::once(Change::PutNode(Box::new(entry.node.clone()))).chain(events).collect()
+    }
+
+    pub(super) fn get(&self, id: NodeId) -> Option<&Entry> {
+        self.nodes.get(&id)
+    }
+
+    pub(super) fn ids_in(&self, state: ProvisionState) -> Vec<NodeId> {
+        let entries = self.nodes.iter();
+        entries.filter(|(_, entry)| entry.node.state == state).map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn owner_of(&self, mac: MacAddr) -> Option<NodeId> {
+        self.by_mac.get(&mac).copied()
+    }
+
+    pub(super) fn owner_of_name(&self, name: &NodeName) -> Option<NodeId> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn is_configured(&self, mac: MacAddr) -> bool {
+        self.configured.contains_key(&mac)
+    }
+
+    /// Sorts NICs an agent reports into new ports of its node and those that belong to another.
+    pub(super) fn sort_nics(
+        &self,
+        id: NodeId,
+        macs: impl Iterator<Item = MacAddr>,
+    ) -> (Vec<MacAddr>, Vec<(MacAddr, NodeId)>) {
+        let room = self.nodes.get(&id).map_or(0, |entry| PORTS_MAX.saturating_sub(entry.node.ports.len()));
+        let (mut new, mut taken) = (Vec::new(), Vec::new());
+        for mac in macs {
+            match self.owner_of(mac) {
+                Some(owner) if owner == id => {}
+                Some(owner) => taken.push((mac, owner)),
+                // The operator promised this address to somebody; only that machine's own DISCOVER may claim it.
+                None if self.is_configured(mac) => {}
+                None if new.len() < room => new.push(mac),
+                None => {}
+            }
+        }
+        (new, taken)
+    }
+
+    pub(super) fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing {
+        let Some(entry) = self.owner_of(mac).and_then(|id| self.nodes.get(&id)) else {
+            return Standing::Stranger;
+        };
+        Standing::Known(KnownNode {
+            id: entry.node.id,
+            approved: self.lets_in(entry),
+            next_boot: entry.node.next_boot,
+            reserved: self.reserved(entry, mac),
+            fruitless_loaders: entry.loaders.fruitless(mac, now),
+        })
+    }
+
+    pub(super) fn lets_in(&self, entry: &Entry) -> bool {
+        entry.node.approved || self.settings.unknown == UnknownPolicy::Enroll
+    }
+
+    fn reserved(&self, entry: &Entry, mac: MacAddr) -> Option<Ipv4Addr> {
+        if let Some(address) = self.configured.get(&mac) {
+            return Some(*address);
+        }
+        let port = entry.node.ports.iter().find(|port| port.mac == mac)?;
+        port.reserved.filter(|address| self.reserved_for(*address) == Some(mac))
+    }
+
+    pub(super) fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
+        self.configured_by_address.get(&address).or_else(|| self.by_address.get(&address)).copied()
+    }
+
+    pub(super) fn locate(&self, reference: &NodeRef) -> Result<NodeId, OperatorError> {
+        let found = match reference {
+            NodeRef::Id(id) => self.nodes.contains_key(id).then_some(*id),
+            NodeRef::Name(name) => self.owner_of_name(name),
+            NodeRef::Mac(mac) => self.owner_of(*mac),
+            NodeRef::Uuid(uuid) if self.nodes.contains_key(&NodeId(*uuid)) => Some(NodeId(*uuid)),
+            NodeRef::Uuid(uuid) => {
+                let mut claimants = self.nodes.values().filter(|entry| entry.node.uuid == Some(*uuid));
+                let first = claimants.next().map(|entry| entry.node.id);
+                // Boards come with the same UUID by the batch.
+                if claimants.next().is_some() {
+                    return Err(OperatorError::Ambiguous { reference: reference.to_string() });
+                }
+                first
+            }
+        };
+        found.ok_or_else(|| OperatorError::NotFound { reference: reference.to_string() })
+    }
+
+    /// The node as others see it: with the configuration's reservations and the policy's approval.
+    pub(super) fn view(&self, id: NodeId) -> Option<Node> {
+        self.nodes.get(&id).map(|entry| self.view_of(entry))
+    }
+
+    pub(super) fn view_of(&self, entry: &Entry) -> Node {
+        let mut node = entry.node.clone();
+        node.approved = self.lets_in(entry);
+        for port in &mut node.ports {
+            port.reserved = self.reserved(entry, port.mac);
+        }
+        node
+    }
+
+    pub(super) fn views(&self) -> Vec<Node> {
+        let mut nodes: Vec<Node> = self.nodes.values().map(|entry| self.view_of(entry)).collect();
+        nodes.sort_by_key(|node| (node.created_at, node.id));
+        nodes
+    }
+
+    pub(super) fn boots(&self, id: NodeId) -> Vec<Boot> {
+        self.nodes.get(&id).map(|entry| entry.history.boots()).unwrap_or_default()
+    }
+
+    fn index(&mut self, id: NodeId) {
+        let Some(entry) = self.nodes.get(&id) else { return };
+        for port in &entry.node.ports {
+            self.by_mac.insert(port.mac, id);
+            if let Some(address) = port.reserved {
+                self.by_address.insert(address, port.mac);
+            }
+        }
+        if let Some(name) = &entry.node.name {
+            self.by_name.insert(name.clone(), id);
+        }
+        if entry.is_unproven() {
+            self.unproven.insert((entry.node.created_at, id));
+        }
+    }
+
+    fn unindex(&mut self, id: NodeId) {
+        let Some(entry) = self.nodes.get(&id) else { return };
+        for port in &entry.node.ports {
+            self.by_mac.remove(&port.mac);
+            if let Some(address) = port.reserved.filter(|at| self.by_address.get(at) == Some(&port.mac)) {
+                self.by_address.remove(&address);
+            }
+        }
+        if let Some(name) = &entry.node.name {
+            self.by_name.remove(name);
+        }
+        self.unproven.remove(&(entry.node.created_at, id));
+    }
+}
+
+/// A node nobody knows anything of; `None` only if the kernel has no random bytes for its id.
+pub(super) fn new_node(origin: Origin, now: Timestamp) -> Option<Node> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).ok()?;
+    let id: Uuid = uuid::Builder::from_random_bytes(random).into_uuid();
+    Some(Node {
+        id: NodeId(id),
+        name: None,
+        uuid: None,
+        ports: Vec::new(),
+        origin,
+        approved: origin == Origin::Registered,
+        state: ProvisionState::Enroll,
+        next_boot: NextBoot::Ramdisk,
+        firmware: None,
+        created_at: now,
+        last_seen_at: None,
+        enrolled_at: None,
+        inventory: None,
+        order: None,
+        redeemed_token_at: None,
+        failure: None,
+        version: 0,
+    })
+}

@@ -1,0 +1,263 @@
+//! The one writer of node state.
+//!
+//! DHCP, TFTP, HTTP and operators tell the registry what happened; it looks the node up, lets
+//! [`transition::apply`](crate::node::transition::apply) decide, changes its own memory and hands the store one batch.
+//! Lookups never wait for the disk. What follows from the wire is made durable in the background (`submit`); what
+//! an operator or an agent is told has happened is on disk before the call returns, so those calls block and belong
+//! on threads that may.
+//!
+//! A batch is queued while the lock is held, so the store sees changes in the order memory saw them; the wait for
+//! the disk happens after the lock is let go. If a background batch fails its node is marked unsaved and written
+//! again by the next [`Registry::tick`].
+//!
+//! - `book`: nodes and their indexes, bounded
+//! - `record`: what happens on the wire: enrolment on sight, timeline, boot loops, deadlines
+//! - `operator`: register, approve, order, remove
+//! - `agent`: boot tokens, sessions, inventory, orders obeyed
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use crate::boot::decision::{Standing, UnknownPolicy};
+use crate::clock::Timestamp;
+use crate::config::Reservation;
+use crate::net::MacAddr;
+use crate::node::registry::book::{Book, Effects};
+use crate::node::timeline::{Boot, TimelineEvent};
+use crate::node::token::TokenKey;
+use crate::node::{Node, NodeId, NodeName, ParseNameError};
+use crate::store::{Change, CommitError, Snapshot, Store};
+
+mod agent;
+mod book;
+mod operator;
+mod record;
+
+pub use agent::{AgentRefusal, AgentSession};
+pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
+pub use operator::{NewNode, OperatorError, RegisterError};
+pub use record::{BOOT_LOOP_AT, BOOT_LOOP_WINDOW};
+
+/// Events a slow watcher may fall behind before it loses the oldest; one busy second of a 64-node rack.
+pub const WATCH_BACKLOG: usize = 1024;
+
+/// What the configuration says about nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegistrySettings {
+    pub unknown: UnknownPolicy,
+    /// How long after its ramdisk was served a node may take to send its inventory.
+    pub call_deadline: Duration,
+    pub reservations: Vec<Reservation>,
+}
+
+/// How an operator names a node. Text that reads as a UUID may be our id or the machine's SMBIOS UUID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeRef {
+    Id(NodeId),
+    Name(NodeName),
+    Mac(MacAddr),
+    Uuid(Uuid),
+}
+
+impl FromStr for NodeRef {
+    type Err = ParseNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(mac) = text.parse() {
+            return Ok(NodeRef::Mac(mac));
+        }
+        if let Ok(uuid) = Uuid::try_parse(text) {
+            return Ok(NodeRef::Uuid(uuid));
+        }
+        text.parse().map(NodeRef::Name)
+    }
+}
+
+impl fmt::Display for NodeRef {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NodeRef::Id(id) => id.fmt(formatter),
+            NodeRef::Name(name) => name.fmt(formatter),
+            NodeRef::Mac(mac) => mac.fmt(formatter),
+            NodeRef::Uuid(uuid) => uuid.fmt(formatter),
+        }
+    }
+}
+
+pub struct Registry {
+    store: Arc<dyn Store>,
+    tokens: TokenKey,
+    watchers: broadcast::Sender<Arc<TimelineEvent>>,
+    /// Nodes whose last background batch did not reach the disk. Its own lock: the store's thread takes it.
+    unsaved: Arc<Mutex<BTreeSet<NodeId>>>,
+    book: Mutex<Book>,
+}
+
+/// A batch on its way to the disk.
+#[must_use]
+struct Pending(std::sync::mpsc::Receiver<Result<(), CommitError>>);
+
+impl Pending {
+    fn wait(self) -> Result<(), CommitError> {
+        self.0.recv().unwrap_or(Err(CommitError::Closed))
+    }
+}
+
+impl Registry {
+    pub fn new(
+        store: Arc<dyn Store>,
+        snapshot: &Snapshot,
+        settings: RegistrySettings,
+        token_key: TokenKey,
+    ) -> Registry {
+        let (book, changes) = Book::from_snapshot(snapshot, settings);
+        let registry = Registry {
+            store,
+            tokens: token_key,
+            watchers: broadcast::channel(WATCH_BACKLOG).0,
+            unsaved: Arc::default(),
+            book: Mutex::new(book),
+        };
+        registry.submit_housekeeping(changes);
+        registry
+    }
+
+    /// Takes over new settings; reservations for MACs nobody knows become registered nodes.
+    pub fn reconfigure(&self, settings: RegistrySettings, now: Timestamp) {
+        self.lock().configure(settings);
+        drop(self.lock_at(now));
+    }
+
+    /// What the boot decision needs to know of this MAC.
+    pub fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing {
+        self.lock_at(now).standing(mac, now)
+    }
+
+    /// The MAC this address is fixed for.
+    pub fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
+        self.lock().reserved_for(address)
+    }
+
+    pub fn find(&self, reference: &NodeRef) -> Option<Node> {
+        let book = self.lock();
+        book.locate(reference).ok().and_then(|id| book.view(id))
+    }
+
+    /// All nodes, in the order they became known.
+    pub fn nodes(&self) -> Vec<Node> {
+        self.lock().views()
+    }
+
+    /// The node's boots, oldest first; number 0, if there, holds what happened outside any boot.
+    pub fn boots(&self, id: NodeId) -> Vec<Boot> {
+        self.lock().boots(id)
+    }
+
+    /// Every timeline event from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<TimelineEvent>> {
+        self.watchers.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        // A panic elsewhere must not take DHCP down with it; the book is changed in small complete steps.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The book, with every node in it that the configuration names.
+    fn lock_at(&self, now: Timestamp) -> MutexGuard<'_, Book> {
+        let mut book = self.lock();
+        for (id, effects) in book.register_configured(now) {
+            self.settle(id, effects);
+        }
+        book
+    }
+
+    /// Saves in the background and tells watchers. Called with the book locked, so that order is kept.
+    fn settle(&self, id: NodeId, effects: Effects) {
+        self.submit_for(id, effects.changes);
+        self.announce(effects.events);
+    }
+
+    /// Queues a batch that somebody will wait for, once the book is let go.
+    fn settle_durably(&self, id: NodeId, effects: Effects) -> Pending {
+        let pending = self.submit_and_wait_later(id, effects.changes);
+        self.announce(effects.events);
+        pending
+    }
+
+    fn submit_for(&self, id: NodeId, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        let unsaved = Arc::clone(&self.unsaved);
+        self.store.submit(
+            changes,
+            Box::new(move |result| {
+                if let Err(error) = result {
+                    tracing::warn!(node = %id, reason = %error, "node not saved, will be written again");
+                    unsaved.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+                }
+            }),
+        );
+    }
+
+    fn mark_unsaved(&self, id: NodeId) {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    fn take_unsaved(&self, most: usize) -> Vec<NodeId> {
+        let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken: Vec<NodeId> = unsaved.iter().copied().take(most).collect();
+        for id in &taken {
+            unsaved.remove(id);
+        }
+        taken
+    }
+
+    /// Changes whose loss the next start repeats by itself.
+    fn submit_housekeeping(&self, changes: Vec<Change>) {
+        if !changes.is_empty() {
+            self.store.submit(
+                changes,
+                Box::new(|result| {
+                    if let Err(error) = result {
+                        tracing::warn!(reason = %error, "housekeeping not saved");
+                    }
+                }),
+            );
+        }
+    }
+
+    fn submit_and_wait_later(&self, id: NodeId, changes: Vec<Change>) -> Pending {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let unsaved = Arc::clone(&self.unsaved);
+        self.store.submit(
+            changes,
+            Box::new(move |result| {
+                if result.is_err() {
+                    // Memory keeps the events, and whatever the caller does not undo.
+                    unsaved.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+                }
+                let _ = sender.send(result);
+            }),
+        );
+        Pending(receiver)
+    }
+
+    fn announce(&self, events: Vec<Arc<TimelineEvent>>) {
+        for event in events {
+            // No watcher is no mistake.
+            let _ = self.watchers.send(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! The line that says why a boot is no further: the last thing that went wrong since it last got on, or what it is
+//! expected to do next.
+
+use crate::boot::decision::ScriptPlan;
+use crate::node::timeline::history::BootLog;
+use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage};
+
+pub(super) fn stopped_at(log: &BootLog) -> String {
+    // What went wrong before the boot got on does not matter any more: loaders probe for many files that are not there.
+    let last_step = log.events.iter().rposition(|event| {
+        event.happening.stage().is_some_and(|stage| Some(stage) == log.stage && !is_problem(&event.happening))
+    });
+    let since = &log.events[last_step.map_or(0, |index| index + 1)..];
+    let problem = since.iter().rev().find_map(|event| problem(&event.happening, log.stage));
+    problem.unwrap_or_else(|| awaited(log))
+}
+
+fn is_problem(happening: &Happening) -> bool {
+    match happening {
+        Happening::Agent { call: AgentCall::Failure { .. } } => true,
+        Happening::Dhcp { answer, .. } => answer.is_err(),
+        Happening::Agent { .. }
+        | Happening::File { .. }
+        | Happening::Script { .. }
+        | Happening::AgentRefused { .. }
+        | Happening::OrderGiven { .. }
+        | Happening::State { .. }
+        | Happening::Approved
+        | Happening::Registered
+        | Happening::BootLoop { .. }
+        | Happening::PortConflict { .. } => false,
+    }
+}
+
+fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
+    match happening {
+        Happening::Dhcp { answer: Err(reason), message, .. } if reached <= Some(Stage::Dhcp) => {
+            Some(format!("{message} was not answered: {reason}"))
+        }
+        Happening::File { stage, name, size, sent, outcome, .. } => match outcome {
+            FileOutcome::NotFound => {
+                // A name we know nothing of is a probe, until the script has been read: then it is a wrong URL.
+                let wanted = stage.map_or(reached >= Some(Stage::Script), |stage| Some(stage) >= reached);
+                wanted.then(|| format!("{}: {name} not found", stage_word(*stage)))
+            }
+            FileOutcome::Aborted(reason) => {
+                let of = size.map(|size| format!(" of {size}")).unwrap_or_default();
+                let word = stage_word(*stage);
+                Some(format!("{word}: {name} ended after {sent}{of} bytes: {reason}"))
+            }
+            FileOutcome::Complete | FileOutcome::Probe | FileOutcome::Range => None,
+        },
+        Happening::Agent { call: AgentCall::Failure { step, message } } => {
+            Some(format!("agent: {step}: {message}"))
+        }
+        Happening::AgentRefused { reason } => Some(format!("agent was refused: {reason}")),
+        Happening::BootLoop { loaders } => {
+            Some(format!("loader was fetched {loaders} times, and no script ever asked for"))
+        }
+        Happening::Dhcp { .. }
+        | Happening::Agent { .. }
+        | Happening::Script { .. }
+        | Happening::OrderGiven { .. }
+        | Happening::State { .. }
+        | Happening::Approved
+        | Happening::Registered
+        | Happening::PortConflict { .. } => None,
+    }
+}
+
+fn awaited(log: &BootLog) -> String {
+    let script = log.events.iter().rev().find_map(|event| match &event.happening {
+        Happening::Script { plan, .. } => Some(*plan),
+        _ => None,
+    });
+    let boot_file = log.events.iter().rev().find_map(|event| match &event.happening {
+        Happening::Dhcp { boot_file, .. } => Some(boot_file.is_some()),
+        _ => None,
+    });
+    let line = match (log.stage, script) {
+        (None, _) => "nothing was fetched",
+        (Some(Stage::Dhcp), _) if boot_file == Some(false) => "address given, and nothing to boot",
+        (Some(Stage::Dhcp), _) => "address given, no loader fetched",
+        (Some(Stage::Loader), _) => "loader loaded, no script asked for",
+        (Some(Stage::Script), Some(ScriptPlan::AwaitApproval)) => "waits for an operator's approval",
+        (Some(Stage::Script), Some(ScriptPlan::LocalDisk)) => "handed over to the local disk",
+        (Some(Stage::Script), Some(ScriptPlan::Ramdisk) | None) => "script loaded, no kernel fetched",
+        (Some(Stage::Kernel), _) => "kernel loaded, no ramdisk fetched",
+        (Some(Stage::Ramdisk), _) => "ramdisk loaded, agent never called",
+        (Some(Stage::Agent), _) => "agent called, inventory never came",
+        (Some(Stage::Enrolled), _) => "enrolled",
+    };
+    line.to_owned()
+}
+
+fn stage_word(stage: Option<Stage>) -> &'static str {
+    match stage {
+        Some(Stage::Dhcp) => "dhcp",
+        Some(Stage::Loader) => "loader",
+        Some(Stage::Script) => "script",
+        Some(Stage::Kernel) => "kernel",
+        Some(Stage::Ramdisk) => "ramdisk",
+        Some(Stage::Agent) => "agent",
+        Some(Stage::Enrolled) => "enrolled",
+        None => "file",
+    }
+}

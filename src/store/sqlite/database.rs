@@ -1,0 +1,547 @@
+//! The file: its schema, its rows, one connection.
+//!
+//! What operators may rely on: table `bindings` (and view `leases`, with dotted addresses and readable times), table
+//! `nodes` and `events` with the record as JSON beside the columns worth asking for. Read a live file with
+//! `sqlite3 -readonly`. Tables are STRICT, so a value of the wrong type can only come from damage.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params, params_from_iter};
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+use crate::dhcp::lease::{Binding, BindingState, ClientKey};
+use crate::net::MacAddr;
+use crate::node::timeline::TimelineEvent;
+use crate::node::{Node, NodeId};
+use crate::store::{Change, Snapshot};
+
+/// Kept in `user_version`; a file with a higher one is left alone.
+pub(super) const SCHEMA_VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE bindings (
+  address    INTEGER PRIMARY KEY,  -- IPv4 address as a number
+  mac        TEXT NOT NULL,
+  key_kind   TEXT NOT NULL,        -- 'mac' or 'client-id': who holds it
+  key        BLOB NOT NULL,
+  client_id  BLOB,
+  hostname   TEXT,
+  state      TEXT NOT NULL,        -- 'bound', 'released', 'quarantined'
+  granted_at INTEGER NOT NULL,     -- milliseconds since 1970
+  expires_at INTEGER NOT NULL
+) STRICT;
+CREATE VIEW leases AS SELECT
+  (address >> 24) || '.' || ((address >> 16) & 255) || '.' || ((address >> 8) & 255) || '.' || (address & 255) AS ip,
+  mac, hostname, state,
+  datetime(granted_at / 1000, 'unixepoch') AS granted, datetime(expires_at / 1000, 'unixepoch') AS expires
+  FROM bindings;
+CREATE TABLE nodes (
+  id         TEXT PRIMARY KEY,
+  name       TEXT,
+  state      TEXT NOT NULL,
+  created_at INTEGER NOT NULL,
+  record     TEXT NOT NULL         -- JSON
+) STRICT;
+CREATE TABLE events (
+  node       TEXT NOT NULL,
+  boot       INTEGER NOT NULL,     -- 0: outside any boot
+  sequence   INTEGER NOT NULL,
+  at         INTEGER NOT NULL,
+  happening  TEXT NOT NULL,        -- JSON
+  PRIMARY KEY (node, boot, sequence)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE secrets (
+  name       TEXT PRIMARY KEY,
+  value      BLOB NOT NULL
+) STRICT;
+CREATE TABLE damaged (             -- rows that could not be read, for a person to look at
+  origin     TEXT NOT NULL,
+  reason     TEXT NOT NULL,
+  content    TEXT NOT NULL
+) STRICT;
+";
+
+/// Another process that holds the file this long (a backup, a shell) makes commits fail; DHCP clients retry at 4 s.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
+/// A damaged tree may point at itself; reading stops here instead of never. Twenty times the largest sound file.
+const ROWS_MAX: usize = 5_000_000;
+
+#[derive(Debug)]
+pub(super) enum OpenFailure {
+    TooNew {
+        found: i64,
+    },
+    /// No amount of trying again will make it readable.
+    Damaged(String),
+    /// The disk, permissions, another process.
+    Unreadable(String),
+}
+
+impl From<rusqlite::Error> for OpenFailure {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            // `Unknown` is plain SQLITE_ERROR, as in "no such table"; that is damage too.
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
+                OpenFailure::Damaged(error.to_string())
+            }
+            Some(_) | None => OpenFailure::Unreadable(error.to_string()),
+        }
+    }
+}
+
+pub(super) struct Database {
+    connection: Connection,
+}
+
+/// A row that is there but means nothing.
+struct BadRow {
+    table: &'static Table,
+    row: Vec<Value>,
+    reason: String,
+}
+
+struct Table {
+    name: &'static str,
+    /// The first `key` of them are the key.
+    columns: &'static [&'static str],
+    key: usize,
+    /// Key columns to sort by; the order of a snapshot.
+    order: &'static [&'static str],
+}
+
+const BINDINGS: Table = Table {
+    name: "bindings",
+    columns: &[
+        "address",
+        "mac",
+        "key_kind",
+        "key",
+        "client_id",
+        "hostname",
+        "state",
+        "granted_at",
+        "expires_at",
+    ],
+    key: 1,
+    order: &["address"],
+};
+const NODES: Table =
+    Table { name: "nodes", columns: &["id", "record"], key: 1, order: &["created_at", "id"] };
+const EVENTS: Table = Table {
+    name: "events",
+    columns: &["node", "boot", "sequence", "at", "happening"],
+    key: 3,
+    order: &["node", "boot", "sequence"],
+};
+const SECRETS: Table = Table { name: "secrets", columns: &["name", "value"], key: 1, order: &["name"] };
+
+impl Database {
+    /// Opens or creates the file and makes sure it is whole.
+    pub(super) fn open(path: &Path) -> Result<Database, OpenFailure> {
+        let database = Database::connect(path)?;
+        let verdict: String = database.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if verdict != "ok" {
+            return Err(OpenFailure::Damaged(verdict));
+        }
+        for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS] {
+            database.connection.prepare(&table.select(""))?;
+        }
+        Ok(database)
+    }
+
+    /// Opens again after a failed commit. What the page cache holds may never reach the disk, not even by another
+    /// fsync, so everything in the WAL is written once more, to the main file, and the WAL begins anew.
+    pub(super) fn reopen(path: &Path) -> Result<Database, OpenFailure> {
+        let database = Database::connect(path)?;
+        let busy: i64 =
+            database.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy != 0 {
+            return Err(OpenFailure::Unreadable("another process is reading the file".to_owned()));
+        }
+        Ok(database)
+    }
+
+    fn connect(path: &Path) -> Result<Database, OpenFailure> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        let mode: String = connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
+        if mode != "wal" {
+            return Err(OpenFailure::Unreadable(format!("the file system allows no WAL (mode {mode})")));
+        }
+        connection.execute_batch(
+            "PRAGMA synchronous=FULL; PRAGMA mmap_size=0; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;",
+        )?;
+        // The query answers, so it cannot go into the batch above. The writer checkpoints when it has time.
+        connection.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        match version {
+            SCHEMA_VERSION => {}
+            0 => {
+                let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                transaction.execute_batch(SCHEMA)?;
+                transaction.execute_batch(&format!("PRAGMA user_version={SCHEMA_VERSION}"))?;
+                transaction.commit()?;
+            }
+            newer if newer > SCHEMA_VERSION => return Err(OpenFailure::TooNew { found: newer }),
+            other => return Err(OpenFailure::Damaged(format!("schema version {other}"))),
+        }
+        Ok(Database { connection })
+    }
+
+    /// Everything that can be read; what cannot is moved to `damaged`, with a line each.
+    pub(super) fn read(&mut self) -> Result<Snapshot, rusqlite::Error> {
+        let (mut snapshot, bad_rows, unread) = self.read_tables();
+        for (table, error) in unread {
+            // Damage that the check at opening missed costs its rows, not the start; a failing disk is another matter.
+            match error.sqlite_error_code() {
+                Some(ErrorCode::DatabaseCorrupt) => snapshot.damage.push(format!("{table}: {error}")),
+                Some(_) | None => return Err(error),
+            }
+        }
+        snapshot.damage.extend(bad_rows.iter().map(BadRow::describe));
+        if let Err(error) = self.set_aside(&bad_rows) {
+            snapshot.damage.push(format!("damaged rows could not be set aside: {error}"));
+        }
+        Ok(snapshot)
+    }
+
+    /// What a damaged file still yields: each table is read from both ends until the damage.
+    pub(super) fn rescue(path: &Path) -> Snapshot {
+        let opened = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE);
+        let Ok(connection) = opened else {
+            return Snapshot::default();
+        };
+        let (mut snapshot, bad_rows, unread) = Database { connection }.read_tables();
+        snapshot.damage.extend(bad_rows.iter().map(BadRow::describe));
+        snapshot.damage.extend(unread.iter().map(|(table, error)| format!("{table}: {error}")));
+        snapshot
+    }
+
+    fn read_tables(&self) -> (Snapshot, Vec<BadRow>, Vec<(&'static str, rusqlite::Error)>) {
+        let mut bad = Vec::new();
+        let mut unread = Vec::new();
+        let snapshot = Snapshot {
+            bindings: self.read_table(&BINDINGS, decode_binding, &mut bad, &mut unread),
+            nodes: self.read_table(&NODES, decode_node, &mut bad, &mut unread),
+            events: self.read_table(&EVENTS, decode_event, &mut bad, &mut unread),
+            secrets: self.read_table(&SECRETS, decode_secret, &mut bad, &mut unread),
+            damage: Vec::new(),
+        };
+        (snapshot, bad, unread)
+    }
+
+    fn read_table<T>(
+        &self,
+        table: &'static Table,
+        decode: fn(&[Value]) -> Result<T, String>,
+        bad: &mut Vec<BadRow>,
+        unread: &mut Vec<(&'static str, rusqlite::Error)>,
+    ) -> Vec<T> {
+        let mut seen = std::collections::BTreeSet::new();
+        let mut keep = |rows: Vec<Vec<Value>>, bad: &mut Vec<BadRow>, check: bool| {
+            let mut kept = Vec::with_capacity(rows.len());
+            for row in rows {
+                if check && !seen.insert(format!("{:?}", &row[..table.key])) {
+                    continue;
+                }
+                match decode(&row) {
+                    Ok(value) => kept.push(value),
+                    Err(reason) => bad.push(BadRow { table, row, reason }),
+                }
+            }
+            kept
+        };
+        let (rows, error) = self.read_rows(table, "");
+        let Some(error) = error else {
+            return keep(rows, bad, false);
+        };
+        unread.push((table.name, error));
+        let mut values = keep(rows, bad, true);
+        let (rows, _) = self.read_rows(table, " DESC");
+        let mut tail = keep(rows, bad, true);
+        tail.reverse();
+        values.append(&mut tail);
+        values
+    }
+
+    fn read_rows(&self, table: &Table, direction: &str) -> (Vec<Vec<Value>>, Option<rusqlite::Error>) {
+        let mut found = Vec::new();
+        let mut read = || {
+            let mut statement = self.connection.prepare(&table.select(direction))?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let columns = 0..table.columns.len();
+                // Only text that is no UTF-8 fails here; it is kept as bytes so that the row can be set aside.
+                found.push(columns.map(|index| raw_value(row, index)).collect::<Result<Vec<_>, _>>()?);
+                if found.len() >= ROWS_MAX {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let outcome: Result<(), rusqlite::Error> = read();
+        (found, outcome.err())
+    }
+
+    fn set_aside(&mut self, bad_rows: &[BadRow]) -> Result<(), rusqlite::Error> {
+        if bad_rows.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for bad in bad_rows {
+            let key = &bad.table.columns[..bad.table.key];
+            let wanted = key.iter().map(|column| format!("{column} IS ?")).collect::<Vec<_>>().join(" AND ");
+            transaction.execute(
+                "INSERT INTO damaged (origin, reason, content) VALUES (?, ?, ?)",
+                params![bad.table.name, bad.reason, format!("{:?}", bad.row)],
+            )?;
+            transaction.execute(
+                &format!("DELETE FROM {} WHERE {wanted}", bad.table.name),
+                params_from_iter(bad.row[..key.len()].iter()),
+            )?;
+        }
+        transaction.commit()
+    }
+
+    /// One transaction for all batches; on return it is on disk.
+    pub(super) fn commit<'a>(
+        &mut self,
+        batches: impl Iterator<Item = &'a [Change]>,
+    ) -> Result<(), rusqlite::Error> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for change in batches.flatten() {
+            apply(&transaction, change)?;
+        }
+        transaction.commit()
+    }
+
+    /// Pages in the WAL; asking costs microseconds and moves nothing.
+    pub(super) fn wal_pages(&self) -> Result<u64, rusqlite::Error> {
+        self.connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| {
+            row.get::<_, i64>(1).map(|pages| u64::try_from(pages).unwrap_or(0))
+        })
+    }
+
+    /// Copies what it can from the WAL to the main file without making anyone wait.
+    pub(super) fn checkpoint(&self) -> Result<(), rusqlite::Error> {
+        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    }
+}
+
+impl Table {
+    fn select(&self, direction: &str) -> String {
+        let order = self.order.iter().map(|column| format!("{column}{direction}")).collect::<Vec<_>>();
+        format!("SELECT {} FROM {} ORDER BY {}", self.columns.join(", "), self.name, order.join(", "))
+    }
+}
+
+impl BadRow {
+    fn describe(&self) -> String {
+        let key: Vec<String> = self.row[..self.table.key].iter().map(|value| format!("{value:?}")).collect();
+        format!("{} {}: {}, set aside", self.table.name, key.join(" "), self.reason)
+    }
+}
+
+fn raw_value(row: &rusqlite::Row<'_>, index: usize) -> Result<Value, rusqlite::Error> {
+    use rusqlite::types::ValueRef;
+    Ok(match row.get_ref(index)? {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(number) => Value::Integer(number),
+        ValueRef::Real(number) => Value::Real(number),
+        ValueRef::Text(text) => match std::str::from_utf8(text) {
+            Ok(text) => Value::Text(text.to_owned()),
+            Err(_) => Value::Blob(text.to_vec()),
+        },
+        ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
+    })
+}
+
+fn apply(connection: &Connection, change: &Change) -> Result<(), rusqlite::Error> {
+    let json = |error: serde_json::Error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
+    match change {
+        Change::PutBinding(binding) => {
+            let (kind, key): (&str, &[u8]) = match &binding.key {
+                ClientKey::Mac(mac) => ("mac", &mac.0),
+                ClientKey::ClientId(bytes) => ("client-id", bytes),
+            };
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO bindings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")?
+                .execute(params![
+                    u32::from(binding.address),
+                    binding.mac.to_string(),
+                    kind,
+                    key,
+                    binding.client_id,
+                    binding.hostname,
+                    state_text(binding.state),
+                    millis(binding.granted_at),
+                    millis(binding.expires_at),
+                ])?;
+        }
+        Change::DropBinding { address } => {
+            connection
+                .prepare_cached("DELETE FROM bindings WHERE address = ?")?
+                .execute([u32::from(*address)])?;
+        }
+        Change::PutNode(node) => {
+            connection.prepare_cached("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?)")?.execute(
+                params![
+                    node.id.to_string(),
+                    node.name.as_ref().map(|name| name.as_str()),
+                    node.state.to_string(),
+                    millis(node.created_at),
+                    serde_json::to_string(node).map_err(json)?,
+                ],
+            )?;
+        }
+        Change::DropNode(id) => {
+            let id = id.to_string();
+            connection.prepare_cached("DELETE FROM nodes WHERE id = ?")?.execute([&id])?;
+            connection.prepare_cached("DELETE FROM events WHERE node = ?")?.execute([&id])?;
+        }
+        Change::PutEvent(event) => {
+            connection.prepare_cached("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?)")?.execute(
+                params![
+                    event.node.to_string(),
+                    event.boot,
+                    event.sequence,
+                    millis(event.at),
+                    serde_json::to_string(&event.happening).map_err(json)?,
+                ],
+            )?;
+        }
+        Change::DropBoot { node, boot } => {
+            connection
+                .prepare_cached("DELETE FROM events WHERE node = ? AND boot = ?")?
+                .execute(params![node.to_string(), boot])?;
+        }
+        Change::PutSecret { name, value } => {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO secrets VALUES (?, ?)")?
+                .execute(params![name, value])?;
+        }
+    }
+    Ok(())
+}
+
+/// A secret that was rescued; its name is no constant of this program any more.
+pub(super) fn put_rescued_secret(
+    database: &mut Database,
+    name: &str,
+    value: &[u8],
+) -> Result<(), rusqlite::Error> {
+    database.connection.execute("INSERT OR REPLACE INTO secrets VALUES (?, ?)", params![name, value])?;
+    Ok(())
+}
+
+fn millis(at: Timestamp) -> i64 {
+    i64::try_from(at.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn state_text(state: BindingState) -> &'static str {
+    match state {
+        BindingState::Bound => "bound",
+        BindingState::Released => "released",
+        BindingState::Quarantined => "quarantined",
+    }
+}
+
+fn decode_binding(row: &[Value]) -> Result<Binding, String> {
+    let [address, mac, kind, key, client_id, hostname, state, granted_at, expires_at] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    let mac: MacAddr = text(mac, "mac")?.parse().map_err(|_| "the mac is none".to_owned())?;
+    let key = blob(key, "key")?;
+    Ok(Binding {
+        address: Ipv4Addr::from(number::<u32>(address, "address")?),
+        key: match text(kind, "key_kind")? {
+            "mac" => ClientKey::Mac(MacAddr(key.try_into().map_err(|_| "the key is no mac".to_owned())?)),
+            "client-id" => ClientKey::ClientId(key.to_vec()),
+            other => return Err(format!("{other:?} is no kind of key")),
+        },
+        mac,
+        client_id: optional(client_id)
+            .map(|value| blob(value, "client_id").map(<[u8]>::to_vec))
+            .transpose()?,
+        hostname: optional(hostname).map(|value| text(value, "hostname").map(str::to_owned)).transpose()?,
+        state: match text(state, "state")? {
+            "bound" => BindingState::Bound,
+            "released" => BindingState::Released,
+            "quarantined" => BindingState::Quarantined,
+            other => return Err(format!("{other:?} is no state of a binding")),
+        },
+        granted_at: Timestamp::from_millis(number(granted_at, "granted_at")?),
+        expires_at: Timestamp::from_millis(number(expires_at, "expires_at")?),
+    })
+}
+
+fn decode_node(row: &[Value]) -> Result<Node, String> {
+    let [id, record] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    let node: Node = serde_json::from_str(text(record, "record")?).map_err(|error| error.to_string())?;
+    if node.id == node_id(id)? { Ok(node) } else { Err("the record is another node's".to_owned()) }
+}
+
+fn decode_event(row: &[Value]) -> Result<TimelineEvent, String> {
+    let [node, boot, sequence, at, happening] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    Ok(TimelineEvent {
+        node: node_id(node)?,
+        boot: number(boot, "boot")?,
+        sequence: number(sequence, "sequence")?,
+        at: Timestamp::from_millis(number(at, "at")?),
+        happening: serde_json::from_str(text(happening, "happening")?).map_err(|error| error.to_string())?,
+    })
+}
+
+fn decode_secret(row: &[Value]) -> Result<(String, Vec<u8>), String> {
+    let [name, value] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    Ok((text(name, "name")?.to_owned(), blob(value, "value")?.to_vec()))
+}
+
+fn node_id(value: &Value) -> Result<NodeId, String> {
+    Uuid::try_parse(text(value, "node id")?).map(NodeId).map_err(|error| error.to_string())
+}
+
+fn optional(value: &Value) -> Option<&Value> {
+    (*value != Value::Null).then_some(value)
+}
+
+fn text<'a>(value: &'a Value, column: &str) -> Result<&'a str, String> {
+    match value {
+        Value::Text(text) => Ok(text),
+        Value::Null | Value::Integer(_) | Value::Real(_) | Value::Blob(_) => {
+            Err(format!("{column} is not text"))
+        }
+    }
+}
+
+fn blob<'a>(value: &'a Value, column: &str) -> Result<&'a [u8], String> {
+    match value {
+        Value::Blob(bytes) => Ok(bytes),
+        Value::Null | Value::Integer(_) | Value::Real(_) | Value::Text(_) => {
+            Err(format!("{column} is not bytes"))
+        }
+    }
+}
+
+fn number<T: TryFrom<i64>>(value: &Value, column: &str) -> Result<T, String> {
+    match value {
+        Value::Integer(number) => T::try_from(*number).map_err(|_| format!("{column} is out of range")),
+        Value::Null | Value::Real(_) | Value::Text(_) | Value::Blob(_) => {
+            Err(format!("{column} is not a number"))
+        }
+    }
+}

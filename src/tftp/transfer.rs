@@ -1,0 +1,483 @@
+//! One transfer, from the server's side, as a state machine without socket and clock.
+//!
+//! ```text
+//!            options granted                        last block acknowledged, or
+//!   RRQ ───────────────────────▶ Negotiating        everything sent and the client is silent
+//!    │                            │      │ ERROR 8          │
+//!    │ none asked for, none usable│ACK 0 └──────▶ Finished ◀┘◀── ERROR, silence
+//!    └──────────────────────────▶ Sending ──────────▲
+//! ```
+//!
+//! The caller feeds datagrams and time, then sends what [`Transfer::poll_transmit`] hands out until it is `None`.
+//!
+//! Blocks are counted from 1 in 64 bits; the wire's 16 bits roll over to 0. Sending is go-back-n (RFC 7440 §4): an ACK
+//! inside the window says that the next block was lost and everything from there is sent again. What protects from
+//! the sorcerer's apprentice (RFC 1123 §4.2.3.1): with a window of one block only the timer sends anything twice, and
+//! with a larger one a repeated ACK brings the window back at most once per round trip.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::node::timeline::FileOutcome;
+use crate::tftp::netascii::Netascii;
+use crate::tftp::wire::{self, BLKSIZE_DEFAULT, DATA_HEADER_LEN, Datagram, GrantedOptions, Mode, Request};
+
+pub mod timer;
+
+use timer::RetransmissionTimer;
+
+/// Until the client has proved that it is there, its address may be forged: one packet and this many more.
+pub const UNPROVEN_RETRANSMISSIONS_MAX: u32 = 3;
+/// The last ACK is often never sent. After this many repetitions of the last window the client has it or is gone.
+pub const DALLY_RETRANSMISSIONS_MAX: u32 = 5;
+/// Unanswered repetitions at the longest interval before we give up. Those of the quick start are not counted: at
+/// 20 % loss each way eight in a row would end one transfer in fourteen.
+pub const SLOW_RETRANSMISSIONS_MAX: u32 = 8;
+/// Whatever else happens, a transfer that does not move for this long ends.
+pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
+/// The kernel cuts one send into at most this many datagrams (UDP_MAX_SEGMENTS).
+pub const BURST_SEGMENTS_MAX: usize = 64;
+/// One send is at most one IPv4 datagram large before it is cut.
+pub const BURST_BYTES_MAX: usize = 65_000;
+/// Added to two round trips before a repeated ACK is believed, for networks faster than our timer.
+const HINT_DELAY: Duration = Duration::from_millis(1);
+
+/// What the network allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Largest block that leaves in one frame: MTU − 32.
+    pub blksize_max: u16,
+    pub windowsize_max: u16,
+}
+
+#[derive(Debug)]
+enum Content {
+    Octet {
+        bytes: Bytes,
+        last: u64,
+    },
+    /// Knows its last block when it has been read.
+    Netascii(Netascii),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    /// OACK sent, ACK 0 awaited.
+    Negotiating,
+    Sending,
+    Finished(FileOutcome),
+}
+
+/// Something to send.
+#[derive(Clone, Copy, Debug)]
+pub enum Transmit<'a> {
+    OptionAck(&'a [u8]),
+    Blocks(Burst<'a>),
+}
+
+/// Consecutive DATA blocks: `headers[i]` goes before the `i`-th `blksize` bytes of `payload`. Only the last block may
+/// be shorter, so that the kernel can cut one buffer into these datagrams.
+#[derive(Clone, Copy, Debug)]
+pub struct Burst<'a> {
+    pub headers: &'a [[u8; DATA_HEADER_LEN]],
+    pub payload: &'a [u8],
+    pub blksize: usize,
+}
+
+impl<'a> Burst<'a> {
+    /// Each datagram as header and data.
+    pub fn segments(self) -> impl Iterator<Item = (&'a [u8; DATA_HEADER_LEN], &'a [u8])> {
+        let Burst { headers, payload, blksize } = self;
+        headers.iter().enumerate().map(move |(index, header)| {
+            let start = (index * blksize).min(payload.len());
+            let end = (start + blksize).min(payload.len());
+            (header, &payload[start..end])
+        })
+    }
+}
+
+#[derive(Debug)]
+pub struct Transfer {
+    content: Content,
+    size: u64,
+    blksize: u16,
+    windowsize: u16,
+    oack: Vec<u8>,
+    tsize_granted: bool,
+    /// Times the OACK was handed out, and whether it is to go out (again).
+    oack_sent: u32,
+    oack_due: bool,
+    phase: Phase,
+    /// A valid ACK has come: the client's address is not forged.
+    answered: bool,
+    /// Lowest block not acknowledged.
+    base: u64,
+    /// Next block to send; goes back to `base` when blocks were lost.
+    next: u64,
+    /// Lowest block never sent.
+    fresh: u64,
+    /// Headers of the burst handed out last.
+    headers: Vec<[u8; DATA_HEADER_LEN]>,
+    timer: RetransmissionTimer,
+    /// A block sent once, and when: the round trip being measured.
+    timed: Option<(u64, Instant)>,
+    /// When the burst that begins with `base` left.
+    flight_at: Instant,
+    /// `fresh` when we went back last: an ACK below it may answer what was sent before.
+    recovery_until: u64,
+    /// A repeated ACK hints at loss: go back then, unless the window is acknowledged before.
+    hint_at: Option<Instant>,
+    deadline: Instant,
+    progress_at: Instant,
+    unanswered: u32,
+    unanswered_at_ceiling: u32,
+    retransmissions: u32,
+    netascii_acknowledged: u64,
+    now: Instant,
+}
+
+impl Transfer {
+    /// Begins a read request's transfer. The caller has refused `mail` and writes.
+    pub fn new(request: &Request<'_>, limits: &Limits, bytes: Bytes, now: Instant) -> Self {
+        let size = bytes.len() as u64;
+        let asked = request.options;
+        let text = match request.mode {
+            Mode::Netascii => true,
+            Mode::Octet | Mode::Mail => false,
+        };
+        let granted = GrantedOptions {
+            blksize: asked.blksize.map(|blksize| blksize.min(limits.blksize_max)),
+            tsize: (asked.tsize && !text).then_some(size),
+            timeout: asked.timeout,
+            windowsize: asked.windowsize.filter(|_| !text).map(|window| window.min(limits.windowsize_max)),
+        };
+        let blksize = granted.blksize.unwrap_or(BLKSIZE_DEFAULT);
+        let windowsize = granted.windowsize.unwrap_or(1);
+        let content = if text {
+            Content::Netascii(Netascii::new(bytes))
+        } else {
+            // A file that fills its last block is followed by an empty one (RFC 1350 §6).
+            Content::Octet { last: size / u64::from(blksize) + 1, bytes }
+        };
+        let negotiating = !granted.is_empty();
+        let timer = RetransmissionTimer::new(granted.timeout.map(|secs| Duration::from_secs(secs.into())));
+        Self {
+            content,
+            size,
+            blksize,
+            windowsize,
+            oack: if negotiating { wire::emit_oack(&granted) } else { Vec::new() },
+            tsize_granted: granted.tsize.is_some(),
+            oack_sent: 0,
+            oack_due: negotiating,
+            phase: if negotiating { Phase::Negotiating } else { Phase::Sending },
+            answered: false,
+            base: 1,
+            next: 1,
+            fresh: 1,
+            headers: Vec::with_capacity(usize::from(windowsize).min(BURST_SEGMENTS_MAX)),
+            deadline: now + timer.current(),
+            timer,
+            timed: None,
+            flight_at: now,
+            recovery_until: 0,
+            hint_at: None,
+            progress_at: now,
+            unanswered: 0,
+            unanswered_at_ceiling: 0,
+            retransmissions: 0,
+            netascii_acknowledged: 0,
+            now,
+        }
+    }
+
+    /// A datagram from the client. What means nothing here is ignored.
+    pub fn handle_datagram(&mut self, datagram: &[u8], now: Instant) {
+        self.now = now;
+        match (&self.phase, wire::parse_datagram(datagram)) {
+            (Phase::Finished(_), _) | (_, None) => {}
+            (Phase::Negotiating, Some(Datagram::Ack(0))) => {
+                if self.oack_sent == 1 {
+                    self.timer.sample(now.saturating_duration_since(self.flight_at));
+                }
+                self.phase = Phase::Sending;
+                self.progressed();
+            }
+            (Phase::Negotiating, Some(Datagram::Ack(_))) => {}
+            (Phase::Sending, Some(Datagram::Ack(block))) => self.handle_ack(block),
+            (Phase::Negotiating, Some(Datagram::Error { code, .. }))
+                if code == wire::ErrorCode::OptionNegotiation.code()
+                    || (code == wire::ErrorCode::Undefined.code() && self.tsize_granted) =>
+            {
+                self.phase = Phase::Finished(FileOutcome::Probe);
+            }
+            (Phase::Negotiating | Phase::Sending, Some(Datagram::Error { code, message })) => {
+                let end = message.len().min(wire::ERROR_MESSAGE_LEN_MAX);
+                let text = format!("client error {code}: {}", message[..end].escape_ascii());
+                self.phase = Phase::Finished(FileOutcome::Aborted(text));
+            }
+        }
+    }
+
+    fn handle_ack(&mut self, block: u16) {
+        let acknowledged = self.base - 1;
+        // At most a window is in flight, far less than half the circle: the distance is unambiguous.
+        let distance = u64::from(block.wrapping_sub(acknowledged as u16));
+        if distance == 0 {
+            self.handle_repeated_ack();
+        } else if distance <= self.fresh - self.base {
+            let complete = self.is_last(acknowledged + distance);
+            self.base += distance;
+            self.next = self.next.max(self.base);
+            if let Content::Netascii(reader) = &self.content {
+                self.netascii_acknowledged = reader.consumed() as u64;
+            }
+            if let Some((timed, sent_at)) = self.timed
+                && timed < self.base
+            {
+                self.timer.sample(self.now.saturating_duration_since(sent_at));
+                self.timed = None;
+            }
+            self.progressed();
+            if complete {
+                self.phase = Phase::Finished(FileOutcome::Complete);
+            } else if self.base < self.fresh {
+                self.handle_gap();
+            }
+        }
+    }
+
+    /// ACK inside the window: the client misses `base`.
+    fn handle_gap(&mut self) {
+        if self.base >= self.recovery_until {
+            self.go_back();
+        } else {
+            // Within what was already sent twice: wait for the answer to the second sending.
+            self.hint();
+        }
+    }
+
+    fn handle_repeated_ack(&mut self) {
+        if self.windowsize > 1 && self.fresh > self.base {
+            self.hint();
+        }
+    }
+
+    fn hint(&mut self) {
+        if self.hint_at.is_none() {
+            let round_trip = self.timer.round_trip().unwrap_or(self.timer.current());
+            self.hint_at = Some(self.flight_at + round_trip * 2 + HINT_DELAY);
+        }
+    }
+
+    fn go_back(&mut self) {
+        self.next = self.base;
+        self.recovery_until = self.fresh;
+        self.timed = None;
+        self.hint_at = None;
+    }
+
+    fn progressed(&mut self) {
+        self.answered = true;
+        self.unanswered = 0;
+        self.unanswered_at_ceiling = 0;
+        self.hint_at = None;
+        self.progress_at = self.now;
+        self.deadline = self.now + self.timer.current();
+    }
+
+    /// The same request came again: the client has not seen our first packet. Ignored once it has answered.
+    pub fn handle_repeated_request(&mut self, now: Instant) {
+        self.now = now;
+        if !self.answered {
+            self.send_again();
+        }
+    }
+
+    fn send_again(&mut self) {
+        match self.phase {
+            Phase::Negotiating => self.oack_due = true,
+            Phase::Sending => self.go_back(),
+            Phase::Finished(_) => {}
+        }
+    }
+
+    /// To be called when [`Self::next_deadline`] has passed; early calls do nothing.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
+        if matches!(self.phase, Phase::Finished(_)) {
+            return;
+        }
+        if self.hint_at.is_some_and(|hint_at| hint_at <= now) {
+            self.go_back();
+            self.deadline = now + self.timer.current();
+        } else if self.deadline <= now {
+            match self.verdict_of_silence() {
+                Some(outcome) => self.phase = Phase::Finished(outcome),
+                None => {
+                    self.unanswered += 1;
+                    self.unanswered_at_ceiling += u32::from(self.timer.is_at_ceiling());
+                    self.timer.back_off();
+                    self.deadline = (now + self.timer.current()).min(self.progress_at + PROGRESS_TIMEOUT);
+                    self.send_again();
+                }
+            }
+        }
+    }
+
+    /// Whether the silence has lasted long enough to end the transfer, and how.
+    fn verdict_of_silence(&self) -> Option<FileOutcome> {
+        if !self.answered {
+            return (self.unanswered >= UNPROVEN_RETRANSMISSIONS_MAX)
+                .then(|| FileOutcome::Aborted("no answer to the first packet".to_owned()));
+        }
+        let everything_sent = self.fresh > self.base && self.is_last(self.fresh - 1);
+        if everything_sent && self.unanswered >= DALLY_RETRANSMISSIONS_MAX {
+            return Some(FileOutcome::Complete);
+        }
+        (self.unanswered_at_ceiling >= SLOW_RETRANSMISSIONS_MAX
+            || self.now.saturating_duration_since(self.progress_at) >= PROGRESS_TIMEOUT)
+            .then(|| FileOutcome::Aborted("the client stopped answering".to_owned()))
+    }
+
+    fn is_last(&self, block: u64) -> bool {
+        match &self.content {
+            Content::Octet { last, .. } => block == *last,
+            // With a window of one the block held is the one in flight.
+            Content::Netascii(reader) => reader.block().len() < usize::from(self.blksize),
+        }
+    }
+
+    /// The next thing to send now, or `None`. To be drained after every call of a `handle_` function.
+    pub fn poll_transmit(&mut self) -> Option<Transmit<'_>> {
+        match self.phase {
+            Phase::Finished(_) => None,
+            Phase::Negotiating => {
+                if !std::mem::take(&mut self.oack_due) {
+                    return None;
+                }
+                self.retransmissions += u32::from(self.oack_sent > 0);
+                self.oack_sent += 1;
+                self.flight_at = self.now;
+                Some(Transmit::OptionAck(&self.oack))
+            }
+            Phase::Sending => {
+                let first = self.next;
+                let count = self.burst_len();
+                if count == 0 {
+                    return None;
+                }
+                self.mark_sent(first, count);
+                let blksize = usize::from(self.blksize);
+                let payload = match &self.content {
+                    Content::Netascii(reader) => reader.block(),
+                    Content::Octet { bytes, .. } => {
+                        let start = (first - 1) as usize * blksize;
+                        &bytes[start..(start + count as usize * blksize).min(bytes.len())]
+                    }
+                };
+                Some(Transmit::Blocks(Burst { headers: &self.headers, payload, blksize }))
+            }
+        }
+    }
+
+    /// Blocks that may leave now in one burst.
+    fn burst_len(&mut self) -> u64 {
+        let window_end = self.base + u64::from(self.windowsize);
+        let end = match &mut self.content {
+            Content::Octet { last, .. } => window_end.min(*last + 1),
+            Content::Netascii(reader) => {
+                if self.next == self.fresh && self.next < window_end {
+                    reader.advance(self.blksize.into());
+                }
+                window_end
+            }
+        };
+        let burst_max =
+            (BURST_BYTES_MAX / (usize::from(self.blksize) + DATA_HEADER_LEN)).clamp(1, BURST_SEGMENTS_MAX);
+        end.saturating_sub(self.next).min(burst_max as u64)
+    }
+
+    fn mark_sent(&mut self, first: u64, count: u64) {
+        self.headers.clear();
+        self.headers.extend((first..first + count).map(wire::data_header));
+        self.next = first + count;
+        if first == self.base {
+            self.flight_at = self.now;
+        }
+        let again = self.fresh.saturating_sub(first).min(count);
+        if again > 0 {
+            self.retransmissions = self.retransmissions.saturating_add(again as u32);
+        } else if self.timed.is_none() {
+            self.timed = Some((self.next - 1, self.now));
+        }
+        self.fresh = self.fresh.max(self.next);
+    }
+
+    /// When [`Self::handle_timeout`] is to be called; `None` once finished.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Finished(_) => None,
+            Phase::Negotiating | Phase::Sending => {
+                Some(self.hint_at.map_or(self.deadline, |hint_at| hint_at.min(self.deadline)))
+            }
+        }
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<&FileOutcome> {
+        match &self.phase {
+            Phase::Finished(outcome) => Some(outcome),
+            Phase::Negotiating | Phase::Sending => None,
+        }
+    }
+
+    /// How it ends if its peer asks for something else now: a client that has all of it never says so twice.
+    pub fn outcome_if_abandoned(&self) -> FileOutcome {
+        match &self.phase {
+            Phase::Finished(outcome) => outcome.clone(),
+            Phase::Sending if self.answered && self.base < self.fresh && self.is_last(self.fresh - 1) => {
+                FileOutcome::Complete
+            }
+            Phase::Negotiating | Phase::Sending => {
+                FileOutcome::Aborted("the client began another transfer".to_owned())
+            }
+        }
+    }
+
+    /// Whether the client has answered at all.
+    pub fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of the file the client has acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        match (&self.phase, &self.content) {
+            (Phase::Finished(FileOutcome::Complete), _) => self.size,
+            (_, Content::Octet { .. }) => ((self.base - 1) * u64::from(self.blksize)).min(self.size),
+            (_, Content::Netascii(_)) => self.netascii_acknowledged,
+        }
+    }
+
+    pub fn blksize(&self) -> u16 {
+        self.blksize
+    }
+
+    pub fn windowsize(&self) -> u16 {
+        self.windowsize
+    }
+
+    pub fn retransmissions(&self) -> u32 {
+        self.retransmissions
+    }
+}
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

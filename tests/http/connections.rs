@@ -1,0 +1,181 @@
+//! Limits, patience, and the end.
+
+use std::time::Duration;
+
+use farrier::bootplane::limits::Limits;
+use farrier::node::timeline::FileOutcome;
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+use crate::support::{OFF_SUBNET_IP, OTHER_IP, PATIENCE, Plane};
+
+const SCRIPT: &str = "/boot/52-54-00-00-00-01/script.ipxe";
+
+#[tokio::test]
+async fn a_head_that_trickles_is_cut_while_a_patient_client_stays() {
+    let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
+    let plane = Plane::start_with(limits).await;
+    let mut patient = plane.connect().await;
+    assert_eq!(patient.request("HEAD", "/image/vm/vmlinuz", "").await.status, 200);
+    let mut silent = plane.connect().await;
+    let mut trickling = plane.connect().await;
+    trickling.send("GET /image/vm/vmlinuz HTTP/1.1\r\n").await;
+    let mut trickling_later = plane.connect().await;
+    assert_eq!(trickling_later.request("GET", "/nothing", "").await.status, 404);
+    trickling_later.send("G").await;
+    for attacker in [&mut silent, &mut trickling, &mut trickling_later] {
+        assert_eq!(attacker.read_to_close().await, b"");
+    }
+    assert_eq!(plane.counted("http", "head-timeout").await, 3);
+    assert!(patient.request("GET", "/image/vm/vmlinuz", "").await.body == plane.kernel);
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_in_the_end() {
+    let plane = Plane::start_with(Limits { idle: Duration::from_millis(200), ..Limits::default() }).await;
+    let mut client = plane.connect().await;
+    assert_eq!(client.request("GET", "/nothing", "").await.status, 404);
+    assert_eq!(client.read_to_close().await, b"");
+    assert_eq!(plane.counted("http", "idle-closed").await, 1);
+}
+
+#[tokio::test]
+async fn slow_heads_by_the_hundred_delay_nobody() {
+    let limits = Limits { connections_per_peer: 1000, ..Limits::default() };
+    let plane = Plane::start_with(limits).await;
+    let mut attackers = Vec::new();
+    for _ in 0..300 {
+        let mut attacker = plane.connect_from(OTHER_IP).await;
+        attacker.send("GET / HTTP/1.1\r\nX-").await;
+        attackers.push(attacker);
+    }
+    let began = Instant::now();
+    assert_eq!(plane.get(SCRIPT).await.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn downloads_that_stand_still_do_not_starve_a_script() {
+    let limits = Limits { connections_per_peer: 1000, ..Limits::default() };
+    let plane = Plane::start_with(limits).await;
+    let mut downloads = Vec::new();
+    for _ in 0..200 {
+        let mut client = plane.connect_from(OTHER_IP).await;
+        client.send("GET /image/vm/initrd.img HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        downloads.push(client);
+    }
+    let began = Instant::now();
+    assert_eq!(plane.get(SCRIPT).await.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_cut_and_its_file_is_told_as_broken_off() {
+    let limits = Limits { progress_window: Duration::from_millis(300), ..Limits::default() };
+    let plane = Plane::start_with(limits).await;
+    let mut client = plane.connect().await;
+    client.send("GET /image/vm/initrd.img HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let (outcome, sent) = plane.file_event("image/vm/initrd.img").await;
+    assert_eq!(outcome, FileOutcome::Aborted("connection closed".to_owned()));
+    assert!(sent > 0 && sent < 20_000_000, "{sent}");
+    assert_eq!(plane.counted("http", "too-slow").await, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_is_told_as_broken_off() {
+    let plane = Plane::start().await;
+    let mut client = plane.connect().await;
+    client.send("GET /image/vm/initrd.img HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    client.stream.readable().await.unwrap();
+    drop(client);
+    let (outcome, sent) = plane.file_event("image/vm/initrd.img").await;
+    assert_eq!(outcome, FileOutcome::Aborted("connection closed".to_owned()));
+    assert!(sent < 20_000_000, "{sent}");
+}
+
+#[tokio::test]
+async fn a_half_closed_connection_is_answered() {
+    let plane = Plane::start().await;
+    let mut client = plane.connect().await;
+    client.send("GET /image/vm/vmlinuz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    client.stream.shutdown().await.unwrap();
+    assert!(client.answer().await.body == plane.kernel);
+    assert_eq!(client.read_to_close().await, b"");
+}
+
+#[tokio::test]
+async fn one_address_has_its_share_of_connections_and_no_more() {
+    let limits = Limits { connections_per_peer: 3, ..Limits::default() };
+    let plane = Plane::start_with(limits).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut client = plane.connect().await;
+        assert_eq!(client.request("GET", "/nothing", "").await.status, 404);
+        held.push(client);
+    }
+    assert_eq!(plane.connect().await.read_to_close().await, b"");
+    assert_eq!(plane.counted("http", "too-many-connections").await, 1);
+    assert_eq!(plane.get_from(OTHER_IP, "/nothing").await.status, 404, "others are not concerned");
+    held.pop();
+    // Freed as soon as the server has seen the end.
+    plane.counted("http", "closed").await;
+    assert_eq!(plane.get("/nothing").await.status, 404);
+}
+
+#[tokio::test]
+async fn when_all_connections_are_taken_the_next_one_waits() {
+    let plane = Plane::start_with(Limits { connections: 1, ..Limits::default() }).await;
+    let mut first = plane.connect().await;
+    assert_eq!(first.request("GET", "/nothing", "").await.status, 404);
+    let mut second = plane.connect_from(OTHER_IP).await;
+    second.send("GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(first.request("GET", "/nothing", "").await.status, 404);
+    drop(first);
+    assert_eq!(second.answer().await.status, 404);
+}
+
+#[tokio::test]
+async fn peers_from_elsewhere_are_not_spoken_to() {
+    let plane = Plane::start().await;
+    let mut client = plane.connect_from(OFF_SUBNET_IP).await;
+    client.send("GET /image/vm/vmlinuz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(client.read_to_close().await, b"");
+    assert_eq!(plane.counted("http", "off-subnet").await, 1);
+}
+
+#[tokio::test]
+async fn ipxe_is_told_to_come_back_when_too_many_download_and_others_never_are() {
+    let plane = Plane::start_with(Limits { bulk_transfers: 0, ..Limits::default() }).await;
+    let mut client = plane.connect().await;
+    let ipxe = "User-Agent: iPXE/1.21.1\r\n";
+    let busy = client.request("GET", "/image/vm/vmlinuz", ipxe).await;
+    assert_eq!((busy.status, busy.header("Retry-After")), (503, Some("5")));
+    assert_eq!(client.request("HEAD", "/image/vm/vmlinuz", ipxe).await.status, 200);
+    assert_eq!(client.request("GET", SCRIPT, ipxe).await.status, 200);
+    for agent in ["", "User-Agent: UefiHttpBoot/1.0\r\n", "User-Agent: GRUB 2.06\r\n"] {
+        assert_eq!(client.request("GET", "/image/vm/vmlinuz", agent).await.status, 200, "{agent}");
+    }
+}
+
+#[tokio::test]
+async fn stopping_lets_answers_finish_and_cuts_those_that_do_not() {
+    let plane = Plane::start_with(Limits { stop: Duration::from_millis(700), ..Limits::default() }).await;
+    let mut idle = plane.connect().await;
+    assert_eq!(idle.request("GET", "/nothing", "").await.status, 404);
+    let request = "GET /image/vm/initrd.img HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut downloading = plane.connect().await;
+    downloading.send(request).await;
+    let mut standing_still = plane.connect().await;
+    standing_still.send(request).await;
+    for client in [&downloading, &standing_still] {
+        client.stream.readable().await.unwrap();
+    }
+    let (began, address, ramdisk) = (Instant::now(), plane.address, plane.ramdisk.clone());
+    let stopping = tokio::spawn(plane.handle.stop());
+    assert_eq!(idle.read_to_close().await, b"");
+    assert!(downloading.answer().await.body == ramdisk);
+    tokio::time::timeout(PATIENCE, stopping).await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(standing_still.read_to_close().await.len() < ramdisk.len());
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
