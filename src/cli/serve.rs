@@ -54,7 +54,7 @@ impl Running for Appliance {
     fn reload(&self, config: Config) {
         // The file was checked on reading; what a running appliance adds to that is in the log.
         if let Err(error) = Appliance::reload(self, config) {
-            tracing::error!(error = told(&error), "configuration not reloaded; nothing has changed");
+            tracing::error!(error = &error as &dyn std::error::Error, "configuration not reloaded; nothing has changed");
         }
     }
 
