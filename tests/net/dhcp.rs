@@ -84,7 +84,12 @@ fn config() -> Arc<Config> {
         },
         operator: OperatorConfig { socket: "/nonexistent".into(), listen: None },
         store: StoreConfig { path: "/nonexistent".into() },
-        boot: BootConfig { loaders: BTreeMap::new(), profile: "vm".to_owned(), kernel_arguments: Vec::new() },
+        boot: BootConfig {
+            loaders: BTreeMap::new(),
+            profile: "vm".to_owned(),
+            kernel_arguments: Vec::new(),
+            call_deadline: Duration::from_secs(600),
+        },
     })
 }
 
