@@ -88,6 +88,7 @@ impl Plane {
             library,
             registry: Arc::clone(&registry),
             addresses: Arc::clone(&addresses),
+            in_use: Arc::new(|_| {}),
             tally: Arc::clone(&tally),
             clock,
         }));
