@@ -14,7 +14,7 @@ use crate::lab::config::LabConfig;
 use crate::lab::launch::last_lines;
 use crate::lab::plan::ProgramPlan;
 use crate::lab::prepare::PROFILE;
-use crate::lab::state::{StateDir, connect};
+use crate::lab::state::{SOCKET_PATH_MAX, StateDir, connect};
 
 /// Name of the appliance among the lab's programs.
 pub const NAME: &str = "appliance";
@@ -41,7 +41,6 @@ pub fn program(
     fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
     fs::create_dir_all(state.appliance_state())?;
     let farrier = farrier.to_str().context("the path of `farrier` is not UTF-8")?;
-    // Relative paths: a Unix socket's has to be short.
     let command = ["sh", "-c", HAND_OVER, "sh", farrier, "serve", "--config", "farrier.toml"];
     Ok(ProgramPlan {
         name: NAME.to_owned(),
@@ -66,16 +65,24 @@ fn configuration(
         ("address", text(&config.address)),
         ("gateway", text(&config.host)),
     ];
-    let socket = state.operator_socket();
-    let socket = socket.file_name().and_then(|name| name.to_str()).context("the socket has no name")?;
+    // The configuration wants absolute paths, a Unix socket short ones: the working directory's is both.
+    let mut socket = state.operator_socket();
+    if socket.as_os_str().len() > SOCKET_PATH_MAX {
+        socket = Path::new("/proc/self/cwd").join(socket.file_name().unwrap_or_default());
+    }
     let listen = operator.map_or_else(|| Value::String("off".to_owned()), |address| text(&address));
     lay_over(&mut table, "network", network)?;
-    lay_over(&mut table, "operator", [("socket", text(&socket)), ("listen", listen)])?;
-    lay_over(&mut table, "store", [("path", Value::String("appliance".to_owned()))])?;
+    lay_over(&mut table, "operator", [("socket", utf8(&socket)?), ("listen", listen)])?;
+    lay_over(&mut table, "store", [("path", utf8(&state.appliance_state())?)])?;
     if let Some(boot) = table.entry("boot").or_insert_with(|| Value::Table(Table::new())).as_table_mut() {
         boot.entry("profile").or_insert_with(|| Value::String(PROFILE.to_owned()));
     }
     Ok(table)
+}
+
+fn utf8(path: &Path) -> anyhow::Result<Value> {
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Ok(Value::String(text.to_owned()))
 }
 
 fn lay_over(

@@ -3,7 +3,7 @@
 //! ```text
 //!   namespace ────────────────────────────────────────────────────────
 //!     ooodemo  192.168.2.2/24 (appliance)  192.168.2.1/32 (host)
-//!       ├── uplink   a dummy: a bridge without any port that is up has no carrier
+//!       ├── uplink ── host   a cable: a bridge none of whose ports is up has no carrier
 //!       ├── tap0 ── QEMU
 //!       └── tap1 ── QEMU …
 //! ```
@@ -51,7 +51,8 @@ fn batch(network: &NetworkPlan) -> String {
     let mut text = format!(
         "link set lo up\n\
          link add {bridge} address {bridge_mac} type bridge forward_delay 0 stp_state 0\n\
-         link add uplink type dummy\n\
+         link add uplink type veth peer name host\n\
+         link set host up\n\
          link set uplink master {bridge} up\n"
     );
     for address in addresses {

@@ -12,9 +12,7 @@
 //! Bad data never prevents the start. Rows that mean nothing are moved to a table `damaged`; a file that is broken
 //! as a whole is renamed to `farrier.db.damaged-<n>`, and what can still be read from it goes into a fresh one.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -22,10 +20,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::store::sqlite::database::{Database, OpenFailure, SCHEMA_VERSION};
+use crate::store::sqlite::database::Database;
+use crate::store::sqlite::files::{open_or_replace, prepare_files, sync_directory};
 use crate::store::{Change, CommitError, LoadError, Snapshot, Store, WhenDurable};
 
 mod database;
+mod files;
+mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -41,10 +42,6 @@ const WAL_LOOK_EVERY: u64 = 64;
 const IDLE: Duration = Duration::from_millis(250);
 /// Lines of damage worth reading; the rest is counted.
 const DAMAGE_LINES_MAX: usize = 100;
-/// The smallest page SQLite writes; the header lies in the first.
-const HEADER_MIN: u64 = 512;
-/// Damaged files kept side by side; beyond it the newest takes the last name again.
-const DAMAGED_FILES_MAX: u32 = 100;
 
 /// What the store has done since it was opened; telemetry reads it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -319,17 +316,6 @@ impl Writer {
     }
 }
 
-impl std::fmt::Display for OpenFailure {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            OpenFailure::TooNew { found } => {
-                write!(formatter, "schema {found}, this one knows {SCHEMA_VERSION}")
-            }
-            OpenFailure::Damaged(reason) | OpenFailure::Unreadable(reason) => formatter.write_str(reason),
-        }
-    }
-}
-
 fn unreadable(path: &Path, reason: &dyn std::fmt::Display) -> LoadError {
     LoadError::Unreadable { path: path.display().to_string(), reason: reason.to_string() }
 }
@@ -341,100 +327,4 @@ fn shorten(mut lines: Vec<String>) -> Vec<String> {
         lines.push(format!("and {rest} more"));
     }
     lines
-}
-
-/// Directory 0700, file 0600 (SQLite gives the WAL the same mode), and the lock. True if the file is new.
-fn prepare_files(path: &Path) -> Result<(File, bool), LoadError> {
-    let prepare = || -> io::Result<(File, bool)> {
-        if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        }
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        let lock = options.open(with_suffix(path, ".lock"))?;
-        let is_new = !path.exists();
-        let file = options.open(path)?;
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        Ok((lock, is_new))
-    };
-    let (lock, is_new) = prepare().map_err(|error| unreadable(path, &error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok((lock, is_new)),
-        Err(TryLockError::WouldBlock) => Err(LoadError::InUse { path: path.display().to_string() }),
-        Err(TryLockError::Error(error)) => Err(unreadable(path, &error)),
-    }
-}
-
-/// A new file's name is durable only once its directory is.
-fn sync_directory(path: &Path) -> Result<(), LoadError> {
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
-    File::open(directory).and_then(|file| file.sync_all()).map_err(|error| unreadable(path, &error))
-}
-
-fn open_or_replace(path: &Path) -> Result<(Database, Vec<String>), LoadError> {
-    // SQLite takes a file that is too short for a header for a new one, and would say nothing of what was lost.
-    let len = path.metadata().map_err(|error| unreadable(path, &error))?.len();
-    let opened = match len {
-        1..HEADER_MIN => Err(OpenFailure::Damaged(format!("{len} bytes are left of it"))),
-        _ => Database::open(path),
-    };
-    let reason = match opened {
-        Ok(database) => return Ok((database, Vec::new())),
-        Err(OpenFailure::TooNew { found }) => {
-            let path = path.display().to_string();
-            return Err(LoadError::TooNew { path, found, known: SCHEMA_VERSION });
-        }
-        Err(OpenFailure::Unreadable(reason)) => return Err(unreadable(path, &reason)),
-        Err(OpenFailure::Damaged(reason)) => reason,
-    };
-    let aside = set_file_aside(path).map_err(|error| unreadable(path, &error))?;
-    let rescued = Database::rescue(&aside);
-    let mut database = Database::open(path).map_err(|failure| unreadable(path, &failure))?;
-    let mut damage = vec![format!(
-        "{} was damaged ({reason}): kept as {}; {} bindings, {} nodes and {} events could be read from it",
-        path.display(),
-        aside.display(),
-        rescued.bindings.len(),
-        rescued.nodes.len(),
-        rescued.events.len(),
-    )];
-    put_back(&mut database, &rescued).map_err(|error| unreadable(path, &error))?;
-    sync_directory(path)?;
-    damage.extend(rescued.damage);
-    Ok((database, damage))
-}
-
-fn put_back(database: &mut Database, rescued: &Snapshot) -> Result<(), rusqlite::Error> {
-    let mut changes: Vec<Change> = Vec::new();
-    changes.extend(rescued.bindings.iter().cloned().map(Change::PutBinding));
-    changes.extend(rescued.nodes.iter().cloned().map(|node| Change::PutNode(Box::new(node))));
-    changes.extend(rescued.events.iter().cloned().map(|event| Change::PutEvent(Box::new(event))));
-    database.commit(std::iter::once(changes.as_slice()))?;
-    for (name, value) in &rescued.secrets {
-        database::put_rescued_secret(database, name, value)?;
-    }
-    Ok(())
-}
-
-/// Renames the file and what SQLite keeps beside it to the first free `.damaged-<n>`.
-fn set_file_aside(path: &Path) -> io::Result<PathBuf> {
-    let named = |number: u32| with_suffix(path, &format!(".damaged-{number}"));
-    let number = (1..DAMAGED_FILES_MAX).find(|number| !named(*number).exists()).unwrap_or(DAMAGED_FILES_MAX);
-    let aside = named(number);
-    for suffix in ["", "-wal", "-shm"] {
-        let from = with_suffix(path, suffix);
-        if from.exists() {
-            std::fs::rename(from, with_suffix(&aside, suffix))?;
-        }
-    }
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600).open(path)?;
-    Ok(aside)
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }

@@ -88,7 +88,7 @@ fn config() -> Arc<Config> {
     })
 }
 
-fn parts(bridge: Bridge) -> DhcpParts {
+fn parts(bridge: Bridge) -> DhcpParts<Notes> {
     DhcpParts {
         bridge,
         config: config(),
@@ -108,7 +108,7 @@ impl Bench {
         let (store, notes) = (Arc::new(MemoryStore::new()), Arc::new(Notes::default()));
         let (addresses, tally) = (Arc::new(AddressBook::default()), Arc::new(Tally::default()));
         let dhcp = network::start(DhcpParts {
-            registry: Arc::<Notes>::clone(&notes),
+            registry: Arc::clone(&notes),
             store: Arc::<MemoryStore>::clone(&store),
             addresses: Arc::clone(&addresses),
             tally: Arc::clone(&tally),

@@ -11,6 +11,7 @@
 //! again by the next [`Registry::tick`].
 //!
 //! - `book`: nodes and their indexes, bounded
+//! - `entry`: one node, and one change to it under way
 //! - `record`: what happens on the wire: enrolment on sight, timeline, boot loops, deadlines
 //! - `operator`: register, approve, order, remove
 //! - `agent`: boot tokens, sessions, inventory, orders obeyed
@@ -29,7 +30,8 @@ use crate::boot::decision::{Standing, UnknownPolicy};
 use crate::clock::Timestamp;
 use crate::config::Reservation;
 use crate::net::MacAddr;
-use crate::node::registry::book::{Book, Effects};
+use crate::node::registry::book::Book;
+use crate::node::registry::entry::Effects;
 use crate::node::timeline::{Boot, TimelineEvent};
 use crate::node::token::TokenKey;
 use crate::node::{Node, NodeId, NodeName, ParseNameError};
@@ -37,6 +39,7 @@ use crate::store::{Change, CommitError, Snapshot, Store};
 
 mod agent;
 mod book;
+mod entry;
 mod operator;
 mod record;
 

@@ -7,7 +7,7 @@ use crate::boot::decision::UnknownPolicy;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::registry::Registry;
-use crate::node::registry::book::{Act, Entry, new_node};
+use crate::node::registry::entry::{Act, Entry, new_node};
 use crate::node::state::ProvisionState;
 use crate::node::timeline::{FileOutcome, Happening, Stage};
 use crate::node::transition::Event;

@@ -1,22 +1,18 @@
-//! The file: its schema, its rows, one connection.
+//! The file: its schema, one connection, and what is done with rows that mean nothing.
 //!
 //! What operators may rely on: table `bindings` (and view `leases`, with dotted addresses and readable times), table
 //! `nodes` and `events` with the record as JSON beside the columns worth asking for. Read a live file with
 //! `sqlite3 -readonly`. Tables are STRICT, so a value of the wrong type can only come from damage.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params, params_from_iter};
-use uuid::Uuid;
 
-use crate::clock::Timestamp;
-use crate::dhcp::lease::{Binding, BindingState, ClientKey};
-use crate::net::MacAddr;
-use crate::node::timeline::TimelineEvent;
-use crate::node::{Node, NodeId};
+use crate::store::sqlite::rows::{apply, decode_binding, decode_event, decode_node, decode_secret};
 use crate::store::{Change, Snapshot};
 
 /// Kept in `user_version`; a file with a higher one is left alone.
@@ -89,6 +85,17 @@ impl From<rusqlite::Error> for OpenFailure {
                 OpenFailure::Damaged(error.to_string())
             }
             Some(_) | None => OpenFailure::Unreadable(error.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for OpenFailure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenFailure::TooNew { found } => {
+                write!(formatter, "schema {found}, this one knows {SCHEMA_VERSION}")
+            }
+            OpenFailure::Damaged(reason) | OpenFailure::Unreadable(reason) => formatter.write_str(reason),
         }
     }
 }
@@ -245,50 +252,48 @@ impl Database {
         bad: &mut Vec<BadRow>,
         unread: &mut Vec<(&'static str, rusqlite::Error)>,
     ) -> Vec<T> {
-        let mut seen = std::collections::BTreeSet::new();
-        let mut keep = |rows: Vec<Vec<Value>>, bad: &mut Vec<BadRow>, check: bool| {
-            let mut kept = Vec::with_capacity(rows.len());
-            for row in rows {
-                if check && !seen.insert(format!("{:?}", &row[..table.key])) {
-                    continue;
-                }
-                match decode(&row) {
-                    Ok(value) => kept.push(value),
-                    Err(reason) => bad.push(BadRow { table, row, reason }),
-                }
-            }
-            kept
+        let mut values = Vec::new();
+        let mut take = |row: Vec<Value>, values: &mut Vec<T>| match decode(&row) {
+            Ok(value) => values.push(value),
+            Err(reason) => bad.push(BadRow { table, row, reason }),
         };
-        let (rows, error) = self.read_rows(table, "");
-        let Some(error) = error else {
-            return keep(rows, bad, false);
+        let Err(error) = self.for_each_row(table, "", |row| take(row, &mut values)) else {
+            return values;
         };
         unread.push((table.name, error));
-        let mut values = keep(rows, bad, true);
-        let (rows, _) = self.read_rows(table, " DESC");
-        let mut tail = keep(rows, bad, true);
-        tail.reverse();
-        values.append(&mut tail);
+        // Once more from the other end, now with an eye on which rows were there before.
+        let (mut tail, mut seen) = (Vec::new(), BTreeSet::new());
+        let key = |row: &[Value]| format!("{:?}", &row[..table.key]);
+        let _ = self.for_each_row(table, "", |row| {
+            seen.insert(key(&row));
+        });
+        let _ = self.for_each_row(table, " DESC", |row| {
+            if seen.insert(key(&row)) {
+                take(row, &mut tail);
+            }
+        });
+        values.extend(tail.into_iter().rev());
         values
     }
 
-    fn read_rows(&self, table: &Table, direction: &str) -> (Vec<Vec<Value>>, Option<rusqlite::Error>) {
-        let mut found = Vec::new();
-        let mut read = || {
-            let mut statement = self.connection.prepare(&table.select(direction))?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let columns = 0..table.columns.len();
-                // Only text that is no UTF-8 fails here; it is kept as bytes so that the row can be set aside.
-                found.push(columns.map(|index| raw_value(row, index)).collect::<Result<Vec<_>, _>>()?);
-                if found.len() >= ROWS_MAX {
-                    break;
-                }
+    fn for_each_row(
+        &self,
+        table: &Table,
+        direction: &str,
+        mut take: impl FnMut(Vec<Value>),
+    ) -> Result<(), rusqlite::Error> {
+        let mut statement = self.connection.prepare(&table.select(direction))?;
+        let mut rows = statement.query([])?;
+        let mut count = 0;
+        while let Some(row) = rows.next()? {
+            let columns = 0..table.columns.len();
+            take(columns.map(|index| raw_value(row, index)).collect::<Result<Vec<_>, _>>()?);
+            count += 1;
+            if count >= ROWS_MAX {
+                break;
             }
-            Ok(())
-        };
-        let outcome: Result<(), rusqlite::Error> = read();
-        (found, outcome.err())
+        }
+        Ok(())
     }
 
     fn set_aside(&mut self, bad_rows: &[BadRow]) -> Result<(), rusqlite::Error> {
@@ -350,6 +355,7 @@ impl BadRow {
     }
 }
 
+/// Text that is no UTF-8 is kept as bytes, so that its row can be set aside.
 fn raw_value(row: &rusqlite::Row<'_>, index: usize) -> Result<Value, rusqlite::Error> {
     use rusqlite::types::ValueRef;
     Ok(match row.get_ref(index)? {
@@ -364,74 +370,6 @@ fn raw_value(row: &rusqlite::Row<'_>, index: usize) -> Result<Value, rusqlite::E
     })
 }
 
-fn apply(connection: &Connection, change: &Change) -> Result<(), rusqlite::Error> {
-    let json = |error: serde_json::Error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
-    match change {
-        Change::PutBinding(binding) => {
-            let (kind, key): (&str, &[u8]) = match &binding.key {
-                ClientKey::Mac(mac) => ("mac", &mac.0),
-                ClientKey::ClientId(bytes) => ("client-id", bytes),
-            };
-            connection
-                .prepare_cached("INSERT OR REPLACE INTO bindings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")?
-                .execute(params![
-                    u32::from(binding.address),
-                    binding.mac.to_string(),
-                    kind,
-                    key,
-                    binding.client_id,
-                    binding.hostname,
-                    state_text(binding.state),
-                    millis(binding.granted_at),
-                    millis(binding.expires_at),
-                ])?;
-        }
-        Change::DropBinding { address } => {
-            connection
-                .prepare_cached("DELETE FROM bindings WHERE address = ?")?
-                .execute([u32::from(*address)])?;
-        }
-        Change::PutNode(node) => {
-            connection.prepare_cached("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?)")?.execute(
-                params![
-                    node.id.to_string(),
-                    node.name.as_ref().map(|name| name.as_str()),
-                    node.state.to_string(),
-                    millis(node.created_at),
-                    serde_json::to_string(node).map_err(json)?,
-                ],
-            )?;
-        }
-        Change::DropNode(id) => {
-            let id = id.to_string();
-            connection.prepare_cached("DELETE FROM nodes WHERE id = ?")?.execute([&id])?;
-            connection.prepare_cached("DELETE FROM events WHERE node = ?")?.execute([&id])?;
-        }
-        Change::PutEvent(event) => {
-            connection.prepare_cached("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?)")?.execute(
-                params![
-                    event.node.to_string(),
-                    event.boot,
-                    event.sequence,
-                    millis(event.at),
-                    serde_json::to_string(&event.happening).map_err(json)?,
-                ],
-            )?;
-        }
-        Change::DropBoot { node, boot } => {
-            connection
-                .prepare_cached("DELETE FROM events WHERE node = ? AND boot = ?")?
-                .execute(params![node.to_string(), boot])?;
-        }
-        Change::PutSecret { name, value } => {
-            connection
-                .prepare_cached("INSERT OR REPLACE INTO secrets VALUES (?, ?)")?
-                .execute(params![name, value])?;
-        }
-    }
-    Ok(())
-}
-
 /// A secret that was rescued; its name is no constant of this program any more.
 pub(super) fn put_rescued_secret(
     database: &mut Database,
@@ -440,108 +378,4 @@ pub(super) fn put_rescued_secret(
 ) -> Result<(), rusqlite::Error> {
     database.connection.execute("INSERT OR REPLACE INTO secrets VALUES (?, ?)", params![name, value])?;
     Ok(())
-}
-
-fn millis(at: Timestamp) -> i64 {
-    i64::try_from(at.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn state_text(state: BindingState) -> &'static str {
-    match state {
-        BindingState::Bound => "bound",
-        BindingState::Released => "released",
-        BindingState::Quarantined => "quarantined",
-    }
-}
-
-fn decode_binding(row: &[Value]) -> Result<Binding, String> {
-    let [address, mac, kind, key, client_id, hostname, state, granted_at, expires_at] = row else {
-        return Err("a column is missing".to_owned());
-    };
-    let mac: MacAddr = text(mac, "mac")?.parse().map_err(|_| "the mac is none".to_owned())?;
-    let key = blob(key, "key")?;
-    Ok(Binding {
-        address: Ipv4Addr::from(number::<u32>(address, "address")?),
-        key: match text(kind, "key_kind")? {
-            "mac" => ClientKey::Mac(MacAddr(key.try_into().map_err(|_| "the key is no mac".to_owned())?)),
-            "client-id" => ClientKey::ClientId(key.to_vec()),
-            other => return Err(format!("{other:?} is no kind of key")),
-        },
-        mac,
-        client_id: optional(client_id)
-            .map(|value| blob(value, "client_id").map(<[u8]>::to_vec))
-            .transpose()?,
-        hostname: optional(hostname).map(|value| text(value, "hostname").map(str::to_owned)).transpose()?,
-        state: match text(state, "state")? {
-            "bound" => BindingState::Bound,
-            "released" => BindingState::Released,
-            "quarantined" => BindingState::Quarantined,
-            other => return Err(format!("{other:?} is no state of a binding")),
-        },
-        granted_at: Timestamp::from_millis(number(granted_at, "granted_at")?),
-        expires_at: Timestamp::from_millis(number(expires_at, "expires_at")?),
-    })
-}
-
-fn decode_node(row: &[Value]) -> Result<Node, String> {
-    let [id, record] = row else {
-        return Err("a column is missing".to_owned());
-    };
-    let node: Node = serde_json::from_str(text(record, "record")?).map_err(|error| error.to_string())?;
-    if node.id == node_id(id)? { Ok(node) } else { Err("the record is another node's".to_owned()) }
-}
-
-fn decode_event(row: &[Value]) -> Result<TimelineEvent, String> {
-    let [node, boot, sequence, at, happening] = row else {
-        return Err("a column is missing".to_owned());
-    };
-    Ok(TimelineEvent {
-        node: node_id(node)?,
-        boot: number(boot, "boot")?,
-        sequence: number(sequence, "sequence")?,
-        at: Timestamp::from_millis(number(at, "at")?),
-        happening: serde_json::from_str(text(happening, "happening")?).map_err(|error| error.to_string())?,
-    })
-}
-
-fn decode_secret(row: &[Value]) -> Result<(String, Vec<u8>), String> {
-    let [name, value] = row else {
-        return Err("a column is missing".to_owned());
-    };
-    Ok((text(name, "name")?.to_owned(), blob(value, "value")?.to_vec()))
-}
-
-fn node_id(value: &Value) -> Result<NodeId, String> {
-    Uuid::try_parse(text(value, "node id")?).map(NodeId).map_err(|error| error.to_string())
-}
-
-fn optional(value: &Value) -> Option<&Value> {
-    (*value != Value::Null).then_some(value)
-}
-
-fn text<'a>(value: &'a Value, column: &str) -> Result<&'a str, String> {
-    match value {
-        Value::Text(text) => Ok(text),
-        Value::Null | Value::Integer(_) | Value::Real(_) | Value::Blob(_) => {
-            Err(format!("{column} is not text"))
-        }
-    }
-}
-
-fn blob<'a>(value: &'a Value, column: &str) -> Result<&'a [u8], String> {
-    match value {
-        Value::Blob(bytes) => Ok(bytes),
-        Value::Null | Value::Integer(_) | Value::Real(_) | Value::Text(_) => {
-            Err(format!("{column} is not bytes"))
-        }
-    }
-}
-
-fn number<T: TryFrom<i64>>(value: &Value, column: &str) -> Result<T, String> {
-    match value {
-        Value::Integer(number) => T::try_from(*number).map_err(|_| format!("{column} is out of range")),
-        Value::Null | Value::Real(_) | Value::Text(_) | Value::Blob(_) => {
-            Err(format!("{column} is not a number"))
-        }
-    }
 }

@@ -7,6 +7,9 @@ use std::process::{Command, Stdio};
 
 use rusqlite::Connection;
 
+use std::os::unix::fs::PermissionsExt;
+
+use super::files::with_suffix;
 use super::*;
 use crate::dhcp::lease::{Binding, BindingState};
 use crate::store::tests::{binding, event, node};
