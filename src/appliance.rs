@@ -140,6 +140,10 @@ impl Appliance {
             library: Arc::clone(&library),
             registry: Arc::clone(&registry),
             addresses: Arc::clone(&addresses),
+            in_use: {
+                let dhcp = Arc::clone(&dhcp);
+                Arc::new(move |address| dhcp.in_use(address))
+            },
             tally: Arc::clone(&tally),
             clock,
         }));

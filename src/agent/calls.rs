@@ -27,7 +27,7 @@ struct HelloBody<'a> {
 }
 
 /// The appliance knows us now.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Welcome {
     pub session: String,
     /// The node's name or id, for the console.

@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn a_box_keeps_its_right_border_whatever_it_holds() {
         let long = "word ".repeat(40) + &"x".repeat(200) + " \u{1b}[31mred";
-        let text = boxed(3.14, "hello", &long, "look at the appliance: `farrier node list`");
+        let text = boxed(3.12, "hello", &long, "look at the appliance: `farrier node list`");
         let widths: Vec<usize> =
             text.lines().filter(|line| !line.is_empty()).map(|l| l.chars().count()).collect();
         assert!(widths.iter().all(|width| *width == BOX_WIDTH + 4), "{text}");

@@ -34,6 +34,9 @@ const HEARTBEAT_SECS: std::ops::RangeInclusive<u64> = 1..=300;
 /// A machine told to reboot says so, but does not wait long to be heard.
 const OBEY_TRIES: u32 = 3;
 
+/// In memory, gone with the boot; nobody but the agent runs in the ramdisk.
+const WELCOME_FILE: &str = "/run/farrier-session.json";
+
 struct Agent {
     console: Console,
     parameters: Parameters,
@@ -163,10 +166,15 @@ impl Agent {
     }
 
     fn say_hello(&mut self) -> Welcome {
+        if let Some(welcome) = kept_welcome() {
+            self.console.say(format_args!("the agent was restarted; going on as {}", welcome.node));
+            return welcome;
+        }
         let token = self.parameters.token.clone();
         let welcome = self
             .until_answered("hello", &token, |agent| agent.appliance.hello(&token, uptime(Path::new("/"))));
         self.console.say(format_args!("the appliance knows this machine as {}", welcome.node));
+        keep_welcome(&welcome);
         welcome
     }
 
@@ -311,6 +319,18 @@ fn hardware_differs(before: &Inventory, now: &Inventory) -> bool {
         inventory.nics.iter().map(|nic| (nic.name.clone(), nic.mac, nic.link)).collect::<Vec<_>>()
     };
     before.disks != now.disks || nics(before) != nics(now)
+}
+
+/// A token is spent by the first hello; an agent that starts again within the same boot goes on with its session.
+fn keep_welcome(welcome: &Welcome) {
+    // Without the file a restarted agent is refused and says so; this one does not need it.
+    if let Ok(text) = serde_json::to_vec(welcome) {
+        let _ = std::fs::write(WELCOME_FILE, text);
+    }
+}
+
+fn kept_welcome() -> Option<Welcome> {
+    serde_json::from_slice(&std::fs::read(WELCOME_FILE).ok()?).ok()
 }
 
 /// The end of a boot that cannot go on: the text stays on the screen, the machine waits for its switch.

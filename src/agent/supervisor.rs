@@ -4,12 +4,14 @@
 //! Whatever goes wrong in the agent, a panic included, is therefore survivable and visible on the console.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
@@ -48,6 +50,8 @@ pub fn run() -> ExitCode {
                     &format!("farrier-agent ended unexpectedly: {status:?}"),
                     "It starts again now. If this repeats, keep the text above and report it.",
                 );
+                // The DHCP client it left behind; the next agent starts its own.
+                let _ = agent.map(|group| killpg(group, Signal::SIGKILL));
                 std::thread::sleep(RESTART_PAUSE);
                 agent = spawn_agent(&console);
             }
@@ -84,7 +88,9 @@ fn ended(status: WaitStatus) -> Option<Pid> {
 
 fn spawn_agent(console: &Console) -> Option<Pid> {
     // Reaped by `wait` above, so the handle is not kept.
-    match Command::new("/proc/self/exe").arg(CHILD_ARGUMENT).env("PATH", "/bin").spawn() {
+    let program = std::env::current_exe().unwrap_or_else(|_| "/init".into());
+    // A process group of its own, so that all it started can be ended with it.
+    match Command::new(program).arg(CHILD_ARGUMENT).env("PATH", "/bin").process_group(0).spawn() {
         Ok(child) => i32::try_from(child.id()).ok().map(Pid::from_raw),
         Err(error) => {
             console.trouble(

@@ -35,6 +35,7 @@ use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
 use crate::node::registry::{AgentRefusal, Registry};
 use crate::node::state::Order;
+use crate::node::timeline::Happening;
 use crate::telemetry::Tally;
 
 pub const PREFIX: &str = "/agent/";
@@ -166,8 +167,31 @@ impl AgentCalls {
             Err(fault) => {
                 self.tally.count("agent", fault.as_str());
                 tracing::info!(ip = %peer, reason = fault.as_str(), "agent call refused");
+                self.tell_timeline(peer, &fault);
                 fault.into_answer()
             }
+        }
+    }
+
+    /// What the registry refused it put on the timeline itself; what never reached it is told here, if it means
+    /// that an agent will get no further.
+    fn tell_timeline(&self, peer: Ipv4Addr, fault: &CallFault) {
+        let is_final = match fault {
+            CallFault::TooLarge
+            | CallFault::Malformed(_)
+            | CallFault::NoCredential
+            | CallFault::NotItsAddress => true,
+            CallFault::NoSuchCall
+            | CallFault::NotPost
+            | CallFault::TooManyCalls
+            | CallFault::Unread
+            | CallFault::AddressUnknown
+            | CallFault::Refused(_)
+            | CallFault::Broken => false,
+        };
+        if let Some(owner) = self.addresses.owner(peer).filter(|_| is_final) {
+            let happening = Happening::AgentRefused { reason: fault.as_str().to_owned() };
+            self.registry.record(owner, happening, self.clock.now());
         }
     }
 

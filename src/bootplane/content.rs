@@ -57,9 +57,14 @@ pub struct ContentParts {
     pub library: Arc<Library>,
     pub registry: Arc<Registry>,
     pub addresses: Arc<AddressBook>,
+    pub in_use: AddressInUse,
     pub tally: Arc<Tally>,
     pub clock: Clock,
 }
+
+/// Told of an address whose client fetches something: an offer in use is kept even if it is never requested
+/// (Raspberry Pi ROMs do not).
+pub type AddressInUse = Arc<dyn Fn(Ipv4Addr) + Send + Sync>;
 
 pub struct BootContent {
     settings: ArcSwap<ScriptSettings>,
@@ -67,6 +72,7 @@ pub struct BootContent {
     library: Arc<Library>,
     registry: Arc<Registry>,
     addresses: Arc<AddressBook>,
+    in_use: AddressInUse,
     tally: Arc<Tally>,
     clock: Clock,
     misses: Misses,
@@ -136,6 +142,7 @@ impl BootContent {
             library: parts.library,
             registry: parts.registry,
             addresses: parts.addresses,
+            in_use: parts.in_use,
             tally: parts.tally,
             clock: parts.clock,
             misses: Misses::default(),
@@ -178,6 +185,7 @@ impl BootContent {
         let Some(mac) = self.addresses.owner(peer) else {
             return Err(self.refused(Unserved::UnknownPeer, peer, name));
         };
+        (self.in_use)(peer);
         let found = namespace::canonical(name)
             .map_err(Unserved::BadName)
             .and_then(|name| self.find(peer, mac, name, transport, now));

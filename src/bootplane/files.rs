@@ -139,19 +139,18 @@ fn evaluate_conditions(request: &HeaderMap, file: &FileFacts) -> Condition {
             return Condition::Failed;
         }
     } else if let (Some(asked), Some(modified)) = (date(request, header::IF_UNMODIFIED_SINCE), file.modified)
+        && whole_seconds(modified) > asked
     {
-        if whole_seconds(modified) > asked {
-            return Condition::Failed;
-        }
+        return Condition::Failed;
     }
     if request.contains_key(header::IF_NONE_MATCH) {
         if etag_listed(request, header::IF_NONE_MATCH, file.digest, Comparison::Weak) {
             return Condition::NotModified;
         }
-    } else if let (Some(asked), Some(modified)) = (date(request, header::IF_MODIFIED_SINCE), file.modified) {
-        if whole_seconds(modified) <= asked {
-            return Condition::NotModified;
-        }
+    } else if let (Some(asked), Some(modified)) = (date(request, header::IF_MODIFIED_SINCE), file.modified)
+        && whole_seconds(modified) <= asked
+    {
+        return Condition::NotModified;
     }
     Condition::Proceed
 }

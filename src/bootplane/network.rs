@@ -163,6 +163,8 @@ fn serve(
                 tracing::debug!(ip = %peer, reason = closed.as_str(), "connection closed");
             }
         }
+        // Named whole, so that the block owns the slots and not just the address it reads.
+        drop(admission);
     }
 }
 

@@ -46,16 +46,14 @@ enum LogFormat {
 
 /// A running appliance as far as signals are concerned.
 trait Running {
-    fn reload(&self, config: Config);
+    /// Takes it over whole, or says why not and changes nothing.
+    fn reload(&self, config: Config) -> Result<(), String>;
     fn stop(self) -> impl Future<Output = ()> + Send;
 }
 
 impl Running for Appliance {
-    fn reload(&self, config: Config) {
-        // The file was checked on reading; what a running appliance adds to that is in the log.
-        if let Err(error) = Appliance::reload(self, config) {
-            tracing::error!(error = error_chain(&error), "configuration not reloaded; nothing has changed");
-        }
+    fn reload(&self, config: Config) -> Result<(), String> {
+        Appliance::reload(self, config).map_err(|error| error_chain(&error))
     }
 
     async fn stop(self) {
@@ -121,10 +119,13 @@ async fn serve(appliance: impl Running, mut config: Config, path: &Path, mut sig
     let cause = loop {
         tokio::select! {
             _ = signals.hang_up.recv() => {
-                if let Some(new) = reread(&config, path) {
-                    appliance.reload(new.clone());
-                    config = new;
-                    tracing::info!(path = %path.display(), "configuration reloaded");
+                let Some(new) = reread(&config, path) else { continue };
+                match appliance.reload(new.clone()) {
+                    Ok(()) => {
+                        config = new;
+                        tracing::info!(path = %path.display(), "configuration reloaded");
+                    }
+                    Err(error) => tracing::error!(error, "configuration not reloaded; nothing has changed"),
                 }
             }
             _ = signals.terminate.recv() => break "SIGTERM",
@@ -207,8 +208,9 @@ mod tests {
     struct Told(tokio::sync::mpsc::UnboundedSender<&'static str>);
 
     impl Running for Told {
-        fn reload(&self, _config: Config) {
+        fn reload(&self, _config: Config) -> Result<(), String> {
             let _ = self.0.send("reload");
+            Ok(())
         }
 
         async fn stop(self) {

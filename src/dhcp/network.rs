@@ -72,12 +72,12 @@ impl Directory for Registry {
     }
 }
 
-pub struct DhcpParts {
+pub struct DhcpParts<N = Registry> {
     pub bridge: Bridge,
     pub config: Arc<Config>,
     pub loaders: Arc<LoaderTable>,
     pub bindings: Vec<Binding>,
-    pub registry: Arc<dyn Nodes>,
+    pub registry: Arc<N>,
     pub store: Arc<dyn Store>,
     pub addresses: Arc<AddressBook>,
     pub tally: Arc<Tally>,
@@ -165,13 +165,21 @@ impl Drop for DhcpHandle {
 }
 
 /// Opens the sockets and starts the thread.
-pub fn start(parts: DhcpParts) -> Result<DhcpHandle, BindError> {
+pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
     let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, clock } = parts;
     let system = |source| BindError::Thread { source };
     let outbound = Arc::new(Outbound::open(&bridge, &tally)?);
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let waker = Arc::new(EventFd::from_flags(flags).map_err(|errno| system(errno.into()))?);
     let watch = LinkWatch::open().map_err(system)?;
+    if let Some(delay) = bridge.link().and_then(|link| link.spanning_tree_delay) {
+        tracing::warn!(
+            bridge = %bridge.name,
+            delay_secs = delay.as_secs(),
+            "spanning tree keeps new ports silent for longer than boot ROMs ask: `ip link set {} type bridge stp_state 0`",
+            bridge.name
+        );
+    }
     let (commands, orders) = mpsc::channel();
     for binding in bindings.iter().filter(|binding| binding.state == BindingState::Bound) {
         addresses.set(binding.address, binding.mac);

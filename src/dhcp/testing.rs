@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -21,6 +21,7 @@ use crate::node::NodeId;
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 1);
 pub(crate) const LEASE: Duration = Duration::from_secs(3600);
+static LOADERS: LazyLock<Arc<LoaderTable>> = LazyLock::new(|| Arc::new(LoaderTable::built_in()));
 
 pub(crate) fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 2, last)
@@ -40,7 +41,7 @@ pub(crate) fn settings() -> Settings {
         unknown: UnknownPolicy::Enroll,
         identity: Identity::Mac,
         authoritative: true,
-        loaders: Arc::new(LoaderTable::built_in()),
+        loaders: LOADERS.clone(),
     }
 }
 

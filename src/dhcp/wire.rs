@@ -37,7 +37,7 @@ pub const FILE_LEN_MAX: usize = 127;
 pub const IPXE_ENCAPSULATED: OptionCode = OptionCode::Unknown(175);
 
 /// The options of a request that we look at; all others are skipped.
-const WANTED: [OptionCode; 15] = [
+const WANTED: [OptionCode; 14] = [
     OptionCode::MessageType,
     OptionCode::ServerIdentifier,
     OptionCode::RequestedIpAddress,
@@ -52,7 +52,6 @@ const WANTED: [OptionCode; 15] = [
     OptionCode::VendorExtensions,
     IPXE_ENCAPSULATED,
     OptionCode::OptionOverload,
-    OptionCode::RelayAgentInformation,
 ];
 
 /// Why bytes are not a DHCP message.

@@ -29,6 +29,16 @@ pub struct Package {
     pub depends: Vec<String>,
 }
 
+impl Package {
+    /// Exactly this version of this architecture.
+    fn for_apt(&self) -> String {
+        match self.architecture.as_str() {
+            "all" => format!("{}={}", self.name, self.version),
+            architecture => format!("{}:{architecture}={}", self.name, self.version),
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
     #[error(
@@ -70,9 +80,10 @@ impl Packages {
         Ok(Packages { cache })
     }
 
-    /// The version apt would install.
+    /// The version apt would install. `name` may end in `:arm64` or another architecture this machine's apt knows.
     pub fn candidate(&self, name: &str) -> Result<Package, PackageError> {
-        if !is_package_name(name) {
+        let (plain, architecture) = name.split_once(':').unwrap_or((name, "all"));
+        if !is_package_name(plain) || !architecture.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err(PackageError::Name { name: name.escape_default().collect() });
         }
         let unknown = |complaint: String| PackageError::Unknown { name: name.to_owned(), complaint };
@@ -111,7 +122,7 @@ impl Packages {
         let mut command = Command::new("apt-get");
         // As root apt would download as user `_apt`, which cannot write here, and warn.
         command.args(["-q", "-o", "APT::Sandbox::User=root", "download"]);
-        command.arg(format!("{}={}", package.name, package.version)).current_dir(&scratch.path);
+        command.arg(package.for_apt()).current_dir(&scratch.path);
         let ran = run_watched(&mut command, "apt", || progress.set_position(bytes_in(&scratch.path)));
         progress.set_style(spinner_style());
         ran?;
@@ -309,6 +320,7 @@ mod tests {
         let package = parse_stanza(text).unwrap();
         assert_eq!(package.depends, ["linux-image-6.1.0-56-cloud-amd64", "perl", "a"]);
         assert_eq!((package.size, package.version.as_str()), (1504, "6.1.192-2"));
+        assert_eq!(package.for_apt(), "linux-image-cloud-amd64:amd64=6.1.192-2");
         assert_eq!(parse_stanza("Package: x\n"), None);
     }
 
@@ -321,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_failing_tool_is_quoted() {
-        let error = run(&mut Command::new("ls").arg("/no/such/place"), "coreutils").unwrap_err().to_string();
+        let error = run(Command::new("ls").arg("/no/such/place"), "coreutils").unwrap_err().to_string();
         assert!(error.contains("ls /no/such/place") && error.contains("No such file"), "{error}");
     }
 }

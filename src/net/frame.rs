@@ -20,9 +20,6 @@ const IPV4_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
 const TTL: u8 = 64;
 
-/// Largest payload that leaves unfragmented at the Ethernet MTU of 1500; netboot ROMs reassemble nothing.
-pub const PAYLOAD_MAX: usize = 1500 - IPV4_HEADER - UDP_HEADER;
-
 /// A UDP datagram for one station of the bridge.
 #[derive(Clone, Copy, Debug)]
 pub struct Delivery<'a> {
@@ -119,6 +116,9 @@ mod tests {
     use pnet_packet::Packet;
 
     use super::*;
+
+    /// What fills a frame at the Ethernet MTU.
+    const PAYLOAD_MAX: usize = 1500 - IPV4_HEADER - UDP_HEADER;
 
     /// RFC 1071: the sum over data that includes its checksum is all ones.
     fn sums_to_ones(parts: &[&[u8]]) -> bool {

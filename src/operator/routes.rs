@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
@@ -29,6 +30,9 @@ const STATES: [ProvisionState; 4] = [
     ProvisionState::InspectFailed,
     ProvisionState::Manageable,
 ];
+
+/// A commit takes milliseconds; a request that takes this long holds a place others need.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) type Shared = Arc<OperatorParts>;
 pub(super) type Json<T> = axum::Json<T>;
@@ -72,17 +76,36 @@ fn monitoring() -> Router<Shared> {
 
 async fn operators_only(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
     if peer.is_operator() {
-        return next.run(request).await;
+        return bounded(request, next).await;
     }
     Problem::new(ProblemKind::Forbidden, "only root and the appliance's own user may use this socket")
         .way_out("run the command with sudo")
         .into_response()
 }
 
+/// Answers what is announced as too large before it arrives, and what does not arrive in time.
+async fn bounded(request: Request, next: Next) -> Response {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if announced.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > BODY_BYTES_MAX) {
+        let detail = format!("a body has at most {BODY_BYTES_MAX} bytes");
+        return Problem::new(ProblemKind::TooLarge, detail).into_response();
+    }
+    match tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let detail = format!(
+                "not done within {} s: the body did not arrive, or the store is stuck",
+                ANSWER_WITHIN.as_secs()
+            );
+            Problem::new(ProblemKind::Unavailable, detail).into_response()
+        }
+    }
+}
+
 async fn loopback_names_only(request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     if host.is_some_and(is_loopback_name) {
-        return next.run(request).await;
+        return bounded(request, next).await;
     }
     Problem::new(ProblemKind::Forbidden, "this listener answers under loopback host names only")
         .field("Host")

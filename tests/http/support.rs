@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use farrier::boot::decision::UnknownPolicy;
@@ -35,6 +35,10 @@ pub const OTHER_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 pub const STRANGER_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 pub const OFF_SUBNET_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 
+pub const KERNEL_BYTES: usize = 3_000_001;
+/// More than the kernel takes for a client that does not read.
+pub const RAMDISK_BYTES: usize = 20_000_000;
+
 /// Anything that takes longer has failed; generous, because two cores run many tests at once.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,7 +48,6 @@ pub struct Plane {
     pub content: Arc<BootContent>,
     pub registry: Arc<Registry>,
     pub store: Arc<MemoryStore>,
-    pub addresses: Arc<AddressBook>,
     pub tally: Arc<Tally>,
     pub clock: Clock,
     pub kernel: Vec<u8>,
@@ -59,7 +62,7 @@ impl Plane {
 
     pub async fn start_with(limits: Limits) -> Plane {
         let state = tempfile::tempdir().unwrap();
-        let (kernel, ramdisk) = (patterned(3_000_001), patterned(20_000_000));
+        let (kernel, ramdisk) = (patterned(KERNEL_BYTES), patterned(RAMDISK_BYTES));
         let library = Arc::new(Library::open(state.path()).unwrap());
         let manifest = Manifest {
             profile: "vm".to_owned(),
@@ -85,11 +88,11 @@ impl Plane {
             library,
             registry: Arc::clone(&registry),
             addresses: Arc::clone(&addresses),
+            in_use: Arc::new(|_| {}),
             tally: Arc::clone(&tally),
             clock,
         }));
-        let agents =
-            AgentCalls::new(Arc::clone(&registry), Arc::clone(&addresses), Arc::clone(&tally), clock);
+        let agents = AgentCalls::new(Arc::clone(&registry), addresses, Arc::clone(&tally), clock);
         let service =
             Arc::new(BootService::new(Arc::clone(&content), agents, Arc::clone(&tally), clock, &limits));
         let listener = std::net::TcpListener::bind((NODE_IP, 0)).unwrap();
@@ -101,19 +104,7 @@ impl Plane {
         };
         let handle = network::start(listener, parts).unwrap();
         let address = handle.local_address();
-        Plane {
-            handle,
-            address,
-            content,
-            registry,
-            store,
-            addresses,
-            tally,
-            clock,
-            kernel,
-            ramdisk,
-            _state: state,
-        }
+        Plane { handle, address, content, registry, store, tally, clock, kernel, ramdisk, _state: state }
     }
 
     pub async fn connect(&self) -> Client {
@@ -196,11 +187,15 @@ pub fn shim() -> LoaderName {
 }
 
 /// Bytes in which every slice tells where it is from.
-pub fn patterned(size: usize) -> Vec<u8> {
-    (0..size.div_ceil(4))
-        .flat_map(|index| (index as u32).wrapping_mul(2_654_435_761).to_le_bytes())
-        .take(size)
-        .collect()
+fn patterned(size: usize) -> Vec<u8> {
+    static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut bytes = Vec::with_capacity(RAMDISK_BYTES);
+        for index in 0..RAMDISK_BYTES as u32 / 4 {
+            bytes.extend_from_slice(&index.wrapping_mul(2_654_435_761).to_le_bytes());
+        }
+        bytes
+    });
+    PATTERN[..size].to_vec()
 }
 
 /// Waits for a condition instead of a time.

@@ -84,11 +84,16 @@ fn config() -> Arc<Config> {
         },
         operator: OperatorConfig { socket: "/nonexistent".into(), listen: None },
         store: StoreConfig { path: "/nonexistent".into() },
-        boot: BootConfig { loaders: BTreeMap::new(), profile: "vm".to_owned(), kernel_arguments: Vec::new() },
+        boot: BootConfig {
+            loaders: BTreeMap::new(),
+            profile: "vm".to_owned(),
+            kernel_arguments: Vec::new(),
+            call_deadline: Duration::from_secs(600),
+        },
     })
 }
 
-fn parts(bridge: Bridge) -> DhcpParts {
+fn parts(bridge: Bridge) -> DhcpParts<Notes> {
     DhcpParts {
         bridge,
         config: config(),
@@ -108,7 +113,7 @@ impl Bench {
         let (store, notes) = (Arc::new(MemoryStore::new()), Arc::new(Notes::default()));
         let (addresses, tally) = (Arc::new(AddressBook::default()), Arc::new(Tally::default()));
         let dhcp = network::start(DhcpParts {
-            registry: Arc::<Notes>::clone(&notes),
+            registry: Arc::clone(&notes),
             store: Arc::<MemoryStore>::clone(&store),
             addresses: Arc::clone(&addresses),
             tally: Arc::clone(&tally),

@@ -145,9 +145,9 @@ impl Worker {
         match poll(&mut polled, self.timeout(muted)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
-                // Out of memory, at most; the loop goes on.
+                // Out of memory, at most; the loop goes on, at a walking pace.
                 tracing::error!(reason = %error, "waiting for requests failed");
-                thread::sleep(RETRY);
+                thread::park_timeout(RETRY);
             }
         }
         let ready = |index: usize| {

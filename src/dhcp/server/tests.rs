@@ -262,6 +262,17 @@ fn a_declined_address_is_withheld_for_an_hour() {
 }
 
 #[test]
+fn declining_one_address_leaves_the_offer_of_another() {
+    let mut world = World::with_pool(50, 51);
+    let declined = world.bind(mac(1));
+    world.nodes.reserve(mac(9), declined);
+    assert_eq!(answer(&world.send(&discover(1))), "offer 192.168.2.51");
+    assert_eq!(silence(&world.send(&ClientMessage::decline(mac(1), declined))), Some(Silence::Declined));
+    assert_eq!(answer(&world.send(&discover(2))), "pool-exhausted");
+    assert_eq!(answer(&world.send(&ClientMessage::selecting(mac(1), address(51)))), "ack 192.168.2.51");
+}
+
+#[test]
 fn only_its_owner_can_decline_an_address_and_only_while_it_has_it() {
     let mut world = World::new(settings());
     let current = world.bind(mac(1));

@@ -69,14 +69,15 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
 }
 
 fn awaited(log: &BootLog) -> String {
-    let script = log.events.iter().rev().find_map(|event| match &event.happening {
-        Happening::Script { plan, .. } => Some(*plan),
-        _ => None,
-    });
-    let boot_file = log.events.iter().rev().find_map(|event| match &event.happening {
-        Happening::Dhcp { boot_file, .. } => Some(boot_file.is_some()),
-        _ => None,
-    });
+    let (mut script, mut boot_file) = (None, None);
+    for event in &log.events {
+        if let Happening::Script { plan, .. } = &event.happening {
+            script = Some(*plan);
+        }
+        if let Happening::Dhcp { boot_file: named, .. } = &event.happening {
+            boot_file = Some(named.is_some());
+        }
+    }
     let line = match (log.stage, script) {
         (None, _) => "nothing was fetched",
         (Some(Stage::Dhcp), _) if boot_file == Some(false) => "address given, and nothing to boot",

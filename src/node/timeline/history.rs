@@ -9,9 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::boot::client::ClientClass;
+use crate::boot::decision::ScriptPlan;
 use crate::clock::Timestamp;
 use crate::node::NodeId;
-use crate::node::timeline::{BOOTS_MAX, Boot, EVENTS_PER_BOOT_MAX, Happening, Stage, TimelineEvent, explain};
+use crate::node::timeline::{
+    BOOTS_MAX, Boot, EVENTS_PER_BOOT_MAX, FileOutcome, Happening, Stage, TimelineEvent, explain,
+};
 use crate::store::Change;
 
 /// A ROM that was silent this long was switched off: even UEFI's slowest round through its boot options is shorter.
@@ -229,23 +232,10 @@ impl BootLog {
 
     /// A node that waits for approval asks for its script again and again; once is enough.
     fn repeats(&self, happening: &Happening) -> bool {
-        self.events.iter().rev().take(2).any(|event| match (&event.happening, happening) {
-            (Happening::Script { name, plan }, Happening::Script { name: again, plan: same }) => {
-                name == again && plan == same
-            }
-            (
-                Happening::File { transport, stage: Some(Stage::Script), name, size, outcome, .. },
-                Happening::File {
-                    transport: transport_again,
-                    stage: Some(Stage::Script),
-                    name: name_again,
-                    size: size_again,
-                    outcome: outcome_again,
-                    ..
-                },
-            ) => (transport, name, size, outcome) == (transport_again, name_again, size_again, outcome_again),
-            (_, _) => false,
-        })
+        let Some(again) = fetched_text(happening) else {
+            return false;
+        };
+        self.events.iter().rev().take(2).any(|event| fetched_text(&event.happening).as_ref() == Some(&again))
     }
 
     fn view(&self) -> Boot {
@@ -267,6 +257,17 @@ impl BootLog {
             unrecorded: self.unrecorded,
         }
     }
+}
+
+/// The text fetched and what came of it, without the times.
+fn fetched_text(happening: &Happening) -> Option<(&str, Option<ScriptPlan>, Option<&FileOutcome>)> {
+    if let Happening::Script { name, plan } = happening {
+        return Some((name, Some(*plan), None));
+    }
+    if let Happening::File { stage: Some(Stage::Script), name, outcome, .. } = happening {
+        return Some((name, None, Some(outcome)));
+    }
+    None
 }
 
 /// What belongs to no boot, even while one is under way.

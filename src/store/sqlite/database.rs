@@ -4,6 +4,7 @@
 //! `nodes` and `events` with the record as JSON beside the columns worth asking for. Read a live file with
 //! `sqlite3 -readonly`. Tables are STRICT, so a value of the wrong type can only come from damage.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
@@ -251,50 +252,48 @@ impl Database {
         bad: &mut Vec<BadRow>,
         unread: &mut Vec<(&'static str, rusqlite::Error)>,
     ) -> Vec<T> {
-        let mut seen = std::collections::BTreeSet::new();
-        let mut keep = |rows: Vec<Vec<Value>>, bad: &mut Vec<BadRow>, check: bool| {
-            let mut kept = Vec::with_capacity(rows.len());
-            for row in rows {
-                if check && !seen.insert(format!("{:?}", &row[..table.key])) {
-                    continue;
-                }
-                match decode(&row) {
-                    Ok(value) => kept.push(value),
-                    Err(reason) => bad.push(BadRow { table, row, reason }),
-                }
-            }
-            kept
+        let mut values = Vec::new();
+        let mut take = |row: Vec<Value>, values: &mut Vec<T>| match decode(&row) {
+            Ok(value) => values.push(value),
+            Err(reason) => bad.push(BadRow { table, row, reason }),
         };
-        let (rows, error) = self.read_rows(table, "");
-        let Some(error) = error else {
-            return keep(rows, bad, false);
+        let Err(error) = self.for_each_row(table, "", |row| take(row, &mut values)) else {
+            return values;
         };
         unread.push((table.name, error));
-        let mut values = keep(rows, bad, true);
-        let (rows, _) = self.read_rows(table, " DESC");
-        let mut tail = keep(rows, bad, true);
-        tail.reverse();
-        values.append(&mut tail);
+        // Once more from the other end, now with an eye on which rows were there before.
+        let (mut tail, mut seen) = (Vec::new(), BTreeSet::new());
+        let key = |row: &[Value]| format!("{:?}", &row[..table.key]);
+        let _ = self.for_each_row(table, "", |row| {
+            seen.insert(key(&row));
+        });
+        let _ = self.for_each_row(table, " DESC", |row| {
+            if seen.insert(key(&row)) {
+                take(row, &mut tail);
+            }
+        });
+        values.extend(tail.into_iter().rev());
         values
     }
 
-    fn read_rows(&self, table: &Table, direction: &str) -> (Vec<Vec<Value>>, Option<rusqlite::Error>) {
-        let mut found = Vec::new();
-        let mut read = || {
-            let mut statement = self.connection.prepare(&table.select(direction))?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let columns = 0..table.columns.len();
-                // Only text that is no UTF-8 fails here; it is kept as bytes so that the row can be set aside.
-                found.push(columns.map(|index| raw_value(row, index)).collect::<Result<Vec<_>, _>>()?);
-                if found.len() >= ROWS_MAX {
-                    break;
-                }
+    fn for_each_row(
+        &self,
+        table: &Table,
+        direction: &str,
+        mut take: impl FnMut(Vec<Value>),
+    ) -> Result<(), rusqlite::Error> {
+        let mut statement = self.connection.prepare(&table.select(direction))?;
+        let mut rows = statement.query([])?;
+        let mut count = 0;
+        while let Some(row) = rows.next()? {
+            let columns = 0..table.columns.len();
+            take(columns.map(|index| raw_value(row, index)).collect::<Result<Vec<_>, _>>()?);
+            count += 1;
+            if count >= ROWS_MAX {
+                break;
             }
-            Ok(())
-        };
-        let outcome: Result<(), rusqlite::Error> = read();
-        (found, outcome.err())
+        }
+        Ok(())
     }
 
     fn set_aside(&mut self, bad_rows: &[BadRow]) -> Result<(), rusqlite::Error> {
@@ -356,6 +355,7 @@ impl BadRow {
     }
 }
 
+/// Text that is no UTF-8 is kept as bytes, so that its row can be set aside.
 fn raw_value(row: &rusqlite::Row<'_>, index: usize) -> Result<Value, rusqlite::Error> {
     use rusqlite::types::ValueRef;
     Ok(match row.get_ref(index)? {

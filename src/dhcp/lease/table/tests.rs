@@ -64,7 +64,7 @@ fn leases_that_end_together_are_taken_note_of_in_batches() {
     let (mut table, _) = crowded();
     let later = NOW.plus(LEASE);
     assert!(table.expire(later), "more are waiting");
-    assert_eq!(table.pool_use().bound as usize, 500_000 - EXPIRE_BATCH);
+    assert_eq!(table.pool_use().bound as usize, 500_000 - index::EXPIRE_BATCH);
     // But what has ended is free at once, for whoever asks.
     assert_eq!(table.live_binding(&key(400_000), later), None);
     let address = table.binding(&key(400_000)).unwrap().address;

@@ -6,10 +6,9 @@ use uuid::Uuid;
 
 use super::*;
 use crate::boot::client::Firmware;
-use crate::boot::decision::ScriptPlan;
 use crate::net::MacAddr;
 use crate::node::state::{Order, ProvisionState};
-use crate::node::timeline::{AgentCall, FileOutcome, Transport};
+use crate::node::timeline::{AgentCall, Transport};
 
 const NODE: NodeId = NodeId(Uuid::from_u128(1));
 const FIRMWARE: ClientClass = ClientClass::Firmware { firmware: Firmware::UefiX64 };
