@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use farrier::lab::appliance;
@@ -139,7 +138,7 @@ fn demo_ended_by(name: &'static str, signal: Signal) {
             Some(record) if record.programs.iter().all(|program| program.process.is_some()) => break record,
             _ => assert!(Instant::now() < deadline, "the demo's lab does not start"),
         }
-        thread::sleep(Duration::from_millis(50));
+        process::look_again();
     };
     let running = processes(&record);
     ProcessId::of(demo.id()).unwrap().signal(signal).unwrap();
