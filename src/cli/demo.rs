@@ -15,7 +15,7 @@ use super::lab::{UpArgs, failed, hints, print, read_config};
 use super::text::Style;
 use crate::image::build::progress_bar;
 use crate::lab::config::LabConfig;
-use crate::lab::follow::{boot_all, where_it_stopped};
+use crate::lab::follow::{Following, boot_all, where_it_stopped};
 use crate::lab::progress::{MachineProgress, closing_table};
 use crate::lab::state::StateDir;
 use crate::lab::view::View;
@@ -127,7 +127,8 @@ async fn show(lab: &Lab, style: Style) -> Result<bool, CommandError> {
         lab.bridge(),
     ));
     let mut machines: Vec<MachineProgress> = lab.machines().iter().map(MachineProgress::new).collect();
-    let booted = boot_all(lab, &mut machines, &mut view, style, ENROLLED_WITHIN).await;
+    let following = Following { style, at_once: lab.at_once(), within: ENROLLED_WITHIN };
+    let booted = boot_all(lab, &mut machines, &mut view, &following).await;
     view.clear();
     booted.map_err(failed)?;
     print("\nfrom power-on:\n");

@@ -128,6 +128,11 @@ impl Lab {
         &self.config.machines
     }
 
+    /// Machines to boot at the same time.
+    pub fn at_once(&self) -> usize {
+        self.config.at_once.unwrap_or(self.config.machines.len())
+    }
+
     pub fn bridge(&self) -> &str {
         &self.config.bridge
     }
