@@ -126,7 +126,7 @@ impl Appliance {
                 config: config.load_full(),
                 loaders: Arc::new(loaders.clone()),
                 bindings: snapshot.bindings,
-                registry: Arc::clone(&registry),
+                registry: Arc::clone(&registry) as _,
                 store: durable,
                 addresses: Arc::clone(&addresses),
                 tally: Arc::clone(&tally),
