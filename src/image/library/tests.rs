@@ -14,7 +14,7 @@ fn manifest(library: &Library, profile: &str, kernel: &[u8], ramdisk: &[u8]) -> 
         profile: profile.to_owned(),
         kernel: library.add(&mut &*kernel).unwrap(),
         ramdisk: library.add(&mut &*ramdisk).unwrap(),
-        arguments: Vec::new(),
+        arguments: vec!["quiet".to_owned()],
         built_from: BTreeMap::new(),
     }
 }
