@@ -45,22 +45,25 @@ pub fn build(network: &NetworkPlan) -> Result<(), TopologyError> {
 }
 
 /// Commands for `ip -batch`. The bridge learns at once (no forwarding delay, no spanning tree) and keeps its own MAC:
-/// without one it takes that of its newest port, and the appliance's sockets would see the address change.
+/// without one it takes that of its newest port, and the appliance's sockets would see the address change. The cable's
+/// far end is mute: in this namespace it would answer ARP for the bridge's addresses with a MAC of its own.
 fn batch(network: &NetworkPlan) -> String {
     let NetworkPlan { bridge, bridge_mac, addresses, taps } = network;
     let mut text = format!(
         "link set lo up\n\
          link add {bridge} address {bridge_mac} type bridge forward_delay 0 stp_state 0\n\
          link add uplink type veth peer name host\n\
-         link set host up\n\
-         link set uplink master {bridge} up\n"
+         link set host arp off addrgenmode none up\n\
+         link set uplink master {bridge} addrgenmode none up\n"
     );
     for address in addresses {
         text.push_str(&format!("address add {address} dev {bridge}\n"));
     }
     text.push_str(&format!("link set {bridge} up\n"));
     for tap in taps {
-        text.push_str(&format!("tuntap add {tap} mode tap\nlink set {tap} master {bridge} up\n"));
+        text.push_str(&format!(
+            "tuntap add {tap} mode tap\nlink set {tap} master {bridge} addrgenmode none up\n"
+        ));
     }
     text
 }
