@@ -34,7 +34,7 @@ fn udhcpc_gets_renews_and_releases_an_address() {
         let mut bed = TestBed::start("");
         let machine = bed.plug("02:00:00:00:00:01");
         let mut udhcpc = udhcpc_until_bound(&machine);
-        let address = machine.address().expect("an address");
+        let address = eventually("the script has set the address", || machine.address());
         let environment = fs::read_to_string(machine.path("bound.env")).unwrap();
         assert!(environment.contains("serverid=192.168.77.2\n"), "{environment}");
         assert!(environment.contains("mask=24\n"), "{environment}");
