@@ -8,6 +8,12 @@ pub const FIRST: Duration = Duration::from_millis(250);
 /// A person who repaired something waits no longer than this for the machine to notice.
 pub const LONGEST: Duration = Duration::from_secs(15);
 
+/// Lets time pass between two attempts; there is nothing to be woken by.
+#[expect(clippy::disallowed_methods, reason = "the pause of a retry waits for time itself")]
+pub fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
 #[derive(Clone, Debug)]
 pub struct Backoff {
     next: Duration,

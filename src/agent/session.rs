@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::reboot::{RebootMode, reboot};
 
 use crate::agent::MODULES_DIR;
-use crate::agent::backoff::Backoff;
+use crate::agent::backoff::{Backoff, pause};
 use crate::agent::calls::{Appliance, CallError, Welcome};
 use crate::agent::collect;
 use crate::agent::console::{Console, uptime};
@@ -135,7 +135,7 @@ impl Agent {
                     "The ramdisk is damaged: build it again. Trying again.",
                 ),
             }
-            std::thread::sleep(self.backoff.wait(None));
+            pause(self.backoff.wait(None));
         }
     }
 
@@ -193,14 +193,14 @@ impl Agent {
                     return answer;
                 }
                 Err(CallError::Later { what, retry_after }) => {
-                    let pause = self.backoff.wait(retry_after);
-                    self.console.say(format_args!("{step}: {what}; again in {:.1} s", pause.as_secs_f64()));
+                    let wait = self.backoff.wait(retry_after);
+                    self.console.say(format_args!("{step}: {what}; again in {:.1} s", wait.as_secs_f64()));
                     if Instant::now() >= explain_at {
                         explain_at = Instant::now() + 3 * EXPLAIN_AFTER;
                         let way_out = "Look whether the appliance runs: `farrier status`. Still trying.";
                         self.console.trouble(step, &what, way_out);
                     }
-                    std::thread::sleep(pause);
+                    pause(wait);
                 }
                 Err(error @ CallError::Refused { .. }) => {
                     let way_out = "A token is good for one boot: restart this machine. If it was removed or is not \
@@ -291,7 +291,7 @@ impl Agent {
                 Ok(()) => break,
                 Err(error) => {
                     self.console.say(format_args!("telling the appliance: {error}"));
-                    std::thread::sleep(self.backoff.wait(None));
+                    pause(self.backoff.wait(None));
                 }
             }
         }

@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
+use crate::agent::backoff::pause;
 use crate::agent::console::Console;
 use crate::agent::{BUSYBOX, parameters};
 
@@ -52,13 +53,13 @@ pub fn run() -> ExitCode {
                 );
                 // The DHCP client it left behind; the next agent starts its own.
                 let _ = agent.map(|group| killpg(group, Signal::SIGKILL));
-                std::thread::sleep(RESTART_PAUSE);
+                pause(RESTART_PAUSE);
                 agent = spawn_agent(&console);
             }
             Ok(_) | Err(Errno::EINTR) => {}
             // No child is left, not even an agent: starting it failed before.
             Err(_) => {
-                std::thread::sleep(RESTART_PAUSE);
+                pause(RESTART_PAUSE);
                 agent = spawn_agent(&console);
             }
         }

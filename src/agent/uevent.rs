@@ -9,6 +9,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
 
+use crate::agent::backoff::pause;
+
 /// Events the kernel itself sends go to multicast group 1.
 const KERNEL_GROUP: u32 = 1;
 
@@ -25,7 +27,7 @@ impl Uevents {
     /// Returns true as soon as anything was announced, false after `limit`.
     pub fn wait(&self, limit: Duration) -> bool {
         let Some(socket) = &self.socket else {
-            std::thread::sleep(limit);
+            pause(limit);
             return false;
         };
         let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);

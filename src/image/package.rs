@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -281,12 +282,15 @@ fn run_watched(
         io::ErrorKind::NotFound => PackageError::NoTool { tool: tool.clone(), package },
         _ => PackageError::Start { tool: tool.clone(), source },
     })?;
-    let waiter = std::thread::spawn(move || child.wait_with_output());
-    while !waiter.is_finished() {
+    let (sender, ended) = channel();
+    let waiter = std::thread::spawn(move || {
+        let output = child.wait_with_output();
+        // Received unless we are unwinding.
+        let _ = sender.send(());
+        output
+    });
+    while matches!(ended.recv_timeout(LOOK_EVERY), Err(RecvTimeoutError::Timeout)) {
         look();
-        if !waiter.is_finished() {
-            std::thread::sleep(LOOK_EVERY);
-        }
     }
     let output = match waiter.join() {
         Ok(Ok(output)) => output,

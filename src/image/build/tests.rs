@@ -1,3 +1,5 @@
+//! Building from a kernel package laid out in a temporary directory, without apt.
+
 use super::*;
 use crate::agent::drivers::ModuleIndex;
 use crate::image::cpio::{self, Kind};

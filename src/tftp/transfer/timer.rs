@@ -6,8 +6,9 @@ use std::time::Duration;
 pub const RTO_INITIAL: Duration = Duration::from_millis(500);
 /// Below this a client's scheduling would look like loss.
 pub const RTO_MIN: Duration = Duration::from_millis(50);
-/// Beyond this a client has usually given up itself.
-pub const RTO_MAX: Duration = Duration::from_secs(4);
+/// Longer than the 5 s most clients wait before they repeat their ACK. Some (atftp 0.8) answer a repeated block once and
+/// then leave it to their own timer, which every datagram restarts: were we always quicker, they would never speak.
+pub const RTO_MAX: Duration = Duration::from_secs(6);
 /// G of RFC 6298: the granularity of the loop that calls us.
 const GRANULARITY: Duration = Duration::from_millis(1);
 
@@ -95,7 +96,7 @@ mod tests {
             seen.push(timer.current());
             timer.back_off();
         }
-        assert_eq!(seen, [ms(500), ms(1000), ms(2000), ms(4000), ms(4000)]);
+        assert_eq!(seen, [ms(500), ms(1000), ms(2000), ms(4000), ms(6000)]);
         assert!(timer.is_at_ceiling());
     }
 

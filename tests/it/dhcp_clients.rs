@@ -1,0 +1,149 @@
+//! DHCP as udhcpc and dhclient speak it.
+
+use std::fs;
+
+use crate::support::{ClientMachine, Process, TestBed, add_bridge, eventually, in_namespace};
+
+fn lease_of(bed: &TestBed, mac: &str) -> Option<serde_json::Value> {
+    let leases = bed.farrier_json(&["lease", "list"]);
+    leases.as_array().expect("a list").iter().find(|lease| lease["mac"] == mac).cloned()
+}
+
+fn udhcpc_until_bound(machine: &ClientMachine) -> Process {
+    machine.write_udhcpc_script();
+    let child = machine
+        .command(
+            "udhcpc",
+            &["-i", "eth0", "-f", "-R", "-t", "8", "-T", "1", "-s", "./udhcpc.sh", "-p", "udhcpc.pid"],
+        )
+        .spawn()
+        .expect("udhcpc starts");
+    let process = Process(child);
+    eventually("udhcpc is bound", || machine.path("bound.env").exists().then_some(()));
+    process
+}
+
+fn signal_udhcpc(machine: &ClientMachine, signal: nix::sys::signal::Signal) {
+    let pid: i32 = fs::read_to_string(machine.path("udhcpc.pid")).unwrap().trim().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("udhcpc runs");
+}
+
+#[test]
+fn udhcpc_gets_renews_and_releases_an_address() {
+    in_namespace("dhcp_clients::udhcpc_gets_renews_and_releases_an_address", || {
+        let mut bed = TestBed::start("");
+        let machine = bed.plug("02:00:00:00:00:01");
+        let mut udhcpc = udhcpc_until_bound(&machine);
+        let address = eventually("the script has set the address", || machine.address());
+        let environment = fs::read_to_string(machine.path("bound.env")).unwrap();
+        assert!(environment.contains("serverid=192.168.77.2\n"), "{environment}");
+        assert!(environment.contains("mask=24\n"), "{environment}");
+        let lease = lease_of(&bed, "02:00:00:00:00:01").expect("a lease");
+        assert_eq!(lease["address"], address.to_string());
+
+        signal_udhcpc(&machine, nix::sys::signal::Signal::SIGUSR1);
+        eventually("udhcpc has renewed", || machine.path("renew.env").exists().then_some(()));
+        assert_eq!(machine.address(), Some(address));
+
+        signal_udhcpc(&machine, nix::sys::signal::Signal::SIGTERM);
+        eventually("udhcpc has ended", || udhcpc.0.try_wait().unwrap());
+        eventually("the lease is released", || {
+            (lease_of(&bed, "02:00:00:00:00:01")?["state"] == "released").then_some(())
+        });
+    });
+}
+
+#[test]
+fn dhclient_gets_renews_and_releases_an_address() {
+    in_namespace("dhcp_clients::dhclient_gets_renews_and_releases_an_address", || {
+        let mut bed = TestBed::start("");
+        let machine = bed.plug("02:00:00:00:00:02");
+        let script = machine.path("dhclient.sh");
+        fs::write(
+            &script,
+            "#!/bin/sh\necho \"$reason $new_ip_address\" >> reasons\ncase $reason in\n\
+             BOUND|RENEW|REBOOT|REBIND) ip addr flush dev $interface; ip addr add $new_ip_address/24 dev $interface ;;\n\
+             RELEASE|STOP) ip addr flush dev $interface ;;\nesac\n",
+        )
+        .unwrap();
+        {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::write(machine.path("dhclient.conf"), "timeout 20;\n").unwrap();
+        fs::write(machine.path("leases"), "").unwrap();
+        let common = [
+            "-4",
+            "-v",
+            "-cf",
+            "dhclient.conf",
+            "-lf",
+            "leases",
+            "-pf",
+            "dhclient.pid",
+            "-sf",
+            "./dhclient.sh",
+        ];
+        let dhclient = |extra: &[&str]| machine.run("dhclient", &[&common[..], extra, &["eth0"]].concat());
+        let said = dhclient(&["-1"]);
+        let address = machine.address().unwrap_or_else(|| panic!("an address: {said}"));
+        assert_eq!(lease_of(&bed, "02:00:00:00:00:02").unwrap()["address"], address.to_string());
+
+        // Started again with its lease file it asks for the same address by INIT-REBOOT.
+        dhclient(&["-x"]);
+        let said = dhclient(&["-1"]);
+        assert!(said.contains(&format!("DHCPREQUEST for {address}")) && said.contains("DHCPACK"), "{said}");
+        assert_eq!(machine.address(), Some(address));
+
+        dhclient(&["-r"]);
+        eventually("the lease is released", || {
+            (lease_of(&bed, "02:00:00:00:00:02")?["state"] == "released").then_some(())
+        });
+    });
+}
+
+#[test]
+fn a_second_bridge_gets_no_answer() {
+    in_namespace("dhcp_clients::a_second_bridge_gets_no_answer", || {
+        let mut bed = TestBed::start("");
+        add_bridge("br1", "192.168.88.2/24");
+        let stranger = bed.plug_into("br1", "02:00:00:00:00:03");
+        stranger.write_udhcpc_script();
+        let arguments = ["-i", "eth0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-s", "./udhcpc.sh"];
+        let output = stranger.output("udhcpc", &arguments);
+        assert!(!output.status.success(), "a machine on another bridge got an answer");
+        assert!(lease_of(&bed, "02:00:00:00:00:03").is_none());
+        // The same machine on our bridge is served, so the silence was no accident.
+        let ours = bed.plug("02:00:00:00:00:03");
+        ours.boot_udhcpc();
+        // Nothing else answers there either: every boot-plane port is closed on the other bridge.
+        stranger.run("ip", &["addr", "add", "192.168.88.9/24", "dev", "eth0"]);
+        let fetched = stranger.output("curl", &["-s", "-m", "2", "http://192.168.88.2/ipxe.efi"]);
+        assert!(!fetched.status.success());
+    });
+}
+
+#[test]
+fn a_registered_node_gets_its_reserved_address() {
+    in_namespace("dhcp_clients::a_registered_node_gets_its_reserved_address", || {
+        let mut bed = TestBed::start("");
+        let added = bed.farrier(&["node", "add", "02:00:00:00:00:07=192.168.77.7", "--name", "rack1-node7"]);
+        assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+        let machine = bed.plug("02:00:00:00:00:07");
+        assert_eq!(machine.boot_udhcpc().to_string(), "192.168.77.7");
+    });
+}
+
+#[test]
+fn strangers_are_ignored_where_the_policy_says_so() {
+    in_namespace("dhcp_clients::strangers_are_ignored_where_the_policy_says_so", || {
+        let mut bed = TestBed::start("[dhcp]\nunknown = \"ignore\"\n");
+        let machine = bed.plug("02:00:00:00:00:09");
+        machine.write_udhcpc_script();
+        let arguments = ["-i", "eth0", "-n", "-q", "-f", "-t", "2", "-T", "1", "-s", "./udhcpc.sh"];
+        assert!(!machine.output("udhcpc", &arguments).status.success());
+        assert!(bed.log().contains("unknown-mac"), "the silence has a reason");
+        assert!(bed.farrier(&["node", "add", "02:00:00:00:00:09"]).status.success());
+        machine.boot_udhcpc();
+    });
+}

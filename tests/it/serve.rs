@@ -1,0 +1,86 @@
+//! `farrier serve`: how it refuses, reloads and ends.
+
+use std::process::Command;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{TestBed, eventually, in_namespace};
+
+/// Exit code and standard error of a `farrier serve` that must refuse to start.
+fn refused(bed: &TestBed, configuration: &str) -> (Option<i32>, String) {
+    let path = bed.path("refused.toml");
+    std::fs::write(&path, configuration).unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_farrier")).args(["serve", "--config"]).arg(&path).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_mistake_in_the_configuration_is_named_and_exits_2() {
+    in_namespace("serve::a_mistake_in_the_configuration_is_named_and_exits_2", || {
+        let bed = TestBed::new("");
+        let network = "[network]\nbridge = \"br0\"\naddress = \"192.168.77.2/24\"\n";
+        let cases = [
+            (network.replace("br0", "nosuch"), &["network.bridge", "nosuch", "ip link add"][..]),
+            (format!("{network}brigde = \"br0\"\n"), &["brigde"]),
+            (
+                format!("{network}[dhcp]\npool = \"10.0.0.5-10.0.0.9\"\n"),
+                &["dhcp.pool", "10.0.0.5", "192.168.77.0/24"],
+            ),
+            (
+                format!(
+                    "{network}[[dhcp.reservation]]\nmac = \"02:00:00:00:00:01\"\naddress = \"192.168.77.9\"\n\
+                     [[dhcp.reservation]]\nmac = \"02:00:00:00:00:02\"\naddress = \"192.168.77.9\"\n"
+                ),
+                &["reservation", "192.168.77.9"],
+            ),
+            ("[network]\naddress = \"192.168.77.2/24\"\n".to_owned(), &["bridge"]),
+        ];
+        for (configuration, words) in cases {
+            let (code, said) = refused(&bed, &configuration);
+            assert_eq!(code, Some(2), "{said}");
+            for word in words {
+                assert!(said.contains(word), "{word:?} in:\n{said}");
+            }
+        }
+    });
+}
+
+#[test]
+fn sigterm_drains_and_ends_within_two_seconds() {
+    in_namespace("serve::sigterm_drains_and_ends_within_two_seconds", || {
+        let mut bed = TestBed::start("");
+        let machine = bed.plug("02:00:00:00:00:01");
+        machine.boot_udhcpc();
+        let asked_at = Instant::now();
+        bed.signal(Signal::SIGTERM);
+        assert_eq!(bed.wait_server(), Some(0), "{}", bed.log());
+        // Two seconds is the promise; a busy machine gets some more before the test calls it broken.
+        assert!(asked_at.elapsed().as_secs() < 6, "took {:?}", asked_at.elapsed());
+    });
+}
+
+#[test]
+fn sighup_takes_a_good_file_whole_and_a_bad_one_not_at_all() {
+    in_namespace("serve::sighup_takes_a_good_file_whole_and_a_bad_one_not_at_all", || {
+        let mut bed = TestBed::start("[dhcp]\npool = \"192.168.77.100-192.168.77.110\"\n");
+        let first = bed.plug("02:00:00:00:00:01");
+        assert!((100..=110).contains(&first.boot_udhcpc().octets()[3]));
+
+        bed.configure("[dhcp]\npool = \"192.168.77.200-192.168.77.210\"\n[boot]\nno_such_key = 1\n");
+        bed.signal(Signal::SIGHUP);
+        eventually("the bad file is reported", || bed.log().contains("no_such_key").then_some(()));
+        let second = bed.plug("02:00:00:00:00:02");
+        assert!((100..=110).contains(&second.boot_udhcpc().octets()[3]), "a bad file changed something");
+
+        bed.configure("[dhcp]\npool = \"192.168.77.200-192.168.77.210\"\n");
+        bed.signal(Signal::SIGHUP);
+        let mut number = 2;
+        eventually("the new pool is in use", || {
+            number += 1;
+            let machine = bed.plug(&format!("02:00:00:00:00:{number:02x}"));
+            (200..=210).contains(&machine.boot_udhcpc().octets()[3]).then_some(())
+        });
+    });
+}
