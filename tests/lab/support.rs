@@ -1,7 +1,6 @@
 //! A case: a lab of its own, and what is kept of it when it fails.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -74,11 +73,7 @@ impl Case {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/output/lab").join(name);
         let _ = fs::remove_dir_all(&root);
         let state = StateDir::open(&root).unwrap();
-        fs::create_dir_all(state.appliance_state()).unwrap();
-        for shared in ["images", "loaders"] {
-            fs::create_dir_all(images().join(shared)).unwrap();
-            symlink(images().join(shared), state.appliance_state().join(shared)).unwrap();
-        }
+        prepare::share(images(), &state.appliance_state()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Case { name, state, lab: None, config, runtime, _turn: turn }
     }
