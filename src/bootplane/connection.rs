@@ -1,7 +1,11 @@
 //! One connection, from accepted to closed: the bytes pass here on their way to hyper and back.
+//!
+//! What hyper writes is looked at once more: parts of a mapped file are sent by the kernel from the file itself,
+//! behind whatever head comes before them (see [`line`](crate::bootplane::line)).
 
+use std::fs::File;
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Ipv4Addr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -12,24 +16,22 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use nix::errno::Errno;
+use nix::sys::sendfile::sendfile64;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::bootplane::body::AnswerBody;
+use crate::bootplane::body::{AnswerBody, TURN_BYTES_MAX};
 use crate::bootplane::head::HEAD_BYTES_MAX;
 use crate::bootplane::limits::Limits;
-use crate::bootplane::pulse::{Judgement, Overdue, Pulse};
+use crate::bootplane::line::Line;
+use crate::bootplane::pulse::{Judgement, Overdue};
 
 /// Unsent bytes the kernel takes for one connection before it lets others have their turn. It bounds what a slow
 /// reader ties up, and a download's lead over a script that becomes due.
-const UNSENT_BYTES_MAX: u32 = 256 * 1024;
-
-/// Bytes a connection may hand to the kernel before all others that are ready have had their turn. Copying these takes
-/// some 60 µs; without the bound a fast reader keeps a worker for as long as it likes, and a script waits behind
-/// each of them.
-const TURN_BYTES_MAX: usize = 128 * 1024;
+const UNSENT_BYTES_MAX: u32 = 1024 * 1024;
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,17 +61,17 @@ pub async fn serve<A, F>(
     answer: A,
 ) -> Closed
 where
-    A: Fn(Arc<Pulse>, Request<Incoming>) -> F,
+    A: Fn(Arc<Line>, Request<Incoming>) -> F,
     F: Future<Output = Response<AnswerBody>>,
 {
     let options = socket2::SockRef::from(&socket);
     // Failing to set either only costs speed.
     let _ = options.set_tcp_nodelay(true);
     let _ = options.set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
-    let pulse = Arc::new(Pulse::new(Instant::now()));
-    let stream = Stream { socket, pulse: Arc::clone(&pulse), sent_this_turn: 0, write_closed: false };
+    let line = Arc::new(Line::new(Instant::now()));
+    let stream = Stream { socket, line: Arc::clone(&line), sent_this_turn: 0, write_closed: false };
     let service = service_fn(|request| {
-        let answer = answer(Arc::clone(&pulse), request);
+        let answer = answer(Arc::clone(&line), request);
         async { Ok::<_, std::convert::Infallible>(answer.await) }
     });
     let connection = http1::Builder::new()
@@ -98,7 +100,7 @@ where
             return Poll::Ready(result.map_or(Closed::Broken, |()| Closed::Orderly));
         }
         loop {
-            match pulse.judge(limits, Instant::now()) {
+            match line.pulse.judge(limits, Instant::now()) {
                 Judgement::Close(overdue) => return Poll::Ready(Closed::Overdue(overdue)),
                 // A later deadline needs no new alarm: the old one goes off, and asks again.
                 Judgement::Wait(due) if due < alarm.deadline() => alarm.as_mut().reset(due),
@@ -123,7 +125,7 @@ pub fn ipv4_of(peer: std::net::SocketAddr) -> Option<Ipv4Addr> {
 /// The socket, with its pulse taken.
 struct Stream {
     socket: TcpStream,
-    pulse: Arc<Pulse>,
+    line: Arc<Line>,
     sent_this_turn: usize,
     write_closed: bool,
 }
@@ -141,7 +143,7 @@ impl Stream {
 
     fn count_sent(&mut self, count: usize) -> usize {
         self.sent_this_turn += count;
-        self.pulse.sent(count, Instant::now());
+        self.line.pulse.sent(count, Instant::now());
         count
     }
 }
@@ -156,7 +158,7 @@ impl AsyncRead for Stream {
         ready!(Pin::new(&mut self.socket).poll_read(context, buffer))?;
         let received = &buffer.filled()[before..];
         if !received.is_empty() {
-            self.pulse.received(received, Instant::now());
+            self.line.pulse.received(received, Instant::now());
         }
         Poll::Ready(Ok(()))
     }
@@ -176,10 +178,27 @@ impl AsyncWrite for Stream {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_turn(context));
-        let count = ready!(Pin::new(&mut self.socket).poll_write_vectored(context, slices))?;
+        let place = |(index, slice): (usize, &IoSlice<'_>)| {
+            self.line.place_of(slice).map(|(file, offset)| FilePart {
+                index,
+                file,
+                offset,
+                length: slice.len(),
+            })
+        };
+        let count = match slices.iter().enumerate().find_map(place) {
+            None => ready!(Pin::new(&mut self.socket).poll_write_vectored(context, slices))?,
+            Some(part) => loop {
+                ready!(self.socket.poll_write_ready(context))?;
+                match self.socket.try_io(Interest::WRITABLE, || send_part(&self.socket, slices, &part)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => break result?,
+                }
+            },
+        };
         Poll::Ready(Ok(self.count_sent(count)))
     }
 
@@ -197,7 +216,7 @@ impl AsyncWrite for Stream {
         if !self.write_closed {
             ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
             self.write_closed = true;
-            self.pulse.lingering_began(Instant::now());
+            self.line.pulse.lingering_began(Instant::now());
         }
         let mut scratch = [0; 4096];
         loop {
@@ -207,5 +226,41 @@ impl AsyncWrite for Stream {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+}
+
+/// The first of the slices to write that is a part of a file.
+struct FilePart {
+    index: usize,
+    file: Arc<File>,
+    offset: u64,
+    length: usize,
+}
+
+/// Sends the slices before the part, then the part from its file; tells how many bytes the kernel took.
+fn send_part(socket: &TcpStream, slices: &[IoSlice<'_>], part: &FilePart) -> io::Result<usize> {
+    let options = socket2::SockRef::from(socket);
+    let before = &slices[..part.index];
+    let mut sent = 0;
+    if !before.is_empty() {
+        // MSG_MORE: the head leaves in one packet with the first bytes of the body.
+        sent = options.send_vectored_with_flags(before, libc::MSG_MORE | libc::MSG_NOSIGNAL)?;
+        if sent < before.iter().map(|slice| slice.len()).sum() {
+            return Ok(sent);
+        }
+    }
+    let mut offset = i64::try_from(part.offset).map_err(io::Error::other)?;
+    let result = match sendfile64(socket, &*part.file, Some(&mut offset), part.length) {
+        // The file ends before its mapping does: somebody cut what must never change.
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        // A file system without splicing; the mapping serves as well.
+        Err(Errno::EINVAL | Errno::ENOSYS) => options.send_with_flags(&slices[part.index], libc::MSG_NOSIGNAL),
+        result => result.map_err(io::Error::from),
+    };
+    match result {
+        Ok(count) => Ok(sent + count),
+        // What was sent counts; the same error comes again when only the part is left.
+        Err(_) if sent > 0 => Ok(sent),
+        Err(error) => Err(error),
     }
 }

@@ -7,6 +7,7 @@
 //! What was fetched, and what was not there, is told to the registry for the node's timeline; every refusal is
 //! counted under the word that is logged.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::sync::Arc;
@@ -82,6 +83,8 @@ pub struct BootContent {
 #[derive(Clone, Debug)]
 pub struct Served {
     pub bytes: Bytes,
+    /// The file that `bytes` maps, if they are not just in memory.
+    pub file: Option<Arc<File>>,
     /// Absent for text rendered for one node.
     pub digest: Option<Digest>,
     pub modified: Option<Timestamp>,
@@ -305,6 +308,7 @@ impl BootContent {
             media_type: "text/plain",
             ticket: Ticket { size: text.len() as u64, plan: Some(plan), ..ticket },
             bytes: text.into(),
+            file: None,
         })
     }
 
@@ -336,6 +340,7 @@ impl BootContent {
 fn serve_blob(blob: &Blob, media_type: &'static str, ticket: Ticket) -> Served {
     Served {
         bytes: blob.bytes.clone(),
+        file: blob.file.clone(),
         digest: Some(blob.digest),
         modified: Some(blob.modified),
         media_type,

@@ -10,7 +10,8 @@
 //! - [`content`]: what a node may fetch; TFTP asks it too
 //! - [`misses`]: how many misses are put on a timeline; pure
 //! - [`agent_calls`]: the agent's JSON calls
-//! - [`body`]: bytes of a mapped blob, handed over without copying, their end told
+//! - [`body`]: what of an answer the kernel has not taken yet; its end is always told
+//! - [`line`]: what the parts of one connection share
 //! - [`limits`]: every bound, with what happens at it
 
 pub mod agent_calls;
@@ -20,6 +21,7 @@ pub mod content;
 pub mod files;
 pub mod head;
 pub mod limits;
+pub mod line;
 pub mod misses;
 pub mod network;
 pub mod pulse;

@@ -151,9 +151,9 @@ fn serve(
     let (service, tally, limits) = (Arc::clone(&parts.service), Arc::clone(&parts.tally), parts.limits);
     async move {
         let peer = admission.peer;
-        let closed = connection::serve(socket, &limits, stop, |pulse, request| {
+        let closed = connection::serve(socket, &limits, stop, |line, request| {
             let service = Arc::clone(&service);
-            async move { service.answer(peer, pulse, request).await }
+            async move { service.answer(peer, line, request).await }
         })
         .await;
         tally.count("http", closed.as_str());

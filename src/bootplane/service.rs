@@ -23,7 +23,8 @@ use crate::bootplane::content::{BootContent, Served, Unserved};
 use crate::bootplane::files::{self, FileFacts};
 use crate::bootplane::head::HeadFault;
 use crate::bootplane::limits::Limits;
-use crate::bootplane::pulse::Pulse;
+use crate::bootplane::line::{Line, Mapped};
+
 use crate::clock::Clock;
 use crate::node::timeline::{FileOutcome, Transport};
 use crate::telemetry::Tally;
@@ -65,17 +66,17 @@ impl BootService {
     pub async fn answer(
         &self,
         peer: Ipv4Addr,
-        pulse: Arc<Pulse>,
+        line: Arc<Line>,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
-        let plain = match pulse.exchange_began(Instant::now()) {
+        let plain = match line.pulse.exchange_began(Instant::now()) {
             Err(fault) => self.refuse_head(peer, fault),
             Ok(()) if request.uri().path().len() > PATH_BYTES_MAX => {
                 Plain::text(StatusCode::URI_TOO_LONG, "path too long").closing()
             }
             Ok(()) if request.uri().path().starts_with(PREFIX) => self.agents.answer(peer, request).await,
             Ok(()) => match *request.method() {
-                Method::GET | Method::HEAD => return self.answer_file(peer, pulse, &request),
+                Method::GET | Method::HEAD => return self.answer_file(peer, line, &request),
                 _ => Plain::text(StatusCode::METHOD_NOT_ALLOWED, "files are read with GET or HEAD")
                     .with(header::ALLOW, "GET, HEAD")
                     // Whatever body came with it is not read.
@@ -83,7 +84,7 @@ impl BootService {
             },
         };
         self.tally.count("http", word_for(plain.status));
-        plain.into_response(pulse)
+        plain.into_response(line)
     }
 
     fn refuse_head(&self, peer: Ipv4Addr, fault: HeadFault) -> Plain {
@@ -106,7 +107,7 @@ impl BootService {
     fn answer_file(
         &self,
         peer: Ipv4Addr,
-        pulse: Arc<Pulse>,
+        line: Arc<Line>,
         request: &Request<Incoming>,
     ) -> Response<AnswerBody> {
         let head = request.method() == Method::HEAD;
@@ -123,13 +124,13 @@ impl BootService {
                 let seconds = BULK_RETRY.as_secs().to_string();
                 Plain::text(StatusCode::SERVICE_UNAVAILABLE, "busy")
                     .with(header::RETRY_AFTER, &seconds)
-                    .into_response(pulse)
+                    .into_response(line)
             }
-            Ok(served) => self.send_file(served, pulse, request),
+            Ok(served) => self.send_file(served, line, request),
             Err(plain) => {
                 self.tally.count("http", word_for(plain.status));
                 let plain = if head { plain.without_body() } else { plain };
-                plain.into_response(pulse)
+                plain.into_response(line)
             }
         }
     }
@@ -144,10 +145,10 @@ impl BootService {
     fn send_file(
         &self,
         served: Served,
-        pulse: Arc<Pulse>,
+        line: Arc<Line>,
         request: &Request<Incoming>,
     ) -> Response<AnswerBody> {
-        let Served { bytes, digest, modified, media_type, ticket } = served;
+        let Served { bytes, file, digest, modified, media_type, ticket } = served;
         let size = bytes.len() as u64;
         let facts = FileFacts { size, digest, modified, media_type };
         let answer = files::answer(request.method(), request.headers(), &facts);
@@ -159,7 +160,7 @@ impl BootService {
                 }
                 status => self.tally.count("http", word_for(status)),
             }
-            return response(answer.status, answer.headers, AnswerBody::new(Bytes::new(), pulse, None));
+            return response(answer.status, answer.headers, AnswerBody::text(Bytes::new(), line));
         };
         self.content.began(&ticket, now);
         // Both ends fit: the bytes are in memory.
@@ -178,7 +179,8 @@ impl BootService {
             };
             content.finished(&ticket, sent, began.elapsed(), outcome, clock.now());
         });
-        response(answer.status, answer.headers, AnswerBody::new(body, pulse, Some(when_done)))
+        let mapped = file.map(|file| Mapped { file, bytes });
+        response(answer.status, answer.headers, AnswerBody::file(body, mapped, line, when_done))
     }
 }
 
@@ -280,8 +282,8 @@ impl Plain {
         self
     }
 
-    fn into_response(self, pulse: Arc<Pulse>) -> Response<AnswerBody> {
-        response(self.status, self.headers, AnswerBody::new(self.body, pulse, None))
+    fn into_response(self, line: Arc<Line>) -> Response<AnswerBody> {
+        response(self.status, self.headers, AnswerBody::text(self.body, line))
     }
 }
 

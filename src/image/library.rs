@@ -63,6 +63,8 @@ pub struct BlobRef {
 #[derive(Clone, Debug)]
 pub struct Blob {
     pub bytes: Bytes,
+    /// The file that `bytes` maps from its first byte to its last, for sendfile(2); absent for bytes in memory.
+    pub file: Option<Arc<File>>,
     pub digest: Digest,
     pub size: u64,
     pub modified: Timestamp,
@@ -320,7 +322,8 @@ fn open_blob(path: &Path, expected: BlobRef) -> Result<Blob, String> {
     if digest != expected.digest {
         return Err(format!("its bytes hash to {digest}"));
     }
-    Ok(Blob { size: bytes.len() as u64, bytes, digest, modified: modified_at(&metadata) })
+    let (size, modified) = (bytes.len() as u64, modified_at(&metadata));
+    Ok(Blob { bytes, file: Some(Arc::new(file)), digest, size, modified })
 }
 
 /// When a file was last written; 1970 if its file system cannot tell.

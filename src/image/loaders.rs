@@ -94,6 +94,7 @@ fn read_blob(path: &Path) -> io::Result<Blob> {
         digest: Digest::of(&bytes),
         modified: modified_at(&metadata),
         bytes: bytes.into(),
+        file: None,
     })
 }
 

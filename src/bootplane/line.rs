@@ -1,0 +1,77 @@
+//! What the parts of one connection share: its pulse, and the file its answer comes from.
+//!
+//! hyper is given an answer's body as memory, a blob's mapping. The connection's stream gets that memory back, slice
+//! by slice and behind the head, to write it to the socket. A slice that lies within the mapping *is* a part of the
+//! file, so the stream has the kernel send that part with sendfile(2), and no byte of it is read here.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::bootplane::pulse::Pulse;
+
+/// Shared by a connection's stream, its service and its task; all three run on the task that drives the connection.
+#[derive(Debug)]
+pub struct Line {
+    pub pulse: Pulse,
+    /// What the answer under way is sent from. Answers follow one another: hyper asks for the next one only when
+    /// all of this one is with the kernel.
+    mapped: Mutex<Option<Mapped>>,
+}
+
+/// A file, and the mapping of all of it.
+#[derive(Clone, Debug)]
+pub struct Mapped {
+    pub file: Arc<File>,
+    pub bytes: Bytes,
+}
+
+impl Line {
+    pub fn new(now: Instant) -> Line {
+        Line { pulse: Pulse::new(now), mapped: Mutex::new(None) }
+    }
+
+    pub fn sending_from(&self, mapped: Option<Mapped>) {
+        *self.lock() = mapped;
+    }
+
+    /// The file that `slice` is a part of, and where in it; `None` for memory that is no file.
+    pub fn place_of(&self, slice: &[u8]) -> Option<(Arc<File>, u64)> {
+        let mapped = self.lock();
+        let mapped = mapped.as_ref()?;
+        let within = mapped.bytes.as_ptr_range();
+        let part = slice.as_ptr_range();
+        let inside = !slice.is_empty() && within.start <= part.start && part.end <= within.end;
+        // No larger than the mapping.
+        inside.then(|| (Arc::clone(&mapped.file), (part.start.addr() - within.start.addr()) as u64))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Mapped>> {
+        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_the_mapping_have_a_place_in_the_file_and_nothing_else_has() {
+        let line = Line::new(Instant::now());
+        let bytes = Bytes::from(vec![7; 100]);
+        assert!(line.place_of(&bytes).is_none(), "no file is being sent");
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        line.sending_from(Some(Mapped { file, bytes: bytes.slice(10..90) }));
+        let place = |part: &[u8]| line.place_of(part).map(|(_, offset)| offset);
+        assert_eq!(place(&bytes[10..90]), Some(0));
+        assert_eq!(place(&bytes[50..51]), Some(40));
+        assert_eq!(place(&bytes[89..90]), Some(79));
+        for outside in [&bytes[9..90], &bytes[10..91], &bytes[0..5], &bytes[95..], &bytes[50..50], &[7; 10]] {
+            assert_eq!(place(outside), None);
+        }
+        line.sending_from(None);
+        assert_eq!(place(&bytes[50..51]), None);
+    }
+}
