@@ -254,7 +254,9 @@ fn send_part(socket: &TcpStream, slices: &[IoSlice<'_>], part: &FilePart) -> io:
         // The file ends before its mapping does: somebody cut what must never change.
         Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
         // A file system without splicing; the mapping serves as well.
-        Err(Errno::EINVAL | Errno::ENOSYS) => options.send_with_flags(&slices[part.index], libc::MSG_NOSIGNAL),
+        Err(Errno::EINVAL | Errno::ENOSYS) => {
+            options.send_with_flags(&slices[part.index], libc::MSG_NOSIGNAL)
+        }
         result => result.map_err(io::Error::from),
     };
     match result {
@@ -262,5 +264,67 @@ fn send_part(socket: &TcpStream, slices: &[IoSlice<'_>], part: &FilePart) -> io:
         // What was sent counts; the same error comes again when only the part is left.
         Err(_) if sent > 0 => Ok(sent),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use bytes::Bytes;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use crate::bootplane::line::Mapped;
+
+    use super::*;
+
+    async fn connected() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        let line = Arc::new(Line::new(Instant::now()));
+        (Stream { socket, line, sent_this_turn: 0, write_closed: false }, peer)
+    }
+
+    async fn write(stream: &mut Stream, slices: &[&[u8]]) -> io::Result<usize> {
+        let slices: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
+        poll_fn(|context| Pin::new(&mut *stream).poll_write_vectored(context, &slices)).await
+    }
+
+    /// A "mapping" unlike its file shows which of the two was sent.
+    fn mapped() -> Mapped {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"from the file").unwrap();
+        Mapped { file: Arc::new(file), bytes: Bytes::from(b"in the memory".to_vec()) }
+    }
+
+    #[tokio::test]
+    async fn the_kernel_sends_a_mapped_part_from_its_file_behind_the_head() {
+        let (mut stream, mut peer) = connected().await;
+        let mapped = mapped();
+        stream.line.sending_from(Some(mapped.clone()));
+        for (slices, expected) in [
+            ([&b"head, "[..], &mapped.bytes[..]], &b"head, from the file"[..]),
+            ([&b"head, "[..], &mapped.bytes[9..]], b"head, file"),
+            ([&mapped.bytes[..4], b""], b"from"),
+            ([&b"head, "[..], b"and memory"], b"head, and memory"),
+        ] {
+            assert_eq!(write(&mut stream, &slices).await.unwrap(), expected.len());
+            let mut received = vec![0; expected.len()];
+            peer.read_exact(&mut received).await.unwrap();
+            assert_eq!(received, expected, "{}", received.escape_ascii());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_cut_ends_the_connection_and_nothing_else() {
+        let (mut stream, _peer) = connected().await;
+        let mapped = mapped();
+        mapped.file.set_len(4).unwrap();
+        stream.line.sending_from(Some(mapped.clone()));
+        assert_eq!(write(&mut stream, &[b"head, ", &mapped.bytes]).await.unwrap(), 10);
+        let error = write(&mut stream, &[&mapped.bytes[4..]]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -82,6 +82,34 @@ async fn a_client_that_stops_reading_is_cut_and_its_file_is_told_as_broken_off()
 }
 
 #[tokio::test]
+async fn what_a_broken_off_download_was_sent_is_told_to_the_byte() {
+    let limits = Limits { progress_window: Duration::from_millis(300), ..Limits::default() };
+    let plane = Plane::start_with(limits).await;
+    let mut client = plane.connect().await;
+    client.send("GET /image/vm/initrd.img HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let (_, sent) = plane.file_event("image/vm/initrd.img").await;
+    let received = client.read_to_close().await;
+    let head = received.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!((received.len() - head) as u64, sent);
+    assert!(plane.ramdisk.starts_with(&received[head..]));
+}
+
+#[tokio::test]
+async fn a_client_that_pauses_is_waited_for() {
+    let plane = Plane::start().await;
+    let mut pausing = plane.connect().await;
+    pausing.send("GET /image/vm/initrd.img HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    pausing.stream.readable().await.unwrap();
+    // Time enough for the socket to fill up, and for the download to get stuck.
+    for _ in 0..20 {
+        assert!(plane.get_from(OTHER_IP, "/image/vm/vmlinuz").await.body == plane.kernel);
+    }
+    assert_eq!(plane.happenings().len(), 1, "registered, and nothing fetched to its end");
+    assert!(pausing.answer().await.body == plane.ramdisk);
+    assert_eq!(plane.file_event("image/vm/initrd.img").await, (FileOutcome::Complete, 20_000_000));
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_is_told_as_broken_off() {
     let plane = Plane::start().await;
     let mut client = plane.connect().await;

@@ -62,6 +62,39 @@ async fn requests_sent_ahead_are_answered_in_order() {
 }
 
 #[tokio::test]
+async fn answers_from_files_from_memory_and_without_a_body_keep_in_step() {
+    let plane = Plane::start().await;
+    let mut client = plane.connect().await;
+    let script = "/boot/52-54-00-00-00-01/script.ipxe";
+    let asked = [
+        ("HEAD", "/image/vm/initrd.img", ""),
+        ("GET", "/image/vm/vmlinuz", ""),
+        ("GET", script, ""),
+        ("GET", "/image/vm/initrd.img", "Range: bytes=7-1999999\r\n"),
+        ("HEAD", "/nothing", ""),
+        ("GET", "/uefi-x64/shimx64.efi", "Range: bytes=-5\r\n"),
+        ("GET", "/nothing", ""),
+        ("GET", "/image/vm/vmlinuz", "Range: bytes=-1\r\n"),
+    ];
+    let requests =
+        asked.map(|(method, path, headers)| format!("{method} {path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n"));
+    client.send(requests.concat()).await;
+    let mut answers = Vec::new();
+    for (method, _, _) in asked {
+        answers.push(client.answer_to(method).await);
+    }
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200, 200, 200, 206, 404, 206, 404, 206]);
+    assert!(answers[0].body.is_empty());
+    assert!(answers[1].body == plane.kernel);
+    assert!(answers[2].text().starts_with("#!ipxe"));
+    assert!(answers[3].body == plane.ramdisk[7..2_000_000]);
+    assert_eq!(answers[5].header("Content-Range").map(|range| range.starts_with("bytes ")), Some(true));
+    assert_eq!(answers[5].body.len(), 5);
+    assert!(answers[7].body == plane.kernel[plane.kernel.len() - 1..]);
+}
+
+#[tokio::test]
 async fn curl_reads_ranges() {
     let plane = Plane::start().await;
     let kernel = &plane.kernel;
