@@ -2,6 +2,7 @@
 //!
 //! A request passes these, from the wire inwards:
 //! - [`network`]: the listener, its limits, and the end of it all
+//! - [`workers`]: the threads that serve connections
 //! - [`connection`]: one connection; bytes pass through it to hyper and back
 //! - [`head`]: request heads checked more strictly than hyper does; pure
 //! - [`pulse`]: the timers of a connection; pure
@@ -26,3 +27,4 @@ pub mod misses;
 pub mod network;
 pub mod pulse;
 pub mod service;
+pub mod workers;

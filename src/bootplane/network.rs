@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::bootplane::connection::{self, Closed};
 use crate::bootplane::limits::Limits;
 use crate::bootplane::service::BootService;
+use crate::bootplane::workers::Workers;
 use crate::telemetry::Tally;
 
 /// Pause after `accept` failed for want of descriptors or memory: both come back when connections end.
@@ -39,13 +41,14 @@ pub struct BootPlaneHandle {
     task: Option<JoinHandle<()>>,
 }
 
-/// Starts serving `listener`, on the tokio runtime this is called from.
+/// Starts serving `listener`: connections are accepted on the tokio runtime this is called from and served by
+/// workers of their own.
 pub fn start(listener: std::net::TcpListener, parts: BootPlaneParts) -> io::Result<BootPlaneHandle> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
     let (stop, stopping) = watch::channel(false);
-    let task = tokio::spawn(run(listener, parts, stopping));
+    let task = tokio::spawn(run(listener, Workers::start()?, parts, stopping));
     Ok(BootPlaneHandle { address, stop, task: Some(task) })
 }
 
@@ -71,7 +74,12 @@ impl Drop for BootPlaneHandle {
     }
 }
 
-async fn run(listener: TcpListener, parts: BootPlaneParts, mut stop: watch::Receiver<bool>) {
+async fn run(
+    listener: TcpListener,
+    workers: Workers,
+    parts: BootPlaneParts,
+    mut stop: watch::Receiver<bool>,
+) {
     let slots = Arc::new(Semaphore::new(parts.limits.connections));
     let peers = Arc::new(PeerSlots::default());
     let stopping = stop.clone();
@@ -84,17 +92,17 @@ async fn run(listener: TcpListener, parts: BootPlaneParts, mut stop: watch::Rece
             _ = stop.wait_for(|stop| *stop) => break,
             Some(_) = connections.join_next() => continue,
         };
-        match accepted {
-            Ok((socket, peer, slot)) => {
-                if let Some(admission) = admit(peer, slot, &peers, &parts) {
-                    connections.spawn(serve(socket, admission, stopping.clone(), &parts));
-                }
+        let taken_on = accepted.and_then(|(socket, peer, slot)| match admit(peer, slot, &peers, &parts) {
+            Some(admission) => {
+                let serve = serve(admission, stopping.clone(), &parts);
+                workers.serve(socket, &mut connections, serve)
             }
-            Err(error) => {
-                parts.tally.count("http", "accept-failed");
-                tracing::warn!(%error, "boot plane cannot accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+            None => Ok(()),
+        });
+        if let Err(error) = taken_on {
+            parts.tally.count("http", "accept-failed");
+            tracing::warn!(%error, "boot plane cannot accept");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
     drop(listener);
@@ -142,29 +150,31 @@ fn admit(
     }
 }
 
+/// What is to be done with the connection, once a worker has it.
 fn serve(
-    socket: TcpStream,
     admission: Admission,
     stop: watch::Receiver<bool>,
     parts: &BootPlaneParts,
-) -> impl Future<Output = ()> + use<> {
+) -> impl FnOnce(TcpStream) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + use<> {
     let (service, tally, limits) = (Arc::clone(&parts.service), Arc::clone(&parts.tally), parts.limits);
-    async move {
-        let peer = admission.peer;
-        let closed = connection::serve(socket, &limits, stop, |line, request| {
-            let service = Arc::clone(&service);
-            async move { service.answer(peer, line, request).await }
-        })
-        .await;
-        tally.count("http", closed.as_str());
-        match closed {
-            Closed::Orderly => {}
-            Closed::Broken | Closed::Overdue(_) => {
-                tracing::debug!(ip = %peer, reason = closed.as_str(), "connection closed");
+    move |socket| {
+        Box::pin(async move {
+            let peer = admission.peer;
+            let closed = connection::serve(socket, &limits, stop, |line, request| {
+                let service = Arc::clone(&service);
+                async move { service.answer(peer, line, request).await }
+            })
+            .await;
+            tally.count("http", closed.as_str());
+            match closed {
+                Closed::Orderly => {}
+                Closed::Broken | Closed::Overdue(_) => {
+                    tracing::debug!(ip = %peer, reason = closed.as_str(), "connection closed");
+                }
             }
-        }
-        // Named whole, so that the block owns the slots and not just the address it reads.
-        drop(admission);
+            // Named whole, so that the block owns the slots and not just the address it reads.
+            drop(admission);
+        })
     }
 }
 
