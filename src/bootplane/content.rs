@@ -21,7 +21,7 @@ use crate::boot::loader::LoaderTable;
 use crate::boot::namespace::{self, Content, NameRefusal};
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
 use crate::bootplane::files::media_type;
-use crate::bootplane::misses::Misses;
+use crate::bootplane::quota::Quota;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::address_book::AddressBook;
@@ -33,6 +33,15 @@ use crate::node::registry::{NodeRef, Registry};
 use crate::node::timeline::{FileOutcome, Happening, Stage, Transport};
 use crate::telemetry::Tally;
 use crate::tftp::{FileSource, NotServed, Opened, TransferReport};
+
+/// Shorter than the time between two boots of one machine.
+const QUOTA_WINDOW: Duration = Duration::from_secs(60);
+/// Misses of one machine on its timeline. GRUB's whole search has 12 names, shim's 4, PXELINUX' 11.
+const MISSES_MAX: u32 = 40;
+/// Lines one machine's fetches may cause in the log. A boot by GRUB has some 30, each seek a request of its own.
+const LOG_LINES_MAX: u32 = 100;
+/// An address in use is told this often at most: offers are held for minutes.
+const IN_USE_GRAIN: Duration = Duration::from_secs(10);
 
 /// What scripts are rendered from, apart from the node.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,7 +85,9 @@ pub struct BootContent {
     in_use: AddressInUse,
     tally: Arc<Tally>,
     clock: Clock,
-    misses: Misses,
+    misses: Quota<MacAddr>,
+    logged: Quota<MacAddr>,
+    told_in_use: Quota<Ipv4Addr>,
 }
 
 /// A file as it is at this moment; a replacement does not change it.
@@ -148,7 +159,9 @@ impl BootContent {
             in_use: parts.in_use,
             tally: parts.tally,
             clock: parts.clock,
-            misses: Misses::default(),
+            misses: Quota::new(MISSES_MAX, QUOTA_WINDOW),
+            logged: Quota::new(LOG_LINES_MAX, QUOTA_WINDOW),
+            told_in_use: Quota::new(1, IN_USE_GRAIN),
         }
     }
 
@@ -188,7 +201,9 @@ impl BootContent {
         let Some(mac) = self.addresses.owner(peer) else {
             return Err(self.refused(Unserved::UnknownPeer, peer, name));
         };
-        (self.in_use)(peer);
+        if self.told_in_use.allows(peer, now) {
+            (self.in_use)(peer);
+        }
         let found = namespace::canonical(name)
             .map_err(Unserved::BadName)
             .and_then(|name| self.find(peer, mac, name, transport, now));
@@ -219,7 +234,11 @@ impl BootContent {
         if ticket.transport == Transport::Http {
             self.tally.count("http", word);
             self.tally.add("http", "bytes", sent);
-            tracing::info!(mac = %ticket.mac, name = ticket.name, outcome = word, sent, ?took, "file by HTTP");
+            if self.logged.allows(ticket.mac, now) {
+                tracing::info!(mac = %ticket.mac, name = ticket.name, outcome = word, sent, ?took, "file by HTTP");
+            } else {
+                self.tally.count("http", "not-logged");
+            }
         }
         let happening = Happening::File {
             transport: ticket.transport,
@@ -320,7 +339,7 @@ impl BootContent {
     }
 
     fn record_miss(&self, mac: MacAddr, name: &[u8], transport: Transport, now: Timestamp) {
-        if !self.misses.may_record(mac, now) {
+        if !self.misses.allows(mac, now) {
             self.tally.count("content", "miss-not-recorded");
             return;
         }
