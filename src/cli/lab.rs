@@ -15,9 +15,8 @@ use super::timeline::stage_word;
 use super::{ask, json_text};
 use crate::image::build::progress_bar;
 use crate::lab::config::{LabConfig, LabFirmware};
-use crate::lab::plan::Plan;
 use crate::lab::qmp::Power;
-use crate::lab::state::{RunRecord, SOCKET_PATH_MAX, StateDir};
+use crate::lab::state::{SOCKET_PATH_MAX, StateDir};
 use crate::lab::{Lab, LabOptions, Services, console, launch, prepare, supervisor};
 use crate::net::MacAddr;
 use crate::operator::api::NodeDetail;
@@ -176,20 +175,19 @@ fn existing(state: &Path) -> Result<StateDir, CommandError> {
     StateDir::open(state).map_err(|error| failed(error.into()))
 }
 
-/// The run record, if the lab runs and has this machine.
-fn known(state: &StateDir, machine: &str) -> Result<RunRecord, CommandError> {
+/// Fails unless a lab runs here and has this machine.
+fn known(state: &StateDir, machine: &str) -> Result<(), CommandError> {
     let record = state.read_run_record().map_err(|error| failed(error.into()))?;
-    let Some(record) = record.filter(|record| record.supervisor.is_alive()) else {
+    if !record.is_some_and(|record| record.supervisor.is_alive()) {
         return Err(CommandError::NotFound(format!("no lab runs in {}", state.root().display())));
-    };
-    if !machine.is_empty() && !state.machine(machine).0.is_dir() {
-        let names: Vec<&str> = record.programs.iter().map(|program| program.name.as_str()).collect();
-        return Err(CommandError::NotFound(format!(
-            "the lab has no machine `{machine}`; it has {}",
-            names.join(", ")
-        )));
     }
-    Ok(record)
+    let plan = state.read_plan().map_err(|error| failed(error.into()))?;
+    if plan.machines.iter().any(|planned| planned.name == machine) {
+        return Ok(());
+    }
+    let names: Vec<&str> = plan.machines.iter().map(|planned| planned.name.as_str()).collect();
+    let names = names.join(", ");
+    Err(CommandError::NotFound(format!("the lab has no machine `{machine}`; it has {names}")))
 }
 
 /// `farrier lab status --json`
@@ -227,8 +225,7 @@ fn status(state: &StateDir) -> anyhow::Result<LabStatus> {
     status.running = true;
     status.bridge = Some(record.bridge.clone());
     status.operator = record.operator;
-    let plan: Plan = serde_json::from_slice(&std::fs::read(state.plan())?)?;
-    for machine in plan.machines {
+    for machine in state.read_plan()?.machines {
         let process = record
             .programs
             .iter()
