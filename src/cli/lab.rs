@@ -17,7 +17,7 @@ use crate::image::build::progress_bar;
 use crate::lab::config::{LabConfig, LabFirmware};
 use crate::lab::qmp::Power;
 use crate::lab::state::{SOCKET_PATH_MAX, StateDir};
-use crate::lab::{Lab, LabOptions, Services, console, launch, prepare, supervisor};
+use crate::lab::{Lab, LabOptions, Services, console, launch, needs, prepare, supervisor};
 use crate::net::MacAddr;
 use crate::operator::api::NodeDetail;
 
@@ -116,6 +116,8 @@ pub(super) fn read_config(path: Option<&Path>) -> Result<LabConfig, CommandError
 
 fn up(arguments: &UpArgs, json: bool, style: Style) -> Result<String, CommandError> {
     let config = read_config(arguments.config.as_deref())?;
+    // Before an image is built for nothing.
+    needs::check(&config).map_err(|error| failed(error.into()))?;
     let farrier = std::env::current_exe().map_err(|error| failed(error.into()))?;
     let agent = farrier.with_file_name("farrier-agent");
     let started = StateDir::open(&arguments.state.state)
