@@ -133,9 +133,6 @@ impl Unserved {
 
 impl BootContent {
     pub fn new(parts: ContentParts) -> BootContent {
-        for missing in parts.loaders.missing_in_use() {
-            tracing::warn!("{missing}");
-        }
         BootContent {
             settings: ArcSwap::from_pointee(parts.settings),
             loaders: ArcSwap::from_pointee(parts.loaders),
@@ -151,11 +148,7 @@ impl BootContent {
 
     /// Takes over a new configuration; reads the loader files again. What is being sent stays as it is.
     pub fn reconfigure(&self, settings: ScriptSettings, table: LoaderTable, state: &Path) {
-        let loaders = Loaders::read(table, state);
-        for missing in loaders.missing_in_use() {
-            tracing::warn!("{missing}");
-        }
-        self.loaders.store(Arc::new(loaders));
+        self.loaders.store(Arc::new(Loaders::read(table, state)));
         self.settings.store(Arc::new(settings));
     }
 
@@ -168,7 +161,7 @@ impl BootContent {
         let profile = &self.settings.load().profile;
         if self.library.profile(profile).is_none() {
             problems.push(format!(
-                "there is no deploy image for profile {profile}: farrier image build deploy --profile {profile}"
+                "there is no deploy image for profile {profile}: `farrier image build deploy --profile {profile}`, then `systemctl reload farrier`"
             ));
         }
         problems
