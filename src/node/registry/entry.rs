@@ -103,6 +103,7 @@ pub(super) fn new_node(origin: Origin, now: Timestamp) -> Option<Node> {
         inventory: None,
         order: None,
         redeemed_token_at: None,
+        redeemed_by: None,
         failure: None,
         version: 0,
     })

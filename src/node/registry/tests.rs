@@ -7,7 +7,7 @@ use crate::node::Origin;
 use crate::node::inventory::{Inventory, Nic};
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage, Transport};
-use crate::node::token::TOKEN_LIFETIME;
+use crate::node::token::{AgentNonce, TOKEN_LIFETIME};
 use crate::store::memory::MemoryStore;
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 50);
@@ -91,8 +91,25 @@ impl Bench {
     }
 
     fn hello(&self, token: &str, last: u16, at: u64) -> Result<String, AgentRefusal> {
-        let session = self.registry.hello(token, mac(last), ADDRESS, 2.0, after(at))?;
+        let session = self.registry.hello(token, None, mac(last), ADDRESS, 2.0, after(at))?;
         Ok(session.session)
+    }
+
+    fn hello_with(
+        &self,
+        token: &str,
+        nonce: &AgentNonce,
+        last: u16,
+        at: u64,
+    ) -> Result<String, AgentRefusal> {
+        let session = self.registry.hello(token, Some(nonce), mac(last), ADDRESS, 2.0, after(at))?;
+        Ok(session.session)
+    }
+
+    fn hellos(&self, last: u16) -> usize {
+        let hello =
+            |happening: &&Happening| matches!(happening, Happening::Agent { call: AgentCall::Hello { .. } });
+        self.happenings(last).iter().filter(hello).count()
     }
 
     fn happenings(&self, last: u16) -> Vec<Happening> {
@@ -195,7 +212,7 @@ fn a_token_is_good_once_for_one_machine_at_one_address() {
     bench.seen(2, 0);
     let (older, token) = (bench.token(1, 1), bench.token(1, 2));
     let hello = |token: &str, last: u16, address, at| {
-        bench.registry.hello(token, mac(last), address, 2.0, after(at)).map(|_| ()).unwrap_err()
+        bench.registry.hello(token, None, mac(last), address, 2.0, after(at)).map(|_| ()).unwrap_err()
     };
     assert_eq!(hello(&token, 2, ADDRESS, 3), AgentRefusal::WrongMac);
     assert_eq!(hello(&token, 1, OTHER_ADDRESS, 3), AgentRefusal::WrongAddress);
@@ -514,7 +531,72 @@ fn of_many_agents_with_one_token_one_gets_in() {
         calls.into_iter().map(|call| call.join().unwrap()).filter(|won| *won).count()
     });
     assert_eq!(winners, 1);
-    let hellos =
-        |happening: &Happening| matches!(happening, Happening::Agent { call: AgentCall::Hello { .. } });
-    assert_eq!(bench.happenings(1).iter().filter(|happening| hellos(happening)).count(), 1);
+    assert_eq!(bench.hellos(1), 1);
+}
+
+#[test]
+fn an_agent_whose_answer_was_lost_gets_the_same_session_again() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    bench.seen(1, 0);
+    let (older, token) = (bench.token(1, 1), bench.token(1, 1));
+    let (nonce, other) = (AgentNonce::random().unwrap(), AgentNonce::random().unwrap());
+    let session = bench.hello_with(&token, &nonce, 1, 2).unwrap();
+    let before = (bench.node(1), bench.happenings(1));
+    assert_eq!(bench.hello_with(&token, &nonce, 1, 3).as_ref(), Ok(&session));
+    assert_eq!((bench.node(1), bench.happenings(1)), before, "nothing happens a second time");
+    // Killed between the commit and the answer; and back only when the token would be too old for a first use.
+    let bench = bench.restart();
+    let late = 3 + TOKEN_LIFETIME.as_secs();
+    assert_eq!(bench.hello_with(&token, &nonce, 1, late).as_ref(), Ok(&session));
+    assert_eq!(bench.hellos(1), 1);
+
+    assert_eq!(bench.hello_with(&token, &other, 1, 5), Err(AgentRefusal::TokenSpent));
+    assert_eq!(bench.hello(&token, 1, 5), Err(AgentRefusal::TokenSpent));
+    assert_eq!(bench.hello_with(&older, &nonce, 1, 5), Err(AgentRefusal::TokenSpent), "another token");
+    let spent = Happening::AgentRefused { reason: "token-spent".to_owned() };
+    assert_eq!(bench.happenings(1).iter().filter(|happening| **happening == spent).count(), 3);
+    let elsewhere = bench.registry.hello(&token, Some(&nonce), mac(1), OTHER_ADDRESS, 2.0, after(6));
+    assert_eq!(elsewhere.unwrap_err(), AgentRefusal::WrongAddress);
+    bench.assert_stored();
+
+    let next = bench.token(1, 7);
+    bench.hello_with(&next, &other, 1, 7).unwrap();
+    assert_eq!(bench.hello_with(&token, &nonce, 1, 8), Err(AgentRefusal::TokenSpent), "it booted again");
+}
+
+#[test]
+fn a_redemption_under_way_or_failed_is_not_confirmed_before_it_is_stored() {
+    let bench = Bench::new(UnknownPolicy::Approve);
+    bench.seen(1, 0);
+    bench.registry.approve(&NodeRef::Mac(mac(1)), after(1)).unwrap();
+    let (token, nonce) = (bench.token(1, 1), AgentNonce::random().unwrap());
+    bench.store.fail_next_commits(2);
+    for at in [2, 3] {
+        let failed = bench.hello_with(&token, &nonce, 1, at);
+        assert!(matches!(failed, Err(AgentRefusal::NotDurable(_))), "{failed:?}");
+    }
+    let stranger = AgentNonce::random().unwrap();
+    assert_eq!(bench.hello_with(&token, &stranger, 1, 4), Err(AgentRefusal::TokenSpent));
+    let session = bench.hello_with(&token, &nonce, 1, 5).unwrap();
+    bench.registry.tick(after(6));
+    bench.assert_stored();
+    let bench = bench.restart();
+    assert_eq!(bench.registry.heartbeat(&session, mac(1), ADDRESS, after(7)), Ok(None));
+    assert_eq!(bench.hellos(1), 1);
+}
+
+#[test]
+fn an_inventory_may_be_reported_again() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    bench.seen(1, 0);
+    let session = bench.hello(&bench.token(1, 1), 1, 1).unwrap();
+    let report = |nics: &[u16], at| {
+        bench.registry.report_inventory(&session, mac(1), ADDRESS, inventory(nics), after(at)).unwrap()
+    };
+    report(&[1], 2);
+    let node = report(&[1, 2], 3);
+    assert_eq!((node.state, node.enrolled_at), (ProvisionState::Manageable, Some(after(2))));
+    assert_eq!(node.inventory.unwrap().nics.len(), 2, "what came late is in");
+    assert_eq!(bench.node(2).id, node.id);
+    bench.assert_stored();
 }
