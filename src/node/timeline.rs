@@ -226,6 +226,19 @@ fn clean(text: &mut String) {
     }
 }
 
+/// How far a boot has come, without its events: what lists of many nodes show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootProgress {
+    pub number: u32,
+    pub started_at: Timestamp,
+    pub stage: Option<Stage>,
+    /// When that stage was reached.
+    pub stage_at: Option<Timestamp>,
+    pub enrolled: bool,
+    /// Why it is no further, in a line; absent once enrolled.
+    pub stopped_at: Option<String>,
+}
+
 /// One boot as `node show` presents it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Boot {

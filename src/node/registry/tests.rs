@@ -174,6 +174,12 @@ fn a_machine_enrolls_on_sight_and_nothing_of_it_is_lost() {
     assert_eq!(bench.node(2).id, node.id, "the other NIC is a port now");
     assert_eq!(bench.registry.heartbeat(&session, mac(1), ADDRESS, after(6)), Ok(None));
     bench.assert_stored();
+    let boot = bench.registry.boots(node.id).pop().unwrap();
+    let progress = bench.registry.newest_boot(node.id).unwrap();
+    assert_eq!((progress.number, progress.stage, progress.enrolled), (1, boot.stage, true));
+    assert_eq!(progress.stage_at, boot.times.get(&Stage::Enrolled).copied());
+    let census = bench.registry.census();
+    assert_eq!((census.by_state[&ProvisionState::Manageable], census.waiting_for_approval), (1, 0));
     let before = (bench.registry.nodes()[0].ports.clone(), bench.registry.boots(node.id));
     let bench = bench.restart();
     assert_eq!((bench.registry.nodes()[0].ports.clone(), bench.registry.boots(node.id)), before);
