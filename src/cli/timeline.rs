@@ -80,6 +80,7 @@ pub fn describe(happening: &Happening) -> Line {
         }
         Happening::Approved => Line::new(Tone::Good, "approved", ""),
         Happening::Registered => Line::new(Tone::Plain, "registered", ""),
+        Happening::Removed { .. } => Line::new(Tone::Attention, "removed", ""),
         Happening::BootLoop { loaders } => {
             let detail = format!(
                 "the loader was fetched {loaders} times and never asked for a script; none is offered now"

@@ -16,9 +16,9 @@ use crate::boot::client::ClientClass;
 use crate::boot::decision::ScriptPlan;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
-use crate::node::NodeId;
 use crate::node::inventory::clean_text;
 use crate::node::state::{Order, ProvisionState};
+use crate::node::{NodeId, NodeName};
 
 mod explain;
 pub(in crate::node) mod history;
@@ -107,6 +107,11 @@ pub enum Happening {
     },
     Approved,
     Registered,
+    /// The node is known no more, nor is its timeline: watchers are told, nothing is kept.
+    Removed {
+        name: Option<NodeName>,
+        port: Option<MacAddr>,
+    },
     /// The same loader was fetched over and over with no script in between; no loader is offered any more.
     BootLoop {
         loaders: u32,
@@ -188,6 +193,7 @@ impl Happening {
             | Happening::OrderGiven { .. }
             | Happening::Approved
             | Happening::Registered
+            | Happening::Removed { .. }
             | Happening::BootLoop { .. }
             | Happening::PortConflict { .. } => {}
         }
@@ -214,6 +220,7 @@ impl Happening {
             | Happening::State { .. }
             | Happening::Approved
             | Happening::Registered
+            | Happening::Removed { .. }
             | Happening::BootLoop { .. }
             | Happening::PortConflict { .. } => None,
         }

@@ -93,7 +93,7 @@ pub(super) async fn remove(
 ) -> Result<Json<NodeDetail>, Problem> {
     let reference = reference(&text)?;
     waiting(parts, move |parts| {
-        let node = parts.registry.remove(&reference)?;
+        let node = parts.registry.remove(&reference, parts.clock.now())?;
         Ok(axum::Json(detail(parts, node)))
     })
     .await

@@ -129,12 +129,12 @@ impl Book {
     }
 
     /// The unproven node that has to go before another unproven one comes.
-    pub(super) fn evict_for_newcomer(&mut self) -> Option<NodeId> {
+    pub(super) fn evict_for_newcomer(&mut self) -> Option<Entry> {
         if self.unproven.len() < UNPROVEN_MAX {
             return None;
         }
         let (_, id) = *self.unproven.first()?;
-        self.remove(id).map(|entry| entry.node.id)
+        self.remove(id)
     }
 
     pub(super) fn insert(&mut self, entry: Entry) -> NodeId {

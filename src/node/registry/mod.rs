@@ -181,7 +181,7 @@ impl Registry {
         self.lock().census()
     }
 
-    /// Every timeline event from now on.
+    /// Every timeline event from now on, and the removals that no timeline keeps.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<TimelineEvent>> {
         self.watchers.subscribe()
     }

@@ -240,7 +240,7 @@ fn a_token_dies_with_its_node() {
     let bench = Bench::new(UnknownPolicy::Enroll);
     bench.seen(1, 0);
     let token = bench.token(1, 1);
-    bench.registry.remove(&NodeRef::Mac(mac(1))).unwrap();
+    bench.registry.remove(&NodeRef::Mac(mac(1)), after(1)).unwrap();
     assert_eq!(bench.hello(&token, 1, 2), Err(AgentRefusal::UnknownNode));
     bench.seen(1, 3);
     assert_eq!(bench.hello(&token, 1, 4), Err(AgentRefusal::TokenExpired));
@@ -398,7 +398,7 @@ fn a_node_is_registered_before_its_first_boot() {
     let bench = bench.restart();
     assert_eq!(bench.node(2).name, node.name);
     assert_eq!(bench.registry.reserved_for(ADDRESS), Some(mac(1)));
-    bench.registry.remove(&"node-1".parse().unwrap()).unwrap();
+    bench.registry.remove(&"node-1".parse().unwrap(), after(1)).unwrap();
     assert_eq!(bench.registry.reserved_for(ADDRESS), None);
     bench.registry.register(new(), START).unwrap();
     bench.assert_stored();
@@ -426,7 +426,7 @@ fn what_could_not_be_stored_is_undone() {
     bench.store.fail_next_commits(4);
     assert!(bench.registry.approve(&by_mac, after(1)).is_err());
     assert!(bench.registry.order(&by_mac, Order::LocalBoot, after(1)).is_err());
-    assert!(bench.registry.remove(&by_mac).is_err());
+    assert!(bench.registry.remove(&by_mac, after(1)).is_err());
     let new = NewNode { name: None, macs: vec![(mac(2), None)] };
     assert!(bench.registry.register(new, after(1)).is_err());
     let node = bench.node(1);
@@ -456,7 +456,7 @@ fn reservations_of_the_configuration_are_registered_nodes() {
     assert_eq!(bench.known(1, 0).reserved, Some(ADDRESS));
     assert_eq!(bench.node(1).name.unwrap().as_str(), "node-1");
     assert_eq!(bench.node(1).ports[0].reserved, Some(ADDRESS));
-    let remove = bench.registry.remove(&NodeRef::Mac(mac(1)));
+    let remove = bench.registry.remove(&NodeRef::Mac(mac(1)), after(1));
     assert_eq!(remove, Err(OperatorError::InConfiguration { mac: mac(1) }));
     let bench = bench.restart();
     assert_eq!(bench.known(1, 1).reserved, Some(ADDRESS));
@@ -487,7 +487,18 @@ fn made_up_machines_are_bounded_and_push_out_only_each_other() {
     bench.registry.register(new, START).unwrap();
     bench.seen(2, 0);
     bench.hello(&bench.token(2, 1), 2, 1).unwrap();
-    for last in 0..2 * u16::try_from(UNPROVEN_MAX).unwrap() {
+    let unproven = u16::try_from(UNPROVEN_MAX).unwrap();
+    for last in 0..unproven {
+        bench.seen(1000 + last, 2 + u64::from(last));
+    }
+    let mut watcher = bench.registry.subscribe();
+    bench.seen(1000 + unproven, 2 + u64::from(unproven));
+    let told = |event: Arc<TimelineEvent>| match event.happening.clone() {
+        Happening::Removed { port, .. } => port,
+        _ => None,
+    };
+    assert_eq!(std::iter::from_fn(|| watcher.try_recv().ok()).find_map(told), Some(mac(1000)));
+    for last in unproven + 1..2 * unproven {
         bench.seen(1000 + last, 2 + u64::from(last));
     }
     assert_eq!(bench.registry.nodes().len(), UNPROVEN_MAX + 2);

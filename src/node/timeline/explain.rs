@@ -27,6 +27,7 @@ fn is_problem(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. } => false,
     }
@@ -64,6 +65,7 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Removed { .. }
         | Happening::PortConflict { .. } => None,
     }
 }

@@ -184,6 +184,7 @@ impl History {
                 | Happening::State { .. }
                 | Happening::Approved
                 | Happening::Registered
+                | Happening::Removed { .. }
                 | Happening::BootLoop { .. }
                 | Happening::PortConflict { .. } => false,
             };
@@ -290,7 +291,7 @@ fn fetched_text(happening: &Happening) -> Option<(&str, Option<ScriptPlan>, Opti
 /// What belongs to no boot, even while one is under way.
 fn is_outside(happening: &Happening) -> bool {
     match happening {
-        Happening::Approved | Happening::Registered => true,
+        Happening::Approved | Happening::Registered | Happening::Removed { .. } => true,
         Happening::Dhcp { .. }
         | Happening::File { .. }
         | Happening::Script { .. }
@@ -315,6 +316,7 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. } => false,
     }
