@@ -93,6 +93,7 @@ fn dhcp(message: &str, answer: Result<&str, &str>) -> Happening {
         answer: answer.map(str::to_owned).map_err(str::to_owned),
         address: answer.is_ok().then_some([192, 168, 2, 130].into()),
         boot_file: answer.is_ok().then(|| "uefi-x64/shimx64.efi".to_owned()),
+        nothing_to_boot: None,
     }
 }
 

@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::client::ClientClass;
-use crate::boot::decision::ScriptPlan;
+use crate::boot::decision::{NothingToBoot, ScriptPlan};
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::inventory::clean_text;
@@ -73,6 +73,9 @@ pub enum Happening {
         address: Option<Ipv4Addr>,
         /// Boot file name or URL in the answer.
         boot_file: Option<String>,
+        /// Why there is none, if it asked for one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nothing_to_boot: Option<NothingToBoot>,
     },
     /// One file asked for by TFTP or HTTP, told when the transfer ended.
     File {

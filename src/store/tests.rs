@@ -70,6 +70,7 @@ pub(super) fn event(number: u128, boot: u32, sequence: u32, kind: u8) -> Timelin
             },
             address: Some(Ipv4Addr::LOCALHOST),
             boot_file: None,
+            nothing_to_boot: None,
         },
         1 => Happening::File {
             transport: Transport::Tftp,

@@ -143,6 +143,7 @@ fn discover(last: u16) -> Happening {
         answer: Ok("offer".to_owned()),
         address: Some(ADDRESS),
         boot_file: Some("shimx64.efi".to_owned()),
+        nothing_to_boot: None,
     }
 }
 
