@@ -122,9 +122,10 @@ impl Pending {
 }
 
 impl Registry {
+    /// Takes nodes and timelines out of the snapshot: they are most of what a start reads.
     pub fn new(
         store: Arc<dyn Store>,
-        snapshot: &Snapshot,
+        snapshot: Snapshot,
         settings: RegistrySettings,
         token_key: TokenKey,
     ) -> Registry {

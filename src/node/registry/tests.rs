@@ -46,7 +46,7 @@ impl Bench {
     fn with(store: Arc<MemoryStore>, settings: RegistrySettings) -> Bench {
         let snapshot = store.load().unwrap();
         let shared = Arc::clone(&store) as Arc<dyn Store>;
-        let registry = Registry::new(shared, &snapshot, settings.clone(), TokenKey::from_bytes([7; 32]));
+        let registry = Registry::new(shared, snapshot, settings.clone(), TokenKey::from_bytes([7; 32]));
         Bench { store, registry, settings }
     }
 
