@@ -158,7 +158,7 @@ impl BootContent {
         let profile = &self.settings.load().profile;
         if self.library.profile(profile).is_none() {
             problems.push(format!(
-                "there is no deploy image for profile {profile}: farrier image build deploy --profile {profile}"
+                "there is no deploy image for profile {profile}: `farrier image build deploy --profile {profile}`, then `systemctl reload farrier`"
             ));
         }
         problems

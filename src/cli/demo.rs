@@ -15,7 +15,7 @@ use super::lab::{UpArgs, failed, hints, print, read_config};
 use super::text::Style;
 use crate::image::build::progress_bar;
 use crate::lab::config::LabConfig;
-use crate::lab::follow::{boot_all, where_it_stopped};
+use crate::lab::follow::{Following, boot_all, where_it_stopped};
 use crate::lab::progress::{MachineProgress, closing_table};
 use crate::lab::state::StateDir;
 use crate::lab::view::View;
@@ -66,7 +66,9 @@ async fn demo(arguments: &DemoArgs, style: Style) -> Result<(), CommandError> {
         () = interrupts.wait() => Err(interrupted()),
     };
     if shown.is_ok() && !arguments.once {
-        print(&hints(&state.operator_socket(), lab.operator()));
+        if let Some(machine) = lab.machines().first() {
+            print(&hints(&state, lab.operator(), machine.name.as_str(), machine.mac));
+        }
         print("\nthe lab stays up; Ctrl-C ends it\n");
         interrupts.wait().await;
         print("\n");
@@ -127,7 +129,8 @@ async fn show(lab: &Lab, style: Style) -> Result<bool, CommandError> {
         lab.bridge(),
     ));
     let mut machines: Vec<MachineProgress> = lab.machines().iter().map(MachineProgress::new).collect();
-    let booted = boot_all(lab, &mut machines, &mut view, style, ENROLLED_WITHIN).await;
+    let following = Following { style, at_once: lab.at_once(), within: ENROLLED_WITHIN };
+    let booted = boot_all(lab, &mut machines, &mut view, &following).await;
     view.clear();
     booted.map_err(failed)?;
     print("\nfrom power-on:\n");

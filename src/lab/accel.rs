@@ -24,6 +24,15 @@ pub enum Accel {
     Tcg,
 }
 
+impl From<Accel> for AccelWish {
+    fn from(accel: Accel) -> AccelWish {
+        match accel {
+            Accel::Kvm => AccelWish::Kvm,
+            Accel::Tcg => AccelWish::Tcg,
+        }
+    }
+}
+
 /// What was chosen and why, for the log and for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -14,13 +13,11 @@ use crate::lab::config::LabConfig;
 use crate::lab::launch::last_lines;
 use crate::lab::plan::ProgramPlan;
 use crate::lab::prepare::PROFILE;
+use crate::lab::process::look_again;
 use crate::lab::state::{SOCKET_PATH_MAX, StateDir, connect};
 
 /// Name of the appliance among the lab's programs.
 pub const NAME: &str = "appliance";
-
-/// Between two looks for readiness.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Hands standard input on as descriptor 3, as systemd hands over sockets; `exec` keeps the process id, which is
 /// what LISTEN_PID has to say.
@@ -122,7 +119,7 @@ pub fn await_ready(state: &StateDir, within: Duration) -> anyhow::Result<()> {
                 last_lines(&state.appliance_log())
             );
         }
-        thread::sleep(LOOK_AGAIN);
+        look_again();
     }
 }
 

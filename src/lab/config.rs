@@ -35,6 +35,8 @@ pub struct LabConfig {
     pub host: Ipv4Addr,
     pub operator: SocketAddr,
     pub accel: AccelWish,
+    /// Machines booting at the same time; `None` is all.
+    pub at_once: Option<usize>,
     /// Laid over the appliance's configuration.
     pub appliance: toml::Table,
     pub machines: Vec<MachineConfig>,
@@ -137,6 +139,7 @@ struct FileLabTable {
     operator: SocketAddr,
     accel: AccelWish,
     memory: u32,
+    at_once: usize,
 }
 
 impl Default for FileLabTable {
@@ -149,6 +152,7 @@ impl Default for FileLabTable {
             operator: SocketAddr::from((Ipv4Addr::LOCALHOST, 8087)),
             accel: AccelWish::Auto,
             memory: 1024,
+            at_once: 0,
         }
     }
 }
@@ -206,6 +210,7 @@ impl LabConfig {
             host: lab.host,
             operator: lab.operator,
             accel: lab.accel,
+            at_once: (lab.at_once > 0).then_some(lab.at_once),
             appliance: file.appliance,
             machines,
         })

@@ -12,7 +12,7 @@ use tokio::time::{Instant, interval, sleep_until};
 use crate::cli::client::{Client, EventStream, WatchEvent, segment};
 use crate::cli::text::Style;
 use crate::cli::timeline::stage_word;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::lab::Lab;
 use crate::lab::progress::{MachineProgress, live_table, seconds};
 use crate::lab::view::View;
@@ -24,25 +24,33 @@ const REDRAW_EVERY: Duration = Duration::from_millis(250);
 /// A machine that has ended, or an appliance that was restarted, is noticed this late.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// A machine that boots this long no longer keeps others from their turn.
+const TURN_MAX: Duration = Duration::from_secs(60);
+
+/// How machines are followed.
+pub struct Following {
+    pub style: Style,
+    /// Machines booting at the same time; the others wait for their turn, switched off.
+    pub at_once: usize,
+    pub within: Duration,
+}
+
 /// Switches every machine on and follows them. Returns when all have enrolled or failed, or at the deadline.
 pub async fn boot_all(
     lab: &Lab,
     machines: &mut [MachineProgress],
     view: &mut View,
-    style: Style,
-    within: Duration,
+    following: &Following,
 ) -> anyhow::Result<()> {
     let socket = lab.state().short_operator_socket()?;
     let clock = Clock::start();
     let mut follower = Follower { client: Client::new(socket.path()), stream: None };
     follower.connect().await;
-    for machine in machines.iter_mut() {
-        machine.powered_on_at = Some(lab.power_on(&machine.name)?);
-    }
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + following.within;
     let mut redraw = interval(REDRAW_EVERY);
     let mut look = interval(LOOK_EVERY);
     while !machines.iter().all(MachineProgress::is_finished) {
+        power_on_next(lab, machines, following.at_once, clock.now())?;
         tokio::select! {
             changed = follower.next() => match changed {
                 Changed::Machine(mac) => {
@@ -56,7 +64,7 @@ pub async fn boot_all(
                     }
                 }
             },
-            _ = redraw.tick() => view.draw(&live_table(machines, clock.now()).lines(style)),
+            _ = redraw.tick() => view.draw(&live_table(machines, clock.now()).lines(following.style)),
             _ = look.tick() => {
                 look_for_ended(lab, machines, view)?;
                 if follower.stream.is_none() && follower.connect().await {
@@ -69,6 +77,22 @@ pub async fn boot_all(
         }
     }
     view.clear();
+    Ok(())
+}
+
+fn power_on_next(
+    lab: &Lab,
+    machines: &mut [MachineProgress],
+    at_once: usize,
+    now: Timestamp,
+) -> anyhow::Result<()> {
+    let booting = |machine: &&MachineProgress| {
+        !machine.is_finished() && machine.powered_on_at.is_some_and(|at| now.since(at) < TURN_MAX)
+    };
+    let free = at_once.max(1).saturating_sub(machines.iter().filter(booting).count());
+    for machine in machines.iter_mut().filter(|machine| machine.powered_on_at.is_none()).take(free) {
+        machine.powered_on_at = Some(lab.power_on(&machine.name)?);
+    }
     Ok(())
 }
 

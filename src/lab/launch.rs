@@ -11,7 +11,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
@@ -38,9 +37,6 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// The supervisor gives its children 3 s.
 const ENDS_WITHIN: Duration = Duration::from_secs(6);
-
-/// Between two looks for readiness.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// QEMU opens its sockets after its memory and firmware are set up.
 const QMP_WITHIN: Duration = Duration::from_secs(15);
@@ -132,6 +128,11 @@ impl Lab {
         &self.config.machines
     }
 
+    /// Machines to boot at the same time.
+    pub fn at_once(&self) -> usize {
+        self.config.at_once.unwrap_or(self.config.machines.len())
+    }
+
     pub fn bridge(&self) -> &str {
         &self.config.bridge
     }
@@ -151,7 +152,7 @@ impl Lab {
     }
 
     pub fn run_record(&self) -> anyhow::Result<RunRecord> {
-        Ok(self.state.read_run_record()?.context("the lab has ended")?)
+        self.state.read_run_record()?.context("the lab has ended")
     }
 
     /// Switches a machine on and tells when.
@@ -206,7 +207,7 @@ pub fn await_qmp(state: &StateDir, name: &str) -> Result<Qmp, QmpError> {
     let deadline = Instant::now() + QMP_WITHIN;
     loop {
         match Qmp::connect(&socket) {
-            Err(QmpError::Io(_)) if Instant::now() < deadline => thread::sleep(LOOK_AGAIN),
+            Err(QmpError::Io(_)) if Instant::now() < deadline => process::look_again(),
             outcome => return outcome,
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A *user* of the appliance: nothing outside this folder, its commands and the tests knows that there is a lab.
 //!
-//! - [`config`]: `lab.toml`
+//! - [`config`] reads `lab.toml`
 //! - [`needs`], [`accel`]: what must be installed; KVM where it really works
 //! - [`machine`], [`qmp`]: QEMU's arguments, and the machine's power switch
 //! - [`plan`], [`topology`], [`supervisor`]: the process in the namespace and what it is told

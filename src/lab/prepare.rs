@@ -1,5 +1,8 @@
 //! What a lab boots: deploy kernel, ramdisk and boot loaders, made when missing or out of date.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Instant;
 
@@ -31,7 +34,7 @@ pub fn prepare(
     progress: &ProgressBar,
     tell: &mut dyn FnMut(&str),
 ) -> anyhow::Result<()> {
-    std::fs::create_dir_all(appliance_state)
+    fs::create_dir_all(appliance_state)
         .with_context(|| format!("{} cannot be made", appliance_state.display()))?;
     let started = Instant::now();
     let table = LoaderTable::built_in();
@@ -74,9 +77,19 @@ pub fn images(
     prepare(&state.appliance_state(), builder_agent, progress, tell)
 }
 
+/// Lets an appliance use the images and loaders that were prepared in another state directory.
+pub fn share(prepared: &Path, appliance_state: &Path) -> io::Result<()> {
+    fs::create_dir_all(appliance_state)?;
+    for part in ["images", "loaders"] {
+        fs::create_dir_all(prepared.join(part))?;
+        symlink(fs::canonicalize(prepared.join(part))?, appliance_state.join(part))?;
+    }
+    Ok(())
+}
+
 /// Same recipe, same agent. The kernel package may have moved on; a lab does not rebuild for that.
 fn is_current(manifest: &Manifest, recipe: &Recipe, agent: &Path) -> bool {
-    let Ok(agent) = std::fs::read(agent).map_err(drop).and_then(|bytes| static_program(&bytes).map_err(drop))
+    let Ok(agent) = fs::read(agent).map_err(drop).and_then(|bytes| static_program(&bytes).map_err(drop))
     else {
         // The build says what is wrong with it.
         return false;

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-/// Between two looks at a process that is ending.
+/// Between two looks at what is about to change.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +45,20 @@ impl ProcessId {
             if Instant::now() >= deadline {
                 return false;
             }
-            thread::sleep(LOOK_AGAIN);
+            look_again();
         }
         true
     }
+}
+
+/// Waits a moment, for conditions that nothing tells us of: the end of a process that is not our child, a socket that
+/// another process is about to make. Always in a loop with a deadline.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no event to wait for; every caller looks again until a deadline"
+)]
+pub fn look_again() {
+    thread::sleep(LOOK_AGAIN);
 }
 
 struct Stat {

@@ -123,14 +123,11 @@ pub fn live_table(machines: &[MachineProgress], now: Timestamp) -> Table {
     table
 }
 
-/// `dhcp loader script …`: stages passed, the current one last; a machine that started over says so.
+/// `[====   ] kernel`: stages passed of those there are; a machine that started over says so.
 fn stages_so_far(machine: &MachineProgress, reached: Stage) -> String {
-    if machine.is_enrolled() {
-        return "enrolled".to_owned();
-    }
-    let words: Vec<&str> = STAGES.into_iter().filter(|stage| *stage <= reached).map(stage_word).collect();
-    let again = if machine.boots > 1 { format!(" (start {})", machine.boots) } else { String::new() };
-    format!("{}{again}", words.join(" > "))
+    let passed = STAGES.iter().filter(|stage| **stage <= reached).count();
+    let again = if machine.boots > 1 { format!(", start {}", machine.boots) } else { String::new() };
+    format!("[{:<width$}] {}{again}", "=".repeat(passed), stage_word(reached), width = STAGES.len())
 }
 
 /// The closing table: time from power-on to each stage.
@@ -227,7 +224,7 @@ mod tests {
         assert_eq!(machine.update(&[old.clone(), young]), [Stage::Dhcp, Stage::Kernel]);
         let text = live_table(std::slice::from_ref(&machine), at(105)).render(Style::PLAIN);
         assert!(text.contains("192.168.2.130") && text.contains("14.0 MB"), "{text}");
-        assert!(text.trim_end().ends_with("dhcp > loader > script > kernel"), "{text}");
+        assert!(text.trim_end().ends_with("[====   ] kernel"), "{text}");
 
         let done =
             boot(2, 102, &[(Stage::Dhcp, 102), (Stage::Kernel, 104), (Stage::Enrolled, 107)], happenings());
@@ -250,6 +247,6 @@ mod tests {
         assert_eq!(machine.update(&[first, second]), [Stage::Dhcp], "told again for the new start");
         assert_eq!(machine.stage(), Some(Stage::Dhcp));
         let text = live_table(std::slice::from_ref(&machine), at(11)).render(Style::PLAIN);
-        assert!(text.contains("dhcp (start 2)"), "{text}");
+        assert!(text.contains("dhcp, start 2"), "{text}");
     }
 }

@@ -18,6 +18,15 @@ impl View {
         View { live, area: MultiProgress::with_draw_target(target), rows: Vec::new() }
     }
 
+    /// Shows nothing at all.
+    pub fn hidden() -> View {
+        View {
+            live: true,
+            area: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+            rows: Vec::new(),
+        }
+    }
+
     /// True if [`View::draw`] shows anything.
     pub fn is_live(&self) -> bool {
         self.live

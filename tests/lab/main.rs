@@ -1,0 +1,9 @@
+//! Real firmware in QEMU boots from the real appliance, in a network namespace of its own.
+//!
+//! Cases run one after the other: two cores cannot run two labs. What a failed case leaves in `tests/output/lab` is
+//! told on its end: serial logs, a capture, the appliance's log and the machines' timelines.
+
+mod crashes;
+mod enrolls;
+mod stops;
+mod support;

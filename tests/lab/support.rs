@@ -1,0 +1,218 @@
+//! A case: a lab of its own, and what is kept of it when it fails.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use farrier::cli::client::Client;
+use farrier::cli::error::CommandError;
+use farrier::lab::config::{LabConfig, LabFirmware, MachineConfig};
+use farrier::lab::plan::ProgramPlan;
+use farrier::lab::state::StateDir;
+use farrier::lab::{Lab, LabOptions, Services, prepare};
+use farrier::node::timeline::Boot;
+use farrier::operator::api::NodeDetail;
+use indicatif::ProgressBar;
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+
+/// A machine that has not come where it should by then never will: four at once in TCG on two busy cores take 60 s.
+pub const BOOTS_WITHIN: Duration = Duration::from_secs(240);
+
+/// One lab at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+pub struct Case {
+    name: &'static str,
+    pub state: StateDir,
+    pub lab: Option<Lab>,
+    pub config: LabConfig,
+    pub runtime: Runtime,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// `farrier` and `farrier-agent` to test: those named by the environment, else the ones cargo built for this test.
+pub fn binaries() -> PathBuf {
+    match std::env::var_os("FARRIER_BINARIES") {
+        Some(directory) => PathBuf::from(directory),
+        None => Path::new(env!("CARGO_BIN_EXE_farrier")).parent().unwrap().to_owned(),
+    }
+}
+
+pub fn farrier() -> PathBuf {
+    binaries().join("farrier")
+}
+
+/// Deploy image and loaders, made once and shared by all cases.
+pub fn images() -> &'static Path {
+    static IMAGES: OnceLock<PathBuf> = OnceLock::new();
+    IMAGES.get_or_init(|| {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lab-images");
+        let agent = binaries().join("farrier-agent");
+        prepare::prepare(&directory, &agent, &ProgressBar::hidden(), &mut |line| eprintln!("{line}"))
+            .unwrap();
+        directory
+    })
+}
+
+/// The built-in machines of these kinds, and this over the appliance's configuration.
+pub fn config(firmware: &[LabFirmware], appliance: &str) -> LabConfig {
+    let mut config = LabConfig::built_in().unwrap();
+    config.machines.retain(|machine| firmware.contains(&machine.firmware));
+    config.appliance = toml::from_str(appliance).unwrap();
+    config.operator.set_port(0);
+    config
+}
+
+impl Case {
+    /// A case with an empty state directory; its lab is started by [`Case::start`].
+    pub fn new(name: &'static str, config: LabConfig) -> Case {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/output/lab").join(name);
+        let _ = fs::remove_dir_all(&root);
+        let state = StateDir::open(&root).unwrap();
+        prepare::share(images(), &state.appliance_state()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Case { name, state, lab: None, config, runtime, _turn: turn }
+    }
+
+    pub fn start(mut self) -> Case {
+        let lab = Lab::start(LabOptions {
+            state: self.state.root().to_owned(),
+            config: self.config.clone(),
+            farrier: farrier(),
+            fresh: true,
+            ends_with_launcher: true,
+            services: Services::Appliance { observers: vec![self.capture()] },
+        });
+        self.lab = Some(lab.unwrap());
+        self
+    }
+
+    /// Switches every machine on.
+    pub fn power_on(self) -> Case {
+        for machine in self.machines() {
+            self.lab().power_on(machine.name.as_str()).unwrap();
+        }
+        self
+    }
+
+    pub fn lab(&self) -> &Lab {
+        self.lab.as_ref().unwrap()
+    }
+
+    pub fn machines(&self) -> &[MachineConfig] {
+        &self.config.machines
+    }
+
+    pub fn machine(&self, firmware: LabFirmware) -> &MachineConfig {
+        self.machines().iter().find(|machine| machine.firmware == firmware).unwrap()
+    }
+
+    /// Headers of everything but bulk data: capturing whole packets costs machines in TCG more than booting does.
+    fn capture(&self) -> ProgramPlan {
+        let arguments = [
+            "tcpdump",
+            "-Z",
+            "root",
+            "-U",
+            "-n",
+            "-i",
+            &self.config.bridge,
+            "-w",
+            "capture.pcap",
+            "less 700",
+        ];
+        ProgramPlan {
+            name: "capture".to_owned(),
+            arguments: arguments.map(str::to_owned).to_vec(),
+            directory: self.state.root().to_owned(),
+            log: self.state.root().join("capture.log"),
+            takes_listener: false,
+            restarts: false,
+        }
+    }
+
+    /// Asks the appliance until the answer is as wanted: after every event of the timeline, and now and then without
+    /// one, because the appliance may have been restarted.
+    pub fn await_node(
+        &self,
+        machine: &MachineConfig,
+        what: &str,
+        within: Duration,
+        wanted: impl Fn(&NodeDetail, &Boot) -> bool,
+    ) -> (NodeDetail, Boot) {
+        const ASK_AGAIN: Duration = Duration::from_secs(1);
+        let asking = async {
+            let socket = self.state.short_operator_socket().unwrap();
+            let client = Client::new(socket.path());
+            let mut events = client.events().await.ok();
+            loop {
+                if let Ok((node, Some(boot))) = node(&client, machine).await
+                    && wanted(&node, &boot)
+                {
+                    return (node, boot);
+                }
+                let next = async {
+                    match &mut events {
+                        Some(events) => events.next().await.is_ok_and(|event| event.is_some()),
+                        None => std::future::pending().await,
+                    }
+                };
+                // Without events, or with a stream that ended: look again a little later.
+                if !timeout(ASK_AGAIN, next).await.unwrap_or(true) || events.is_none() {
+                    tokio::time::sleep(ASK_AGAIN / 10).await;
+                    events = client.events().await.ok();
+                }
+            }
+        };
+        match self.runtime.block_on(async { timeout(within, asking).await }) {
+            Ok(found) => found,
+            Err(_) => panic!("{}: not within {} s: {what}", machine.name, within.as_secs()),
+        }
+    }
+
+    pub fn await_enrolled(&self, machine: &MachineConfig) -> (NodeDetail, Boot) {
+        self.await_node(machine, "enrolled", BOOTS_WITHIN, |_, boot| boot.enrolled)
+    }
+
+    /// Everything the appliance recorded of the machines, for whoever looks into a failure.
+    fn write_timelines(&self) {
+        let Ok(socket) = self.state.short_operator_socket() else { return };
+        let client = Client::new(socket.path());
+        for machine in self.machines() {
+            let boots: Result<serde_json::Value, CommandError> =
+                self.runtime.block_on(client.get(&format!("/api/v1/nodes/{}/boots", machine.mac)));
+            if let Ok(boots) = boots {
+                let path = self.state.root().join(format!("timeline-{}.json", machine.name));
+                let _ = fs::write(path, serde_json::to_vec_pretty(&boots).unwrap_or_default());
+            }
+        }
+    }
+}
+
+async fn node(client: &Client, machine: &MachineConfig) -> Result<(NodeDetail, Option<Boot>), CommandError> {
+    let path = format!("/api/v1/nodes/{}", machine.mac);
+    let node: NodeDetail = client.get(&path).await?;
+    let boots: Vec<Boot> = client.get(&format!("{path}/boots")).await?;
+    let newest = boots.into_iter().filter(|boot| boot.number > 0).max_by_key(|boot| boot.number);
+    Ok((node, newest))
+}
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        let failed = thread::panicking();
+        if failed {
+            self.write_timelines();
+        }
+        drop(self.lab.take());
+        if failed {
+            eprintln!("case {} failed; kept in {}:", self.name, self.state.root().display());
+            eprintln!("  machines/*/serial.log  capture.pcap  timeline-*.json  appliance.log  lab.log");
+        } else {
+            fs::remove_dir_all(self.state.root()).unwrap();
+        }
+    }
+}
