@@ -44,7 +44,7 @@ mod entry;
 mod operator;
 mod record;
 
-pub use agent::{AgentRefusal, AgentSession};
+pub use agent::{AgentRefusal, AgentSession, Hello};
 pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use record::{BOOT_LOOP_AT, BOOT_LOOP_WINDOW};
