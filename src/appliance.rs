@@ -106,7 +106,7 @@ impl Appliance {
 
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
-        let snapshot = store.load().map_err(StartError::Store)?;
+        let mut snapshot = store.load().map_err(StartError::Store)?;
         for damage in &snapshot.damage {
             tracing::warn!(path = %database.display(), "set aside on reading the store: {damage}");
         }
@@ -118,7 +118,8 @@ impl Appliance {
         let tally = Arc::new(Tally::default());
         let addresses = Arc::new(AddressBook::default());
         let settings = registry_settings(&config);
-        let registry = Arc::new(Registry::new(Arc::clone(&durable), &snapshot, settings, token_key));
+        let bindings = std::mem::take(&mut snapshot.bindings);
+        let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
         let config = Arc::new(ArcSwap::from_pointee(config));
 
         let dhcp = Arc::new(
@@ -126,7 +127,7 @@ impl Appliance {
                 bridge: bridge.clone(),
                 config: config.load_full(),
                 loaders: Arc::new(loaders.table.clone()),
-                bindings: snapshot.bindings,
+                bindings,
                 registry: Arc::clone(&registry) as _,
                 store: durable,
                 addresses: Arc::clone(&addresses),

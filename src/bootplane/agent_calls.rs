@@ -36,7 +36,7 @@ use crate::clock::Clock;
 use crate::dhcp::address_book::AddressBook;
 use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
-use crate::node::registry::{AgentRefusal, Registry};
+use crate::node::registry::{AgentRefusal, Hello, Registry};
 use crate::node::state::Order;
 use crate::node::timeline::Happening;
 use crate::node::token::AgentNonce;
@@ -270,9 +270,8 @@ impl Caller {
             Call::Hello => {
                 let HelloBody { token, nonce, mac, uptime_secs } = parse(body)?;
                 let mac = self.own(mac)?;
-                let session = registry
-                    .hello(&token, nonce.as_ref(), mac, self.peer, uptime_secs, now)
-                    .map_err(CallFault::Refused)?;
+                let hello = Hello { token: &token, nonce, uptime_secs };
+                let session = registry.hello(&hello, mac, self.peer, now).map_err(CallFault::Refused)?;
                 let node = session.name.map_or_else(|| session.node.to_string(), |name| name.to_string());
                 Ok(json!({
                     "session": session.session,

@@ -90,7 +90,7 @@ impl Rig {
         };
         let shared: Arc<dyn crate::store::Store> = Arc::clone(&store) as _;
         let key = TokenKey::from_bytes([7; 32]);
-        let registry = Arc::new(Registry::new(shared, &Snapshot::default(), settings, key));
+        let registry = Arc::new(Registry::new(shared, Snapshot::default(), settings, key));
         let parts = OperatorParts {
             registry: Arc::clone(&registry),
             appliance: Arc::new(Quiet { clock }),
@@ -135,10 +135,16 @@ fn stranger() -> boot::client::Client {
     boot::client::Client { mac: MacAddr([0x52, 0x54, 0, 0, 0, 2]), class, uuid: None }
 }
 
+/// Longer than anything here takes on a busy machine; only a hang reaches it, and then it is to say what was missing.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
+    let mut answer = Vec::new();
+    let whole = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8(answer).unwrap();
+    let closed = whole.unwrap_or_else(|_| panic!("the connection is still open after {answer:?}"));
+    closed.unwrap();
     answer
 }
 

@@ -26,6 +26,14 @@ use crate::node::transition::Event;
 use crate::node::{Node, NodeId, NodeName, Port};
 use crate::store::{Change, CommitError};
 
+/// What an agent says when it calls home.
+#[derive(Clone, Copy, Debug)]
+pub struct Hello<'a> {
+    pub token: &'a str,
+    pub nonce: Option<AgentNonce>,
+    pub uptime_secs: f64,
+}
+
 /// What a redeemed token buys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentSession {
@@ -100,15 +108,14 @@ impl Registry {
     /// the one who redeemed it repeats its call.
     pub fn hello(
         &self,
-        token: &str,
-        nonce: Option<&AgentNonce>,
+        hello: &Hello<'_>,
         mac: MacAddr,
         address: Ipv4Addr,
-        uptime_secs: f64,
         now: Timestamp,
     ) -> Result<AgentSession, AgentRefusal> {
+        let Hello { token, nonce, uptime_secs } = *hello;
         let mut book = self.lock_at(now);
-        let redeemer = nonce.map(|nonce| Redeemer::of(token, nonce));
+        let redeemer = nonce.map(|nonce| Redeemer::of(token, &nonce));
         let (id, token) = match self.admit_token(&book, token, mac, address, now) {
             Ok(admitted) => admitted,
             Err(AgentRefusal::TokenSpent) if is_redeemer(&book, mac, redeemer.as_ref()) => {

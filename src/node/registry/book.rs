@@ -45,7 +45,7 @@ pub(super) struct Book {
 
 impl Book {
     /// The book, and changes that bring the store in line with its bounds.
-    pub(super) fn from_snapshot(snapshot: &Snapshot, settings: RegistrySettings) -> (Book, Vec<Change>) {
+    pub(super) fn from_snapshot(snapshot: Snapshot, settings: RegistrySettings) -> (Book, Vec<Change>) {
         let mut book = Book {
             settings: RegistrySettings { reservations: Vec::new(), ..settings.clone() },
             nodes: BTreeMap::new(),
@@ -60,14 +60,13 @@ impl Book {
         };
         let mut changes = Vec::new();
         let mut timelines: BTreeMap<NodeId, Vec<TimelineEvent>> = BTreeMap::new();
-        for event in &snapshot.events {
-            timelines.entry(event.node).or_default().push(event.clone());
+        for event in snapshot.events {
+            timelines.entry(event.node).or_default().push(event);
         }
-        for node in &snapshot.nodes {
+        for mut node in snapshot.nodes {
             let mut history = History::from_events(timelines.remove(&node.id).unwrap_or_default());
             history.trim_boots(node.id, Bounds::USUAL, &mut changes);
             // Ids are unique in the store; MACs and names are by our own doing, unless somebody edited the file.
-            let mut node = node.clone();
             node.ports.retain(|port| !book.by_mac.contains_key(&port.mac));
             node.name = node.name.filter(|name| !book.by_name.contains_key(name));
             book.insert(Entry::with_history(node, history));

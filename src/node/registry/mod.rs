@@ -44,7 +44,7 @@ mod entry;
 mod operator;
 mod record;
 
-pub use agent::{AgentRefusal, AgentSession};
+pub use agent::{AgentRefusal, AgentSession, Hello};
 pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use record::{BOOT_LOOP_AT, BOOT_LOOP_WINDOW};
@@ -122,9 +122,10 @@ impl Pending {
 }
 
 impl Registry {
+    /// Takes nodes and timelines out of the snapshot: they are most of what a start reads.
     pub fn new(
         store: Arc<dyn Store>,
-        snapshot: &Snapshot,
+        snapshot: Snapshot,
         settings: RegistrySettings,
         token_key: TokenKey,
     ) -> Registry {

@@ -46,7 +46,7 @@ impl Bench {
     fn with(store: Arc<MemoryStore>, settings: RegistrySettings) -> Bench {
         let snapshot = store.load().unwrap();
         let shared = Arc::clone(&store) as Arc<dyn Store>;
-        let registry = Registry::new(shared, &snapshot, settings.clone(), TokenKey::from_bytes([7; 32]));
+        let registry = Registry::new(shared, snapshot, settings.clone(), TokenKey::from_bytes([7; 32]));
         Bench { store, registry, settings }
     }
 
@@ -91,7 +91,7 @@ impl Bench {
     }
 
     fn hello(&self, token: &str, last: u16, at: u64) -> Result<String, AgentRefusal> {
-        let session = self.registry.hello(token, None, mac(last), ADDRESS, 2.0, after(at))?;
+        let session = self.registry.hello(&said(token, None), mac(last), ADDRESS, after(at))?;
         Ok(session.session)
     }
 
@@ -102,7 +102,7 @@ impl Bench {
         last: u16,
         at: u64,
     ) -> Result<String, AgentRefusal> {
-        let session = self.registry.hello(token, Some(nonce), mac(last), ADDRESS, 2.0, after(at))?;
+        let session = self.registry.hello(&said(token, Some(*nonce)), mac(last), ADDRESS, after(at))?;
         Ok(session.session)
     }
 
@@ -132,6 +132,10 @@ impl Bench {
         }
         assert_eq!((book.views().len(), events), (snapshot.nodes.len(), snapshot.events.len()));
     }
+}
+
+fn said(token: &str, nonce: Option<AgentNonce>) -> Hello<'_> {
+    Hello { token, nonce, uptime_secs: 2.0 }
 }
 
 fn discover(last: u16) -> Happening {
@@ -219,7 +223,7 @@ fn a_token_is_good_once_for_one_machine_at_one_address() {
     bench.seen(2, 0);
     let (older, token) = (bench.token(1, 1), bench.token(1, 2));
     let hello = |token: &str, last: u16, address, at| {
-        bench.registry.hello(token, None, mac(last), address, 2.0, after(at)).map(|_| ()).unwrap_err()
+        bench.registry.hello(&said(token, None), mac(last), address, after(at)).map(|_| ()).unwrap_err()
     };
     assert_eq!(hello(&token, 2, ADDRESS, 3), AgentRefusal::WrongMac);
     assert_eq!(hello(&token, 1, OTHER_ADDRESS, 3), AgentRefusal::WrongAddress);
@@ -573,7 +577,7 @@ fn an_agent_whose_answer_was_lost_gets_the_same_session_again() {
     assert_eq!(bench.hello_with(&older, &nonce, 1, 5), Err(AgentRefusal::TokenSpent), "another token");
     let spent = Happening::AgentRefused { reason: "token-spent".to_owned() };
     assert_eq!(bench.happenings(1).iter().filter(|happening| **happening == spent).count(), 3);
-    let elsewhere = bench.registry.hello(&token, Some(&nonce), mac(1), OTHER_ADDRESS, 2.0, after(6));
+    let elsewhere = bench.registry.hello(&said(&token, Some(nonce)), mac(1), OTHER_ADDRESS, after(6));
     assert_eq!(elsewhere.unwrap_err(), AgentRefusal::WrongAddress);
     bench.assert_stored();
 

@@ -38,7 +38,9 @@ pub(super) fn prepare_files(path: &Path) -> Result<(File, bool), LoadError> {
     loop {
         match lock.try_lock() {
             Ok(()) => return Ok((lock, is_new)),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_LOOK_AGAIN),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::park_timeout(LOCK_LOOK_AGAIN)
+            }
             Err(TryLockError::WouldBlock) => {
                 return Err(LoadError::InUse { path: path.display().to_string() });
             }
