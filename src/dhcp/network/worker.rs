@@ -15,10 +15,10 @@ use nix::sys::eventfd::EventFd;
 use crate::boot::client::Client;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
-use crate::dhcp::lease::BindingState;
+use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE};
-use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service};
+use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
 use crate::net::Bridge;
 use crate::net::link::LinkWatch;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
@@ -79,6 +79,8 @@ pub(super) struct Progress {
     muted_until: Option<Instant>,
     /// Said once, until it is up again.
     bridge_down: bool,
+    /// Said once, until there is an address to give again.
+    pool_exhausted: bool,
     /// Said once, until a commit succeeds; the store's thread takes it back.
     store_fails: Arc<AtomicBool>,
 }
@@ -225,10 +227,30 @@ impl Worker {
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
             let outcome = self.server.handle(&received, &*self.registry, now);
+            self.watch_pool(&outcome);
             self.take_note(&outcome, now);
             self.answer(outcome, service, outbound, &mut batch);
         }
         self.submit(batch, outbound);
+    }
+
+    /// An empty pool is no error of any one request, and the operator's to mend.
+    fn watch_pool(&mut self, outcome: &Outcome) {
+        let exhausted = outcome.answer == Answer::Silence(Silence::PoolExhausted);
+        if exhausted && !self.progress.pool_exhausted {
+            let PoolUse { size, bound, offered, quarantined } = self.server.pool_use();
+            tracing::warn!(
+                size,
+                bound,
+                offered,
+                quarantined,
+                "no address is left for new machines: enlarge dhcp.pool, or shorten dhcp.lease"
+            );
+            self.progress.pool_exhausted = true;
+        } else if self.progress.pool_exhausted && matches!(outcome.answer, Answer::Reply(_)) {
+            let PoolUse { size, bound, offered, quarantined } = self.server.pool_use();
+            self.progress.pool_exhausted = bound + offered + quarantined >= size;
+        }
     }
 
     /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
