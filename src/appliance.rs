@@ -101,7 +101,7 @@ impl Appliance {
         clock: Clock,
     ) -> Result<Appliance, StartError> {
         let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
-        let loaders = loader_table(&config)?;
+        let table = loader_table(&config)?;
         let listeners = Listeners::open(&config.operator, handed).map_err(StartError::Operator)?;
 
         let database = config.store.path.join("farrier.db");
@@ -110,6 +110,7 @@ impl Appliance {
         for damage in &snapshot.damage {
             tracing::warn!(path = %database.display(), "set aside on reading the store: {damage}");
         }
+        let loaders = read_loaders(table, &config);
         let library = Arc::new(Library::open(&config.store.path).map_err(StartError::Library)?);
         let token_key = TokenKey::load_or_create(&snapshot, &*store).map_err(StartError::TokenKey)?;
 
@@ -124,7 +125,7 @@ impl Appliance {
             dhcp::network::start(DhcpParts {
                 bridge: bridge.clone(),
                 config: config.load_full(),
-                loaders: Arc::new(loaders.clone()),
+                loaders: Arc::new(loaders.table.clone()),
                 bindings: snapshot.bindings,
                 registry: Arc::clone(&registry) as _,
                 store: durable,
@@ -136,7 +137,7 @@ impl Appliance {
         );
         let content = Arc::new(BootContent::new(ContentParts {
             settings: ScriptSettings::from(&**config.load()),
-            loaders: Loaders::read(loaders, &config.load().store.path),
+            loaders,
             library: Arc::clone(&library),
             registry: Arc::clone(&registry),
             addresses: Arc::clone(&addresses),
@@ -207,13 +208,15 @@ impl Appliance {
     /// Takes over a configuration whose fixed keys are unchanged ([`Config::fixed_at_start`]). Files published since
     /// the start are picked up as well.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
-        let loaders = loader_table(&config)?;
+        let loaders = read_loaders(loader_table(&config)?, &config);
         if let Err(error) = self.library.reload() {
             tracing::error!(error = &error as &dyn std::error::Error, "images not read again");
         }
         self.registry.reconfigure(registry_settings(&config), self.clock.now());
-        self.dhcp.reconfigure(&config, Arc::new(loaders.clone()));
-        self.content.reconfigure(ScriptSettings::from(&config), loaders, &config.store.path);
+        let table = Arc::new(loaders.table.clone());
+        // A loader that has come is served before it is advertised. One that has gone is a miss for a moment.
+        self.content.reconfigure(ScriptSettings::from(&config), loaders);
+        self.dhcp.reconfigure(&config, table);
         say_what_is_missing(&self.content);
         self.config.store(Arc::new(config));
         Ok(())
@@ -240,6 +243,13 @@ impl Appliance {
 
 fn loader_table(config: &Config) -> Result<LoaderTable, StartError> {
     LoaderTable::built_in().with_overrides(&config.boot.loaders).map_err(StartError::Loader)
+}
+
+/// Reads the loader files. DHCP is given the table that comes of it: what is advertised is served.
+fn read_loaders(table: LoaderTable, config: &Config) -> Loaders {
+    let loaders = Loaders::read(table, &config.store.path);
+    loaders.log_lacking(&config.boot.loaders.keys().copied().collect());
+    loaders
 }
 
 fn registry_settings(config: &Config) -> RegistrySettings {

@@ -54,16 +54,39 @@ fn sources() -> Vec<(String, String)> {
         }
     }
     files.sort();
-    files
+    let texts: Vec<(PathBuf, String)> =
+        files.into_iter().map(|path| (path.clone(), fs::read_to_string(path).expect("UTF-8"))).collect();
+    let for_tests: Vec<PathBuf> = texts.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
+    texts
         .into_iter()
-        .map(|path| {
-            let text = fs::read_to_string(&path).expect("UTF-8");
+        .filter(|(path, _)| !for_tests.iter().any(|module| path.starts_with(module)))
+        .map(|(path, text)| {
             let name = path.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
             let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
             (name, product)
         })
-        .filter(|(name, _)| !name.ends_with("tests.rs") && !name.contains("/tests/"))
         .collect()
+}
+
+/// Files and folders of the modules a file declares for tests only.
+fn test_modules(path: &Path, text: &str) -> Vec<PathBuf> {
+    let folder = match path.file_stem().and_then(|stem| stem.to_str()) {
+        Some("mod" | "lib" | "main") | None => path.parent().expect("a file has a folder").to_owned(),
+        Some(_) => path.with_extension(""),
+    };
+    let mut lines = text.lines();
+    let mut modules = Vec::new();
+    while let Some(line) = lines.next() {
+        if line == "#[cfg(test)]"
+            && let Some(declared) = lines.next()
+            && let Some(name) = declared.trim_start_matches("pub ").strip_prefix("mod ")
+            && let Some(name) = name.strip_suffix(';')
+        {
+            modules.push(folder.join(format!("{name}.rs")));
+            modules.push(folder.join(name));
+        }
+    }
+    modules
 }
 
 /// Lines of code: what is behind `//` does not count.

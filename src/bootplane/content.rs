@@ -8,7 +8,6 @@
 //! counted under the word that is logged.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,6 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use crate::boot::decision::{ScriptPlan, Standing, decide_script};
-use crate::boot::loader::LoaderTable;
 use crate::boot::namespace::{self, Content, NameRefusal};
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
 use crate::bootplane::files::media_type;
@@ -146,18 +144,17 @@ impl BootContent {
         }
     }
 
-    /// Takes over a new configuration; reads the loader files again. What is being sent stays as it is.
-    pub fn reconfigure(&self, settings: ScriptSettings, table: LoaderTable, state: &Path) {
-        self.loaders.store(Arc::new(Loaders::read(table, state)));
+    /// Takes over a new configuration and loader files read again. What is being sent stays as it is.
+    pub fn reconfigure(&self, settings: ScriptSettings, loaders: Loaders) {
+        self.loaders.store(Arc::new(loaders));
         self.settings.store(Arc::new(settings));
     }
 
-    /// What keeps machines from booting, a line each: loaders not installed, no deploy image, damage.
+    /// What keeps machines from booting, a line each: no deploy image, damage. (Loaders tell for themselves.)
     pub fn problems(&self) -> Vec<String> {
-        let mut problems: Vec<String> =
-            self.loaders.load().missing_in_use().map(ToString::to_string).collect();
         let damage = self.library.damage();
-        problems.extend(damage.iter().map(|damage| format!("{}: {}", damage.path.display(), damage.reason)));
+        let mut problems: Vec<String> =
+            damage.iter().map(|damage| format!("{}: {}", damage.path.display(), damage.reason)).collect();
         let profile = &self.settings.load().profile;
         if self.library.profile(profile).is_none() {
             problems.push(format!(

@@ -12,7 +12,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
-use crate::boot::client::Client;
+use crate::boot::client::{Client, ClientClass};
+use crate::boot::decision::NothingToBoot;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{BindingState, PoolUse};
@@ -83,6 +84,8 @@ pub(super) struct Progress {
     pool_exhausted: bool,
     /// Said once, until a commit succeeds; the store's thread takes it back.
     store_fails: Arc<AtomicBool>,
+    /// Kinds of client already reported as having no loader; said once per configuration.
+    without_loader: Vec<ClientClass>,
 }
 
 impl Worker {
@@ -122,7 +125,10 @@ impl Worker {
                     self.server.expire(self.clock.now());
                     let _ = answer.send(self.server.pool_use());
                 }
-                Command::Reconfigure(settings) => self.server.reconfigure(*settings, self.clock.now()),
+                Command::Reconfigure(settings) => {
+                    self.server.reconfigure(*settings, self.clock.now());
+                    self.progress.without_loader.clear();
+                }
                 Command::InUse(address) => self.server.in_use(address, self.clock.now()),
                 Command::CommitFailed(failed) => self.take_back(&failed),
                 Command::Stop => return true,
@@ -229,6 +235,7 @@ impl Worker {
             let outcome = self.server.handle(&received, &*self.registry, now);
             self.watch_pool(&outcome);
             self.take_note(&outcome, now);
+            self.tell_lacking_loader(&outcome);
             self.answer(outcome, service, outbound, &mut batch);
         }
         self.submit(batch, outbound);
@@ -291,6 +298,29 @@ impl Worker {
         self.record(report, answer, address, boot_file, now);
     }
 
+    /// A machine is here that cannot boot for want of a file. It asks again and again; one line will do.
+    fn tell_lacking_loader(&mut self, outcome: &Outcome) {
+        let lacks = |report: &&Report| report.nothing_to_boot == Some(NothingToBoot::NoLoader);
+        let Some(report) = outcome.report.as_ref().filter(lacks) else { return };
+        let told = &mut self.progress.without_loader;
+        // As many as there are kinds of firmware, times two for iPXE on it.
+        if told.contains(&report.class) {
+            return;
+        }
+        told.push(report.class);
+        let (mac, class) = (report.mac, report.class);
+        match self.server.lacking_loader(class) {
+            Some(file) => tracing::warn!(
+                %mac, ?class, loader = %file.name,
+                "a machine cannot boot, its loader is not installed: install package {}, or run `farrier image build loaders`, then reload",
+                file.package
+            ),
+            None => {
+                tracing::warn!(%mac, ?class, "a machine cannot boot, there is no loader for its firmware: [boot.loaders] can name one")
+            }
+        }
+    }
+
     fn record(
         &self,
         report: &Report,
@@ -307,6 +337,7 @@ impl Worker {
             answer,
             address,
             boot_file,
+            nothing_to_boot: report.nothing_to_boot,
         };
         self.registry.record(report.mac, happening, now);
     }

@@ -13,7 +13,7 @@ use crate::boot::decision::{KnownNode, Standing, UnknownPolicy};
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::registry::entry::{Act, Effects, Entry, new_node};
-use crate::node::registry::{NodeRef, OperatorError, RegistrySettings};
+use crate::node::registry::{Census, NodeRef, OperatorError, RegistrySettings};
 use crate::node::state::ProvisionState;
 use crate::node::timeline::history::{Bounds, History};
 use crate::node::timeline::{Boot, Happening, TimelineEvent};
@@ -129,12 +129,12 @@ impl Book {
     }
 
     /// The unproven node that has to go before another unproven one comes.
-    pub(super) fn evict_for_newcomer(&mut self) -> Option<NodeId> {
+    pub(super) fn evict_for_newcomer(&mut self) -> Option<Entry> {
         if self.unproven.len() < UNPROVEN_MAX {
             return None;
         }
         let (_, id) = *self.unproven.first()?;
-        self.remove(id).map(|entry| entry.node.id)
+        self.remove(id)
     }
 
     pub(super) fn insert(&mut self, entry: Entry) -> NodeId {
@@ -303,6 +303,15 @@ impl Book {
         let mut nodes: Vec<Node> = self.nodes.values().map(|entry| self.view_of(entry)).collect();
         nodes.sort_by_key(|node| (node.created_at, node.id));
         nodes
+    }
+
+    pub(super) fn census(&self) -> Census {
+        let mut census = Census::default();
+        for entry in self.nodes.values() {
+            *census.by_state.entry(entry.node.state).or_default() += 1;
+            census.waiting_for_approval += u64::from(!self.lets_in(entry));
+        }
+        census
     }
 
     pub(super) fn boots(&self, id: NodeId) -> Vec<Boot> {
