@@ -115,3 +115,19 @@ fn a_bridge_that_is_made_anew_is_served_again_by_everything() {
         assert_eq!(running(), all, "{}", bed.log());
     });
 }
+
+#[test]
+fn an_empty_pool_is_told_once() {
+    in_namespace("serve::an_empty_pool_is_told_once", || {
+        let mut bed = TestBed::start("[dhcp]\npool = \"192.168.77.100-192.168.77.100\"\n");
+        bed.plug("02:00:00:00:00:01").boot_udhcpc();
+        for number in 2..4 {
+            let machine = bed.plug(&format!("02:00:00:00:00:0{number}"));
+            let got = machine.output("udhcpc", &["-i", "eth0", "-n", "-q", "-f", "-t", "2", "-T", "1"]);
+            assert!(!got.status.success(), "there was no address to have");
+        }
+        assert_eq!(bed.log().matches("no address is left").count(), 1, "{}", bed.log());
+        let status = bed.farrier_json(&["status"]);
+        assert!(status["problems"].to_string().contains("no address is left"), "{status}");
+    });
+}

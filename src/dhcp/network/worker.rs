@@ -16,10 +16,10 @@ use crate::boot::client::{Client, ClientClass};
 use crate::boot::decision::NothingToBoot;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
-use crate::dhcp::lease::BindingState;
+use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE};
-use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service};
+use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
 use crate::net::Bridge;
 use crate::net::link::LinkWatch;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
@@ -80,6 +80,8 @@ pub(super) struct Progress {
     muted_until: Option<Instant>,
     /// Said once, until it is up again.
     bridge_down: bool,
+    /// Said once, until there is an address to give again.
+    pool_exhausted: bool,
     /// Said once, until a commit succeeds; the store's thread takes it back.
     store_fails: Arc<AtomicBool>,
     /// Kinds of client already reported as having no loader; said once per configuration.
@@ -231,11 +233,31 @@ impl Worker {
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
             let outcome = self.server.handle(&received, &*self.registry, now);
+            self.watch_pool(&outcome);
             self.take_note(&outcome, now);
             self.tell_lacking_loader(&outcome);
             self.answer(outcome, service, outbound, &mut batch);
         }
         self.submit(batch, outbound);
+    }
+
+    /// An empty pool is no error of any one request, and the operator's to mend.
+    fn watch_pool(&mut self, outcome: &Outcome) {
+        let exhausted = outcome.answer == Answer::Silence(Silence::PoolExhausted);
+        if exhausted && !self.progress.pool_exhausted {
+            let PoolUse { size, bound, offered, quarantined } = self.server.pool_use();
+            tracing::warn!(
+                size,
+                bound,
+                offered,
+                quarantined,
+                "no address is left for new machines: enlarge dhcp.pool, or shorten dhcp.lease"
+            );
+            self.progress.pool_exhausted = true;
+        } else if self.progress.pool_exhausted && matches!(outcome.answer, Answer::Reply(_)) {
+            let PoolUse { size, bound, offered, quarantined } = self.server.pool_use();
+            self.progress.pool_exhausted = bound + offered + quarantined >= size;
+        }
     }
 
     /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
