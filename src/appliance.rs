@@ -38,7 +38,7 @@ use crate::telemetry::Tally;
 use crate::tftp::network::TftpHandle;
 use crate::{bootplane, dhcp, net, operator, tftp};
 
-/// How often overdue nodes are looked for and background writes that failed are tried again.
+/// How often overdue nodes are looked for, background writes that failed are tried again, and the bridge is looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// Port of the HTTP boot plane; firmware knows no other.
 const HTTP_PORT: u16 = 80;
@@ -101,15 +101,16 @@ impl Appliance {
         clock: Clock,
     ) -> Result<Appliance, StartError> {
         let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
-        let loaders = loader_table(&config)?;
+        let table = loader_table(&config)?;
         let listeners = Listeners::open(&config.operator, handed).map_err(StartError::Operator)?;
 
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
-        let snapshot = store.load().map_err(StartError::Store)?;
+        let mut snapshot = store.load().map_err(StartError::Store)?;
         for damage in &snapshot.damage {
             tracing::warn!(path = %database.display(), "set aside on reading the store: {damage}");
         }
+        let loaders = read_loaders(table, &config);
         let library = Arc::new(Library::open(&config.store.path).map_err(StartError::Library)?);
         let token_key = TokenKey::load_or_create(&snapshot, &*store).map_err(StartError::TokenKey)?;
 
@@ -117,15 +118,16 @@ impl Appliance {
         let tally = Arc::new(Tally::default());
         let addresses = Arc::new(AddressBook::default());
         let settings = registry_settings(&config);
-        let registry = Arc::new(Registry::new(Arc::clone(&durable), &snapshot, settings, token_key));
+        let bindings = std::mem::take(&mut snapshot.bindings);
+        let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
         let config = Arc::new(ArcSwap::from_pointee(config));
 
         let dhcp = Arc::new(
             dhcp::network::start(DhcpParts {
                 bridge: bridge.clone(),
                 config: config.load_full(),
-                loaders: Arc::new(loaders.clone()),
-                bindings: snapshot.bindings,
+                loaders: Arc::new(loaders.table.clone()),
+                bindings,
                 registry: Arc::clone(&registry) as _,
                 store: durable,
                 addresses: Arc::clone(&addresses),
@@ -136,7 +138,7 @@ impl Appliance {
         );
         let content = Arc::new(BootContent::new(ContentParts {
             settings: ScriptSettings::from(&**config.load()),
-            loaders: Loaders::read(loaders, &config.load().store.path),
+            loaders,
             library: Arc::clone(&library),
             registry: Arc::clone(&registry),
             addresses: Arc::clone(&addresses),
@@ -149,12 +151,11 @@ impl Appliance {
         }));
         let tftp = tftp::network::start(bridge.clone(), Arc::clone(&content) as _, Arc::clone(&tally))
             .map_err(|source| StartError::Service { service: "TFTP", source })?;
-        let http = bridge.tcp_listener(HTTP_PORT);
-        let boot_plane = http
-            .and_then(|listener| {
-                start_boot_plane(listener, &bridge, &content, &registry, &addresses, &tally, clock)
-            })
-            .map_err(|source| StartError::Service { service: "HTTP", source })?;
+        let http = |source| StartError::Service { service: "HTTP", source };
+        let listener = bridge.tcp_listener(HTTP_PORT).map_err(http)?;
+        let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(http)? };
+        let boot_plane = start_boot_plane(listener, &bridge, &content, &registry, &addresses, &tally, clock)
+            .map_err(http)?;
         let advertiser = net::advertise::start(bridge.clone(), Arc::clone(&tally))
             .map_err(|source| StartError::Service { service: "router advertisement", source })?;
 
@@ -180,10 +181,16 @@ impl Appliance {
             listeners,
         )
         .map_err(StartError::Operator)?;
-        for problem in content.problems() {
-            tracing::warn!("{problem}");
-        }
-        let ticker = tokio::spawn(tick(Arc::clone(&registry), clock));
+        say_what_is_missing(&content);
+        let running = config.load();
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            bridge = %running.network.bridge,
+            address = %running.network.address,
+            "serving"
+        );
+        drop(running);
+        let ticker = tokio::spawn(tick(Arc::clone(&registry), door, clock));
         Ok(Appliance {
             config,
             clock,
@@ -202,13 +209,16 @@ impl Appliance {
     /// Takes over a configuration whose fixed keys are unchanged ([`Config::fixed_at_start`]). Files published since
     /// the start are picked up as well.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
-        let loaders = loader_table(&config)?;
+        let loaders = read_loaders(loader_table(&config)?, &config);
         if let Err(error) = self.library.reload() {
             tracing::error!(error = &error as &dyn std::error::Error, "images not read again");
         }
         self.registry.reconfigure(registry_settings(&config), self.clock.now());
-        self.dhcp.reconfigure(&config, Arc::new(loaders.clone()));
-        self.content.reconfigure(ScriptSettings::from(&config), loaders, &config.store.path);
+        let table = Arc::new(loaders.table.clone());
+        // A loader that has come is served before it is advertised. One that has gone is a miss for a moment.
+        self.content.reconfigure(ScriptSettings::from(&config), loaders);
+        self.dhcp.reconfigure(&config, table);
+        say_what_is_missing(&self.content);
         self.config.store(Arc::new(config));
         Ok(())
     }
@@ -234,6 +244,13 @@ impl Appliance {
 
 fn loader_table(config: &Config) -> Result<LoaderTable, StartError> {
     LoaderTable::built_in().with_overrides(&config.boot.loaders).map_err(StartError::Loader)
+}
+
+/// Reads the loader files. DHCP is given the table that comes of it: what is advertised is served.
+fn read_loaders(table: LoaderTable, config: &Config) -> Loaders {
+    let loaders = Loaders::read(table, &config.store.path);
+    loaders.log_lacking(&config.boot.loaders.keys().copied().collect());
+    loaders
 }
 
 fn registry_settings(config: &Config) -> RegistrySettings {
@@ -265,12 +282,42 @@ fn start_boot_plane(
     bootplane::network::start(listener, parts)
 }
 
-async fn tick(registry: Arc<Registry>, clock: Clock) {
+fn say_what_is_missing(content: &BootContent) {
+    for problem in content.problems() {
+        tracing::warn!("{problem}");
+    }
+}
+
+/// The HTTP listener once more, to move it to a bridge that was deleted and made anew. (DHCP, TFTP and the advertiser
+/// own threads that watch links and see to it themselves.)
+struct Door {
+    bridge: Bridge,
+    listener: TcpListener,
+}
+
+impl Door {
+    fn follow(&mut self) {
+        if self.bridge.link().is_some() {
+            return;
+        }
+        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        match found.rebind(&self.listener) {
+            Ok(()) => {
+                tracing::info!(bridge = %found.name, "HTTP is back on the bridge");
+                self.bridge = found;
+            }
+            Err(error) => tracing::error!(bridge = %found.name, %error, "HTTP cannot return to the bridge"),
+        }
+    }
+}
+
+async fn tick(registry: Arc<Registry>, mut door: Door, clock: Clock) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         registry.tick(clock.now());
+        door.follow();
     }
 }
 
@@ -286,16 +333,18 @@ struct View {
 
 impl ApplianceView for View {
     fn bridge(&self) -> BridgeStatus {
+        // A bridge made anew has another MAC.
+        let found = Bridge::find(&self.bridge.name, self.bridge.address);
         BridgeStatus {
             name: self.bridge.name.to_string(),
             address: self.bridge.address.to_string(),
-            mac: self.bridge.mac,
+            mac: found.map_or(self.bridge.mac, |bridge| bridge.mac),
         }
     }
 
     fn services(&self) -> Vec<ServiceStatus> {
-        // Sockets are bound to the device: without it, or with it down, nothing can be served.
-        let up = self.bridge.link().is_some_and(|link| link.up);
+        // Without the bridge, with it down or without our address, nothing can be served.
+        let up = Bridge::find(&self.bridge.name, self.bridge.address).is_ok();
         let ip = self.bridge.ip();
         let bridge = &self.bridge.name;
         let service =

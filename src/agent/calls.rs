@@ -9,6 +9,7 @@ use ureq::http::StatusCode;
 use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
 use crate::node::state::Order;
+use crate::node::token::AgentNonce;
 
 /// The appliance is one hop away: what takes longer to connect is not there.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -22,6 +23,8 @@ const REASON_MAX: usize = 300;
 #[derive(Serialize)]
 struct HelloBody<'a> {
     token: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nonce: Option<AgentNonce>,
     mac: MacAddr,
     uptime_secs: f64,
 }
@@ -108,8 +111,14 @@ impl Appliance {
         Appliance { agent, server: server.to_owned(), mac }
     }
 
-    pub fn hello(&self, token: &str, uptime_secs: f64) -> Result<Welcome, CallError> {
-        self.post("/agent/v1/hello", None, &HelloBody { token, mac: self.mac, uptime_secs })
+    /// With a nonce it may be repeated until it is answered: the token counts as used once.
+    pub fn hello(
+        &self,
+        token: &str,
+        nonce: Option<AgentNonce>,
+        uptime_secs: f64,
+    ) -> Result<Welcome, CallError> {
+        self.post("/agent/v1/hello", None, &HelloBody { token, nonce, mac: self.mac, uptime_secs })
     }
 
     pub fn inventory(&self, session: &str, inventory: &Inventory) -> Result<(), CallError> {
@@ -253,6 +262,6 @@ mod tests {
         // Bound and dropped: the port is free and refuses.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let appliance = Appliance::new(&format!("http://127.0.0.1:{port}"), MacAddr([2, 0, 0, 0, 0, 1]));
-        assert!(matches!(appliance.hello("t", 1.0), Err(CallError::Later { .. })));
+        assert!(matches!(appliance.hello("t", None, 1.0), Err(CallError::Later { .. })));
     }
 }

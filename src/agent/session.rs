@@ -15,6 +15,7 @@ use crate::agent::calls::{Appliance, CallError, Welcome};
 use crate::agent::collect;
 use crate::agent::console::{Console, uptime};
 use crate::agent::drivers::{Loader, Role};
+use crate::agent::keepsake::{self, Keepsake};
 use crate::agent::lease::{self, Lease, News};
 use crate::agent::parameters::Parameters;
 use crate::agent::uevent::Uevents;
@@ -33,9 +34,6 @@ const SETTLE_MAX: Duration = Duration::from_secs(8);
 const HEARTBEAT_SECS: std::ops::RangeInclusive<u64> = 1..=300;
 /// A machine told to reboot says so, but does not wait long to be heard.
 const OBEY_TRIES: u32 = 3;
-
-/// In memory, gone with the boot; nobody but the agent runs in the ramdisk.
-const WELCOME_FILE: &str = "/run/farrier-session.json";
 
 struct Agent {
     console: Console,
@@ -166,15 +164,17 @@ impl Agent {
     }
 
     fn say_hello(&mut self) -> Welcome {
-        if let Some(welcome) = kept_welcome() {
+        let keepsake = Keepsake::of_this_boot(Path::new(keepsake::FILE));
+        if let Some(welcome) = keepsake.welcome {
             self.console.say(format_args!("the agent was restarted; going on as {}", welcome.node));
             return welcome;
         }
-        let token = self.parameters.token.clone();
-        let welcome = self
-            .until_answered("hello", &token, |agent| agent.appliance.hello(&token, uptime(Path::new("/"))));
+        let (token, nonce) = (self.parameters.token.clone(), keepsake.nonce);
+        let welcome = self.until_answered("hello", &token, |agent| {
+            agent.appliance.hello(&token, nonce, uptime(Path::new("/")))
+        });
         self.console.say(format_args!("the appliance knows this machine as {}", welcome.node));
-        keep_welcome(&welcome);
+        Keepsake { nonce, welcome: Some(welcome.clone()) }.keep(Path::new(keepsake::FILE));
         welcome
     }
 
@@ -319,18 +319,6 @@ fn hardware_differs(before: &Inventory, now: &Inventory) -> bool {
         inventory.nics.iter().map(|nic| (nic.name.clone(), nic.mac, nic.link)).collect::<Vec<_>>()
     };
     before.disks != now.disks || nics(before) != nics(now)
-}
-
-/// A token is spent by the first hello; an agent that starts again within the same boot goes on with its session.
-fn keep_welcome(welcome: &Welcome) {
-    // Without the file a restarted agent is refused and says so; this one does not need it.
-    if let Ok(text) = serde_json::to_vec(welcome) {
-        let _ = std::fs::write(WELCOME_FILE, text);
-    }
-}
-
-fn kept_welcome() -> Option<Welcome> {
-    serde_json::from_slice(&std::fs::read(WELCOME_FILE).ok()?).ok()
 }
 
 /// The end of a boot that cannot go on: the text stays on the screen, the machine waits for its switch.

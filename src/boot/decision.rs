@@ -85,7 +85,7 @@ pub enum NothingToBoot {
     LocalDisk,
     /// Architecture code without a loader.
     UnknownFirmware,
-    /// A loader row exists for this firmware but names none (`[boot.loaders]` or `pxe/loaders.toml`).
+    /// The loader for this firmware, or one it fetches next, is not installed; or the table has none for it.
     NoLoader,
     /// It fetched the same loader three times without ever asking for a script.
     BootLoop,
@@ -138,7 +138,7 @@ pub fn decide(
         // iPXE gets a script even for the local disk: leaving it cleanly beats its "nothing to boot" pause.
         ClientClass::Ipxe { can_boot: true, .. } => BootPlan::Script,
         ClientClass::Ipxe { firmware, can_boot: false } => {
-            loader_plan(firmware, loaders.full_ipxe(firmware), fruitless_loaders)
+            loader_plan(firmware, loaders.full_ipxe(firmware).cloned(), fruitless_loaders)
         }
     }
 }
@@ -194,6 +194,16 @@ pub fn boot_file(plan: &BootPlan, server: Ipv4Addr, mac: MacAddr) -> Option<Boot
     };
     debug_assert!(boot_file.file.len() <= BOOT_FILE_LEN_MAX);
     Some(boot_file)
+}
+
+impl BootPlan {
+    /// Why it names nothing to boot, if it does not.
+    pub fn nothing(&self) -> Option<NothingToBoot> {
+        match self {
+            BootPlan::AddressOnly(reason) => Some(*reason),
+            BootPlan::Loader { .. } | BootPlan::Script | BootPlan::Refuse(_) => None,
+        }
+    }
 }
 
 impl NothingToBoot {

@@ -1,15 +1,16 @@
 //! Boot loaders: which one a firmware gets, under which name it is served, and where the distribution keeps it.
 //!
-//! The table is `pxe/loaders.toml`, embedded; an operator's `[boot.loaders]` replaces single rows. Whether a file
-//! is really there is the boot plane's business, not this module's.
+//! The table is `pxe/loaders.toml`, embedded; an operator's `[boot.loaders]` replaces single rows. Whoever reads the
+//! files says which are there ([`LoaderTable::with_installed`]): a firmware whose chain is not complete has no loader,
+//! so that nothing is advertised which cannot be served.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::boot::client::Firmware;
+use crate::boot::client::{ClientClass, Firmware};
 
 const BUILT_IN: &str = include_str!("../../pxe/loaders.toml");
 
@@ -40,6 +41,8 @@ pub struct LoaderFile {
 pub struct LoaderTable {
     by_firmware: BTreeMap<Firmware, LoaderName>,
     files: BTreeMap<LoaderName, LoaderFile>,
+    /// Files of the table that cannot be served.
+    not_installed: BTreeSet<LoaderName>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +77,7 @@ impl LoaderTable {
                 .map(|(firmware, name)| (firmware, LoaderName(name)))
                 .collect(),
             files: table.file.into_iter().map(|file| (file.name.clone(), file)).collect(),
+            not_installed: BTreeSet::new(),
         })
     }
 
@@ -97,12 +101,36 @@ impl LoaderTable {
         Ok(table)
     }
 
+    /// This table as it can be served where only some of its files are installed.
+    pub fn with_installed(&self, installed: impl Fn(&LoaderName) -> bool) -> LoaderTable {
+        let not_installed = self.files.keys().filter(|name| !installed(name)).cloned().collect();
+        LoaderTable { not_installed, ..self.clone() }
+    }
+
+    /// The loader a firmware gets; none if a file of its chain is not installed.
     pub fn for_firmware(&self, firmware: Firmware) -> Option<&LoaderName> {
-        self.by_firmware.get(&firmware)
+        self.by_firmware.get(&firmware).filter(|name| self.lacking_in_chain(name).is_none())
     }
 
     /// The full iPXE that replaces a ROM build without HTTP or without its platform's kernel format.
-    pub fn full_ipxe(&self, firmware: Firmware) -> Option<LoaderName> {
+    pub fn full_ipxe(&self, firmware: Firmware) -> Option<&LoaderName> {
+        self.full_ipxe_row(firmware).filter(|name| self.lacking_in_chain(name).is_none())
+    }
+
+    /// The file whose absence leaves a client of this class without a loader.
+    pub fn lacking(&self, class: ClientClass) -> Option<&LoaderFile> {
+        let row = match class {
+            ClientClass::Firmware { firmware } => self.by_firmware.get(&firmware),
+            ClientClass::Ipxe { firmware, can_boot: false } => self.full_ipxe_row(firmware),
+            ClientClass::Ipxe { can_boot: true, .. }
+            | ClientClass::UnknownFirmware { .. }
+            | ClientClass::Ramdisk
+            | ClientClass::OperatingSystem => None,
+        };
+        row.and_then(|name| self.lacking_in_chain(name))
+    }
+
+    fn full_ipxe_row(&self, firmware: Firmware) -> Option<&LoaderName> {
         let name = match firmware {
             Firmware::Bios => "undionly.kpxe",
             Firmware::UefiX64 | Firmware::UefiX64Http => "ipxe.efi",
@@ -118,7 +146,22 @@ impl LoaderTable {
             | Firmware::UefiLoongarch64
             | Firmware::UefiLoongarch64Http => return None,
         };
-        self.files.keys().find(|known| known.0 == name).cloned()
+        self.files.keys().find(|known| known.0 == name)
+    }
+
+    fn lacking_in_chain(&self, name: &LoaderName) -> Option<&LoaderFile> {
+        self.chain(name).into_iter().find(|file| self.not_installed.contains(&file.name))
+    }
+
+    /// A loader's file and those fetched after it, in order.
+    pub fn chain(&self, name: &LoaderName) -> Vec<&LoaderFile> {
+        let mut chain: Vec<&LoaderFile> = Vec::new();
+        let mut next = self.files.get(name);
+        while let Some(file) = next.filter(|file| !chain.iter().any(|seen| seen.name == file.name)) {
+            chain.push(file);
+            next = file.second.as_ref().and_then(|name| self.files.get(name));
+        }
+        chain
     }
 
     pub fn file(&self, name: &LoaderName) -> Option<&LoaderFile> {
@@ -132,14 +175,9 @@ impl LoaderTable {
     /// Every file the current choices can lead to: each chosen loader and what it fetches next.
     pub fn files_in_use(&self) -> Vec<&LoaderFile> {
         let mut in_use: Vec<&LoaderFile> = Vec::new();
-        for name in self.by_firmware.values() {
-            let mut next = self.files.get(name);
-            while let Some(file) = next {
-                if in_use.iter().any(|seen| seen.name == file.name) {
-                    break;
-                }
+        for file in self.by_firmware.values().flat_map(|name| self.chain(name)) {
+            if !in_use.iter().any(|seen| seen.name == file.name) {
                 in_use.push(file);
-                next = file.second.as_ref().and_then(|name| self.files.get(name));
             }
         }
         in_use
@@ -174,6 +212,20 @@ mod tests {
         assert_eq!(changed.for_firmware(Firmware::Bios), table.for_firmware(Firmware::Bios));
         let typo = BTreeMap::from([(Firmware::UefiX64, LoaderName("ipex.efi".into()))]);
         assert!(table.with_overrides(&typo).unwrap_err().to_string().contains("`ipxe.efi`"));
+    }
+
+    #[test]
+    fn a_chain_that_is_not_complete_is_no_loader() {
+        let grub = "uefi-x64/grubx64.efi";
+        let table = LoaderTable::built_in().with_installed(|name| name.0 != grub && name.0 != "ipxe.efi");
+        assert_eq!(table.for_firmware(Firmware::UefiX64), None, "shim alone boots nothing");
+        let lacking = |class| table.lacking(class).map(|file| file.name.0.as_str());
+        assert_eq!(lacking(ClientClass::Firmware { firmware: Firmware::UefiX64 }), Some(grub));
+        let limited = ClientClass::Ipxe { firmware: Firmware::UefiX64, can_boot: false };
+        assert_eq!((table.full_ipxe(Firmware::UefiX64), lacking(limited)), (None, Some("ipxe.efi")));
+        assert!(table.for_firmware(Firmware::Bios).is_some() && table.full_ipxe(Firmware::Bios).is_some());
+        assert_eq!(lacking(ClientClass::Firmware { firmware: Firmware::Bios }), None);
+        assert!(table.files_in_use().iter().any(|file| file.name.0 == grub), "still what is to be fetched");
     }
 
     #[test]

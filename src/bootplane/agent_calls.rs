@@ -2,7 +2,7 @@
 //!
 //! | path | body | answer |
 //! |---|---|---|
-//! | `/agent/v1/hello` | `{token, mac, uptime_secs}` | `{session, node, heartbeat_secs}` |
+//! | `/agent/v1/hello` | `{token, nonce?, mac, uptime_secs}` | `{session, node, heartbeat_secs}` |
 //! | `/agent/v1/inventory` | `{mac, inventory}` | `{}` |
 //! | `/agent/v1/heartbeat` | `{mac}` | `{order?}` |
 //! | `/agent/v1/failure` | `{mac, step, message}` | `{}` |
@@ -11,6 +11,9 @@
 //! All but `hello` carry `Authorization: Bearer <session>` (`failure`: or the boot token, when `hello` never
 //! succeeded). The MAC claimed must be the one we gave the caller's address to. A refusal is 401 with a `reason`, and
 //! final; 429 and 503 carry Retry-After and mean "later". What is answered with 200 is on disk.
+//!
+//! Every call may be repeated when its answer was lost: `hello` with the same token and the same nonce (32 hexadecimal
+//! digits the agent made up for this boot) gives the same session, and an inventory replaces the one before it.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -33,9 +36,10 @@ use crate::clock::Clock;
 use crate::dhcp::address_book::AddressBook;
 use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
-use crate::node::registry::{AgentRefusal, Registry};
+use crate::node::registry::{AgentRefusal, Hello, Registry};
 use crate::node::state::Order;
 use crate::node::timeline::Happening;
+use crate::node::token::AgentNonce;
 use crate::telemetry::Tally;
 
 pub const PREFIX: &str = "/agent/";
@@ -92,6 +96,7 @@ impl Call {
 #[serde(deny_unknown_fields)]
 struct HelloBody {
     token: String,
+    nonce: Option<AgentNonce>,
     mac: MacAddr,
     uptime_secs: f64,
 }
@@ -263,10 +268,10 @@ impl Caller {
         let (registry, now) = (&self.registry, self.clock.now());
         match call {
             Call::Hello => {
-                let HelloBody { token, mac, uptime_secs } = parse(body)?;
+                let HelloBody { token, nonce, mac, uptime_secs } = parse(body)?;
                 let mac = self.own(mac)?;
-                let session =
-                    registry.hello(&token, mac, self.peer, uptime_secs, now).map_err(CallFault::Refused)?;
+                let hello = Hello { token: &token, nonce, uptime_secs };
+                let session = registry.hello(&hello, mac, self.peer, now).map_err(CallFault::Refused)?;
                 let node = session.name.map_or_else(|| session.node.to_string(), |name| name.to_string());
                 Ok(json!({
                     "session": session.session,

@@ -9,7 +9,6 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,6 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use crate::boot::decision::{ScriptPlan, Standing, decide_script};
-use crate::boot::loader::LoaderTable;
 use crate::boot::namespace::{self, Content, NameRefusal};
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
 use crate::bootplane::files::media_type;
@@ -147,9 +145,6 @@ impl Unserved {
 
 impl BootContent {
     pub fn new(parts: ContentParts) -> BootContent {
-        for missing in parts.loaders.missing_in_use() {
-            tracing::warn!("{missing}");
-        }
         BootContent {
             settings: ArcSwap::from_pointee(parts.settings),
             loaders: ArcSwap::from_pointee(parts.loaders),
@@ -165,26 +160,21 @@ impl BootContent {
         }
     }
 
-    /// Takes over a new configuration; reads the loader files again. What is being sent stays as it is.
-    pub fn reconfigure(&self, settings: ScriptSettings, table: LoaderTable, state: &Path) {
-        let loaders = Loaders::read(table, state);
-        for missing in loaders.missing_in_use() {
-            tracing::warn!("{missing}");
-        }
+    /// Takes over a new configuration and loader files read again. What is being sent stays as it is.
+    pub fn reconfigure(&self, settings: ScriptSettings, loaders: Loaders) {
         self.loaders.store(Arc::new(loaders));
         self.settings.store(Arc::new(settings));
     }
 
-    /// What keeps machines from booting, a line each: loaders not installed, no deploy image, damage.
+    /// What keeps machines from booting, a line each: no deploy image, damage. (Loaders tell for themselves.)
     pub fn problems(&self) -> Vec<String> {
-        let mut problems: Vec<String> =
-            self.loaders.load().missing_in_use().map(ToString::to_string).collect();
         let damage = self.library.damage();
-        problems.extend(damage.iter().map(|damage| format!("{}: {}", damage.path.display(), damage.reason)));
+        let mut problems: Vec<String> =
+            damage.iter().map(|damage| format!("{}: {}", damage.path.display(), damage.reason)).collect();
         let profile = &self.settings.load().profile;
         if self.library.profile(profile).is_none() {
             problems.push(format!(
-                "there is no deploy image for profile {profile}: farrier image build deploy --profile {profile}"
+                "there is no deploy image for profile {profile}: `farrier image build deploy --profile {profile}`, then `systemctl reload farrier`"
             ));
         }
         problems

@@ -66,7 +66,9 @@ async fn demo(arguments: &DemoArgs, style: Style) -> Result<(), CommandError> {
         () = interrupts.wait() => Err(interrupted()),
     };
     if shown.is_ok() && !arguments.once {
-        print(&hints(&state.operator_socket(), lab.operator()));
+        if let Some(machine) = lab.machines().first() {
+            print(&hints(&state, lab.operator(), machine.name.as_str(), machine.mac));
+        }
         print("\nthe lab stays up; Ctrl-C ends it\n");
         interrupts.wait().await;
         print("\n");

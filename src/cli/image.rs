@@ -37,8 +37,8 @@ enum ImageCommand {
 enum BuildCommand {
     /// The deploy kernel and ramdisk
     Deploy {
-        /// Profile of the recipe: `vm` or `metal`
-        #[arg(long, default_value = "vm")]
+        /// Profile of the recipe: `metal`, which farrier serves unless configured otherwise, or `vm`
+        #[arg(long, default_value = "metal")]
         profile: String,
         /// Another recipe than the one shipped (images/deploy.toml)
         #[arg(long, value_name = "FILE")]
@@ -84,6 +84,7 @@ fn deploy(state: &Path, profile: &str, recipe: Option<&Path>, agent: Option<&Pat
         modules(&manifest)
     );
     println!("ramdisk sha256 {}", manifest.ramdisk.digest);
+    println!("a running appliance serves it from its next reload on: `systemctl reload farrier`, or SIGHUP");
     Ok(())
 }
 
@@ -109,6 +110,15 @@ fn loaders(state: &Path) -> anyhow::Result<()> {
 }
 
 fn list(state: &Path, json: bool) -> anyhow::Result<()> {
+    // Opening makes the directories, which who only looks does not expect.
+    if !Library::exists(state) {
+        if json {
+            println!("[]");
+            return Ok(());
+        }
+        println!("no images in {}; `farrier image build deploy` makes one", state.display());
+        return Ok(());
+    }
     let library = Library::open(state)?;
     let profiles = library.profiles();
     if json {
@@ -139,4 +149,27 @@ fn list(state: &Path, json: bool) -> anyhow::Result<()> {
         println!("not served: {}: {}", damage.path.display(), damage.reason);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_makes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        for json in [false, true] {
+            list(&state, json).unwrap();
+        }
+        assert!(!state.exists());
+    }
+
+    #[test]
+    fn a_mistake_is_told_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = deploy(directory.path(), "nope", None, Some(Path::new("/dev/null"))).unwrap_err();
+        let told = format!("{error:#}");
+        assert_eq!(told.matches("nope").count(), 1, "{told}");
+    }
 }

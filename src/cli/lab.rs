@@ -15,10 +15,9 @@ use super::timeline::stage_word;
 use super::{ask, json_text};
 use crate::image::build::progress_bar;
 use crate::lab::config::{LabConfig, LabFirmware};
-use crate::lab::plan::Plan;
 use crate::lab::qmp::Power;
-use crate::lab::state::{RunRecord, StateDir};
-use crate::lab::{Lab, LabOptions, Services, console, launch, prepare, supervisor};
+use crate::lab::state::{SOCKET_PATH_MAX, StateDir};
+use crate::lab::{Lab, LabOptions, Services, console, launch, needs, prepare, supervisor};
 use crate::net::MacAddr;
 use crate::operator::api::NodeDetail;
 
@@ -117,6 +116,8 @@ pub(super) fn read_config(path: Option<&Path>) -> Result<LabConfig, CommandError
 
 fn up(arguments: &UpArgs, json: bool, style: Style) -> Result<String, CommandError> {
     let config = read_config(arguments.config.as_deref())?;
+    // Before an image is built for nothing.
+    needs::check(&config).map_err(|error| failed(error.into()))?;
     let farrier = std::env::current_exe().map_err(|error| failed(error.into()))?;
     let agent = farrier.with_file_name("farrier-agent");
     let started = StateDir::open(&arguments.state.state)
@@ -136,7 +137,14 @@ fn up(arguments: &UpArgs, json: bool, style: Style) -> Result<String, CommandErr
             }
             status(lab.state())
         });
-    render_status(&started.map_err(failed)?, json, style)
+    let status = started.map_err(failed)?;
+    let mut text = render_status(&status, json, style)?;
+    if let (false, Some(machine), Ok(state)) =
+        (json, status.machines.first(), existing(&arguments.state.state))
+    {
+        text.push_str(&hints(&state, status.operator, &machine.name, machine.mac));
+    }
+    Ok(text)
 }
 
 fn down(state: &Path) -> Result<String, CommandError> {
@@ -169,20 +177,19 @@ fn existing(state: &Path) -> Result<StateDir, CommandError> {
     StateDir::open(state).map_err(|error| failed(error.into()))
 }
 
-/// The run record, if the lab runs and has this machine.
-fn known(state: &StateDir, machine: &str) -> Result<RunRecord, CommandError> {
+/// Fails unless a lab runs here and has this machine.
+fn known(state: &StateDir, machine: &str) -> Result<(), CommandError> {
     let record = state.read_run_record().map_err(|error| failed(error.into()))?;
-    let Some(record) = record.filter(|record| record.supervisor.is_alive()) else {
+    if !record.is_some_and(|record| record.supervisor.is_alive()) {
         return Err(CommandError::NotFound(format!("no lab runs in {}", state.root().display())));
-    };
-    if !machine.is_empty() && !state.machine(machine).0.is_dir() {
-        let names: Vec<&str> = record.programs.iter().map(|program| program.name.as_str()).collect();
-        return Err(CommandError::NotFound(format!(
-            "the lab has no machine `{machine}`; it has {}",
-            names.join(", ")
-        )));
     }
-    Ok(record)
+    let plan = state.read_plan().map_err(|error| failed(error.into()))?;
+    if plan.machines.iter().any(|planned| planned.name == machine) {
+        return Ok(());
+    }
+    let names: Vec<&str> = plan.machines.iter().map(|planned| planned.name.as_str()).collect();
+    let names = names.join(", ");
+    Err(CommandError::NotFound(format!("the lab has no machine `{machine}`; it has {names}")))
 }
 
 /// `farrier lab status --json`
@@ -198,8 +205,8 @@ struct LabStatus {
 #[derive(Debug, Serialize)]
 struct MachineStatus {
     name: String,
-    firmware: Option<LabFirmware>,
-    mac: Option<MacAddr>,
+    firmware: LabFirmware,
+    mac: MacAddr,
     power: &'static str,
     pid: Option<u32>,
     address: Option<std::net::Ipv4Addr>,
@@ -220,8 +227,7 @@ fn status(state: &StateDir) -> anyhow::Result<LabStatus> {
     status.running = true;
     status.bridge = Some(record.bridge.clone());
     status.operator = record.operator;
-    let plan: Plan = serde_json::from_slice(&std::fs::read(state.plan())?)?;
-    for machine in plan.machines {
+    for machine in state.read_plan()?.machines {
         let process = record
             .programs
             .iter()
@@ -241,8 +247,8 @@ fn status(state: &StateDir) -> anyhow::Result<LabStatus> {
             address: node.as_ref().and_then(|node| node.summary.ports.first()?.address),
             stage: node.and_then(|node| node.summary.boot?.stage).map(stage_word),
             name: machine.name,
-            firmware: Some(machine.firmware),
-            mac: Some(machine.mac),
+            firmware: machine.firmware,
+            mac: machine.mac,
         });
     }
     Ok(status)
@@ -273,8 +279,8 @@ fn render_status(status: &LabStatus, json: bool, style: Style) -> Result<String,
             tone,
             [
                 machine.name.clone(),
-                text(machine.firmware.map(|firmware| firmware.to_string())),
-                text(machine.mac.map(|mac| mac.to_string())),
+                machine.firmware.to_string(),
+                machine.mac.to_string(),
                 machine.power.to_owned(),
                 text(machine.address.map(|address| address.to_string())),
                 text(machine.stage.map(str::to_owned)),
@@ -282,32 +288,38 @@ fn render_status(status: &LabStatus, json: bool, style: Style) -> Result<String,
             ],
         );
     }
-    let mut text = table.render(style);
-    text.push_str(&hints(&status.socket, status.operator));
-    Ok(text)
+    Ok(table.render(style))
 }
 
 /// What to try with a running lab.
-pub(super) fn hints(socket: &Path, operator: Option<std::net::SocketAddr>) -> String {
-    let farrier = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("farrier"));
-    let farrier = relative(&farrier);
-    let state = relative(socket.parent().unwrap_or(socket));
-    let socket = relative(socket);
+pub(super) fn hints(
+    state: &StateDir,
+    operator: Option<std::net::SocketAddr>,
+    machine: &str,
+    mac: MacAddr,
+) -> String {
+    let farrier = relative(&std::env::current_exe().unwrap_or_else(|_| PathBuf::from("farrier")));
+    let farrier = farrier.display();
+    let root = relative(state.root());
     let mut text = String::from("\ntry next:\n");
     if let Some(operator) = operator {
         text.push_str(&format!("  curl http://{operator}/api/v1/status\n"));
     }
-    let (farrier, socket) = (farrier.display(), socket.display());
-    text.push_str(&format!("  {farrier} --socket {socket} node list\n"));
-    text.push_str(&format!("  {farrier} --socket {socket} node show 52:54:00:00:02:04\n"));
-    text.push_str(&format!("  {farrier} --socket {socket} watch\n"));
-    let state = if state == Path::new(STATE_DEFAULT) {
-        String::new()
+    let socket = state.operator_socket();
+    // The kernel takes no longer one; the directory's own name for it always fits.
+    let appliance = if socket.as_os_str().len() > SOCKET_PATH_MAX {
+        format!("(cd {} && {farrier} --socket farrier.sock", root.display())
     } else {
-        format!(" --state {}", state.display())
+        format!("{farrier} --socket {}", relative(&socket).display())
     };
-    text.push_str(&format!("  {farrier} lab power bios reset{state}\n"));
-    text.push_str(&format!("  {farrier} lab console bios{state}\n"));
+    let end = if appliance.starts_with('(') { ")" } else { "" };
+    for question in ["node list", &format!("node show {mac}"), "watch"] {
+        text.push_str(&format!("  {appliance} {question}{end}\n"));
+    }
+    let state =
+        if root == Path::new(STATE_DEFAULT) { String::new() } else { format!(" --state {}", root.display()) };
+    text.push_str(&format!("  {farrier} lab power {machine} reset{state}\n"));
+    text.push_str(&format!("  {farrier} lab console {machine}{state}\n"));
     text
 }
 

@@ -55,7 +55,7 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
         line("image", Tone::Plain, &format!("{profile}: deploy kernel and ramdisk present"));
     } else {
         let missing = format!(
-            "{profile}: missing, nothing can be booted: `farrier image build deploy --profile {profile}`"
+            "{profile}: missing, nothing can be booted: `farrier image build deploy --profile {profile}`, then `systemctl reload farrier`"
         );
         line("image", Tone::Bad, &missing);
     }

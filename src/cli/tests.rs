@@ -93,6 +93,7 @@ fn dhcp(message: &str, answer: Result<&str, &str>) -> Happening {
         answer: answer.map(str::to_owned).map_err(str::to_owned),
         address: answer.is_ok().then_some([192, 168, 2, 130].into()),
         boot_file: answer.is_ok().then(|| "uefi-x64/shimx64.efi".to_owned()),
+        nothing_to_boot: None,
     }
 }
 
@@ -285,6 +286,17 @@ fn a_watched_event_is_one_harmless_line() {
     assert_eq!(serde_json::from_str::<EventMessage>(&text).unwrap(), message, "{text}");
     let line = watch::event_line(&client::WatchEvent::Timeline(Box::new(message)), Style::PLAIN);
     assert_eq!(line, "11:06:40.000  52:54:00:00:00:01  tftp a\\u{1b}[2J\\u{a}b, 10 B in 1.50s");
+}
+
+#[test]
+fn a_removed_node_is_told_under_the_name_it_had() {
+    let happening = Happening::Removed { name: "node-1".parse().ok(), port: Some(MAC) };
+    let message =
+        EventMessage { node_name: "node-1".parse().ok(), node_mac: Some(MAC), event: event(0, 0, happening) };
+    let text = serde_json::to_string(&message).unwrap();
+    assert_eq!(serde_json::from_str::<EventMessage>(&text).unwrap(), message, "{text}");
+    let line = watch::event_line(&client::WatchEvent::Timeline(Box::new(message)), Style::PLAIN);
+    assert_eq!(line, "11:06:40.000  node-1             removed");
 }
 
 fn run_words(words: &[&str]) -> Finished {

@@ -52,7 +52,7 @@ pub fn stage_word(stage: Stage) -> &'static str {
 
 pub fn describe(happening: &Happening) -> Line {
     match happening {
-        Happening::Dhcp { class, message, answer, address, boot_file, .. } => {
+        Happening::Dhcp { class, message, answer, address, boot_file, nothing_to_boot, .. } => {
             let (tone, mut detail) = match answer {
                 Ok(answer) => (Tone::Plain, format!("{} -> {answer}", class_words(*class))),
                 Err(reason) => (Tone::Attention, format!("{} -> no answer: {reason}", class_words(*class))),
@@ -62,6 +62,9 @@ pub fn describe(happening: &Happening) -> Line {
             }
             if let Some(file) = boot_file {
                 detail.push_str(&format!(", boot {file}"));
+            }
+            if let Some(reason) = nothing_to_boot {
+                detail.push_str(&format!(", nothing to boot: {}", reason.as_str()));
             }
             Line::new(tone, message, detail)
         }
@@ -80,6 +83,7 @@ pub fn describe(happening: &Happening) -> Line {
         }
         Happening::Approved => Line::new(Tone::Good, "approved", ""),
         Happening::Registered => Line::new(Tone::Plain, "registered", ""),
+        Happening::Removed { .. } => Line::new(Tone::Attention, "removed", ""),
         Happening::BootLoop { loaders } => {
             let detail = format!(
                 "the loader was fetched {loaders} times and never asked for a script; none is offered now"

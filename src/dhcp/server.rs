@@ -23,8 +23,8 @@ use ipnetwork::Ipv4Network;
 use uuid::Uuid;
 
 use crate::boot::client::ClientClass;
-use crate::boot::decision::{self, BootPlan, RefusedBoot, Standing, UnknownPolicy};
-use crate::boot::loader::LoaderTable;
+use crate::boot::decision::{self, BootPlan, NothingToBoot, RefusedBoot, Standing, UnknownPolicy};
+use crate::boot::loader::{LoaderFile, LoaderTable};
 use crate::clock::Timestamp;
 use crate::config::{Config, Identity, PoolRange};
 use crate::dhcp::lease::table::LeaseTable;
@@ -174,6 +174,8 @@ pub struct Report {
     /// `discover`, `request`, …
     pub message: &'static str,
     pub xid: u32,
+    /// Why a client that wants to boot is told nothing to boot.
+    pub nothing_to_boot: Option<NothingToBoot>,
 }
 
 impl Outcome {
@@ -218,6 +220,7 @@ impl DhcpServer {
             (Identity::ClientId, Some(id)) if id.len() >= 2 => ClientKey::ClientId(id.to_vec()),
             (Identity::ClientId, Some(_) | None) | (Identity::Mac, _) => ClientKey::Mac(request.mac),
         };
+        let nothing_to_boot = plan.nothing().filter(|_| request.class.wants_boot());
         let visit = Visit { request: &request, received, standing: &standing, plan, key, directory, now };
         let mut changes = Vec::new();
         let answer = match self.answer(&visit, &mut changes) {
@@ -230,6 +233,7 @@ impl DhcpServer {
             uuid: request.uuid,
             message: request.kind.as_str(),
             xid: message.xid(),
+            nothing_to_boot,
         };
         Outcome { answer, changes, report: Some(report) }
     }
@@ -268,6 +272,11 @@ impl DhcpServer {
     pub fn expire(&mut self, now: Timestamp) {
         let _more = self.table.expire(now);
         self.declines.expire(now);
+    }
+
+    /// The file whose absence leaves clients of this class without a loader.
+    pub fn lacking_loader(&self, class: ClientClass) -> Option<&LoaderFile> {
+        self.settings.loaders.lacking(class)
     }
 
     pub fn next_deadline(&self) -> Option<Timestamp> {

@@ -56,13 +56,13 @@ impl Builder {
 
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    #[error("{0}")]
+    #[error(transparent)]
     Recipe(#[from] RecipeError),
     #[error("the agent {} cannot be read; `cargo build` makes it beside `farrier`", path.display())]
     Agent { path: PathBuf, source: io::Error },
     #[error("{} cannot go into a ramdisk: {reason}", path.display())]
     Program { path: PathBuf, reason: ElfError },
-    #[error("{0}")]
+    #[error(transparent)]
     Package(#[from] PackageError),
     #[error("package `{package}` holds no kernel: {what}")]
     NoKernel { package: String, what: &'static str },
@@ -74,9 +74,9 @@ pub enum BuildError {
     Cpio(#[from] CpioError),
     #[error("the ramdisk cannot be compressed")]
     Compress { source: io::Error },
-    #[error("{0}")]
+    #[error(transparent)]
     Open(#[from] OpenError),
-    #[error("{0}")]
+    #[error(transparent)]
     Publish(#[from] PublishError),
 }
 

@@ -15,7 +15,7 @@ use crate::image::package::{Package, PackageError, Packages};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    #[error("{0}")]
+    #[error(transparent)]
     Package(#[from] PackageError),
     #[error("{} cannot be written", path.display())]
     Write { path: PathBuf, source: io::Error },

@@ -126,6 +126,11 @@ struct Shelf {
 }
 
 impl Library {
+    /// Whether there is one in this state directory.
+    pub fn exists(state: &Path) -> bool {
+        state.join("images").is_dir()
+    }
+
     /// Opens `<state>/images`, creating it if need be, and verifies everything the manifests name.
     pub fn open(state: &Path) -> Result<Library, OpenError> {
         let images = state.join("images");

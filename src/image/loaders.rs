@@ -2,13 +2,14 @@
 //!
 //! They are copied into memory, not mapped: these files belong to other packages, and an upgrade that rewrote one
 //! in place would change a transfer half way. A loader that is missing is reported with the package that holds it
-//! and is otherwise no obstacle: machines of other firmware boot.
+//! and is otherwise no obstacle: machines of other firmware boot. The table that results names only what can be served.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::loader::{LoaderFile, LoaderName, LoaderTable};
 use crate::image::digest::Digest;
 use crate::image::library::{Blob, modified_at};
@@ -16,8 +17,12 @@ use crate::image::library::{Blob, modified_at};
 /// The largest loader in use, a GRUB with all modules, has 4 MB.
 const LOADER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// What machines usually have here. A site without a loader for any of them boots nothing.
+const USUAL: [Firmware; 3] = [Firmware::Bios, Firmware::UefiX64, Firmware::UefiX64Http];
+
 #[derive(Clone, Debug)]
 pub struct Loaders {
+    /// Names only loaders whose whole chain is there.
     pub table: LoaderTable,
     blobs: BTreeMap<LoaderName, Blob>,
     missing: Vec<MissingLoader>,
@@ -25,7 +30,9 @@ pub struct Loaders {
 
 /// A file of the table that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("loader {name} is not at {path} ({reason}): install package {package}")]
+#[error(
+    "loader {name} is not at {path} ({reason}): install package {package}, or run `farrier image build loaders`"
+)]
 pub struct MissingLoader {
     pub name: LoaderName,
     pub path: PathBuf,
@@ -51,6 +58,7 @@ impl Loaders {
                 }),
             }
         }
+        let table = table.with_installed(|name| blobs.contains_key(name));
         Loaders { table, blobs, missing }
     }
 
@@ -63,10 +71,35 @@ impl Loaders {
         &self.missing
     }
 
-    /// What could not be read although some firmware is told to fetch it.
-    pub fn missing_in_use(&self) -> impl Iterator<Item = &MissingLoader> {
-        let in_use = self.table.files_in_use();
-        self.missing.iter().filter(move |missing| in_use.iter().any(|file| file.name == missing.name))
+    /// Every firmware that gets no loader because a file is missing.
+    pub fn lacking(&self) -> Vec<(Firmware, &MissingLoader)> {
+        let all = Firmware::ALL.iter().copied();
+        let lacking = |firmware| {
+            let file = self.table.lacking(ClientClass::Firmware { firmware })?;
+            Some((firmware, self.missing.iter().find(|missing| missing.name == file.name)?))
+        };
+        all.filter_map(lacking).collect()
+    }
+
+    /// Those among [`Loaders::lacking`] that somebody has to know of: what the configuration names, and the usual
+    /// ones where none of them can boot. The others are a choice: a site without arm64 needs no arm64 loader.
+    pub fn wanting(&self, named: &BTreeSet<Firmware>) -> BTreeSet<Firmware> {
+        let nothing_boots = USUAL.iter().all(|usual| self.table.for_firmware(*usual).is_none());
+        let wanted =
+            |firmware: &Firmware| named.contains(firmware) || (nothing_boots && USUAL.contains(firmware));
+        self.lacking().into_iter().map(|(firmware, _)| firmware).filter(wanted).collect()
+    }
+
+    /// Says once what is missing, and how much that matters.
+    pub fn log_lacking(&self, named: &BTreeSet<Firmware>) {
+        let wanting = self.wanting(named);
+        for (firmware, missing) in self.lacking() {
+            if wanting.contains(&firmware) {
+                tracing::warn!("machines with {firmware} get no loader: {missing}");
+            } else {
+                tracing::info!("machines with {firmware} get no loader: {missing}");
+            }
+        }
     }
 }
 
@@ -101,6 +134,45 @@ fn read_blob(path: &Path) -> io::Result<Blob> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_was_named_or_leaves_nothing_to_boot_is_a_warning() {
+        let state = tempfile::tempdir().unwrap();
+        let table = LoaderTable::built_in();
+        let loaders = |there: &[&str]| {
+            let blob = |name: &str| {
+                let blob = Blob {
+                    bytes: Default::default(),
+                    file: None,
+                    digest: Digest::of(b""),
+                    size: 0,
+                    modified: crate::clock::Timestamp::from_millis(0),
+                };
+                (LoaderName(name.to_owned()), blob)
+            };
+            let missing = |file: &LoaderFile| MissingLoader {
+                name: file.name.clone(),
+                path: state.path().join(&file.path),
+                package: file.package.clone(),
+                reason: "none".to_owned(),
+            };
+            let is_there = |name: &LoaderName| there.contains(&name.0.as_str());
+            Loaders {
+                table: table.with_installed(is_there),
+                blobs: there.iter().map(|name| blob(name)).collect(),
+                missing: table.files().filter(|file| !is_there(&file.name)).map(missing).collect(),
+            }
+        };
+        let x86_bios = loaders(&["undionly.kpxe"]);
+        let lacking: Vec<_> = x86_bios.lacking().into_iter().map(|(firmware, _)| firmware).collect();
+        assert_eq!(lacking, [Firmware::UefiX64, Firmware::UefiX64Http, Firmware::UefiArm64]);
+        assert_eq!(x86_bios.wanting(&BTreeSet::new()), BTreeSet::new());
+        let named = BTreeSet::from([Firmware::UefiArm64]);
+        assert_eq!(x86_bios.wanting(&named), named);
+        let none = loaders(&["uefi-x64/shimx64.efi"]);
+        assert_eq!(none.wanting(&BTreeSet::new()), BTreeSet::from(USUAL));
+        assert_eq!(x86_bios.lacking()[0].1.package, "shim-signed");
+    }
 
     #[test]
     fn a_loader_below_the_state_directory_serves_when_the_package_is_not_installed() {

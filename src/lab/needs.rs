@@ -3,6 +3,7 @@
 
 use std::env;
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::lab::config::{LabConfig, LabFirmware};
@@ -11,25 +12,41 @@ use crate::lab::config::{LabConfig, LabFirmware};
 pub struct Need {
     /// A program in `PATH`, or a file by its absolute path.
     pub file: &'static str,
-    pub package: &'static str,
+    pub source: Source,
     pub purpose: &'static str,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Debian's package.
+    Package(&'static str),
+    /// A device, and how one gets to use it.
+    Device(&'static str),
+}
+
 const ALWAYS: [Need; 5] = [
-    Need { file: "qemu-system-x86_64", package: "qemu-system-x86", purpose: "the lab's machines" },
-    Need { file: "ip", package: "iproute2", purpose: "the lab's bridge, taps and addresses" },
-    Need { file: "unshare", package: "util-linux", purpose: "the lab's network namespace" },
-    Need { file: "nice", package: "coreutils", purpose: "machines that leave the appliance its turn" },
+    Need {
+        file: "qemu-system-x86_64",
+        source: Source::Package("qemu-system-x86"),
+        purpose: "the lab's machines",
+    },
+    Need { file: "ip", source: Source::Package("iproute2"), purpose: "the lab's bridge, taps and addresses" },
+    Need { file: "unshare", source: Source::Package("util-linux"), purpose: "the lab's network namespace" },
+    Need {
+        file: "nice",
+        source: Source::Package("coreutils"),
+        purpose: "machines that leave the appliance its turn",
+    },
     Need {
         file: "/dev/net/tun",
-        package: "none: kernel module `tun`, in a container --device /dev/net/tun",
+        source: Source::Device("open it for reading and writing: be root, or chmod 666; module `tun`"),
         purpose: "the machines' network cards",
     },
 ];
 
 const BIOS: [Need; 1] = [Need {
     file: "/usr/lib/ipxe/qemu/pxe-virtio.rom",
-    package: "ipxe-qemu",
+    source: Source::Package("ipxe-qemu"),
     purpose: "network boot ROM of BIOS machines",
 }];
 
@@ -43,10 +60,22 @@ impl fmt::Display for MissingNeeds {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "the lab needs what is not installed here:")?;
         for need in &self.0 {
-            writeln!(formatter, "  {} (Debian package {}): {}", need.file, need.package, need.purpose)?;
+            let Need { file, source, purpose } = need;
+            match source {
+                Source::Package(package) => {
+                    writeln!(formatter, "  {file} (Debian package {package}): {purpose}")?
+                }
+                Source::Device(way_out) => writeln!(formatter, "  {file} ({way_out}): {purpose}")?,
+            }
         }
-        let packages: Vec<&str> =
-            self.0.iter().map(|need| need.package).filter(|package| !package.starts_with("none")).collect();
+        let packages: Vec<&str> = self
+            .0
+            .iter()
+            .filter_map(|need| match need.source {
+                Source::Package(package) => Some(package),
+                Source::Device(_) => None,
+            })
+            .collect();
         match packages.as_slice() {
             [] => Ok(()),
             packages => write!(formatter, "on Debian: apt-get install {}", packages.join(" ")),
@@ -56,7 +85,10 @@ impl fmt::Display for MissingNeeds {
 
 /// Looks for everything this lab needs.
 pub fn check(config: &LabConfig) -> Result<(), MissingNeeds> {
-    missing(&wanted(config), |need| is_there(need.file))
+    missing(&wanted(config), |need| match need.source {
+        Source::Package(_) => is_there(need.file),
+        Source::Device(_) => File::options().read(true).write(true).open(need.file).is_ok(),
+    })
 }
 
 fn wanted(config: &LabConfig) -> Vec<Need> {
@@ -68,8 +100,11 @@ fn wanted(config: &LabConfig) -> Vec<Need> {
         match firmware.uefi_files() {
             None => needs.extend(BIOS),
             Some(files) => {
-                let need =
-                    |file| Need { file, package: "ovmf", purpose: "UEFI firmware of the lab's machines" };
+                let need = |file| Need {
+                    file,
+                    source: Source::Package("ovmf"),
+                    purpose: "UEFI firmware of the lab's machines",
+                };
                 needs.extend([need(files.code), need(files.variables)]);
             }
         }
@@ -81,7 +116,7 @@ fn missing(needs: &[Need], is_there: impl Fn(&Need) -> bool) -> Result<(), Missi
     let mut missing: Vec<Need> = Vec::new();
     for need in needs.iter().filter(|need| !is_there(need)) {
         // One line per package is enough.
-        if !missing.iter().any(|told| told.package == need.package) {
+        if !missing.iter().any(|told| told.source == need.source) {
             missing.push(*need);
         }
     }
@@ -109,6 +144,7 @@ mod tests {
         assert_eq!(missing(&needs, |_| true), Ok(()));
         let error = missing(&needs, |need| need.file == "ip").unwrap_err().to_string();
         assert!(error.contains("qemu-system-x86_64 (Debian package qemu-system-x86): the lab's"), "{error}");
+        assert!(error.contains("/dev/net/tun (open it"), "{error}");
         assert!(
             error.ends_with("apt-get install qemu-system-x86 util-linux coreutils ipxe-qemu ovmf"),
             "{error}"
@@ -119,7 +155,7 @@ mod tests {
     fn a_lab_without_uefi_needs_no_ovmf() {
         let mut config = LabConfig::built_in().unwrap();
         config.machines.truncate(1);
-        assert!(wanted(&config).iter().all(|need| need.package != "ovmf"));
+        assert!(wanted(&config).iter().all(|need| need.source != Source::Package("ovmf")));
     }
 
     #[test]

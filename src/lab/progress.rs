@@ -196,6 +196,7 @@ mod tests {
             answer: Ok("ack".to_owned()),
             address: Some(Ipv4Addr::new(192, 168, 2, 130)),
             boot_file: None,
+            nothing_to_boot: None,
         };
         let file = Happening::File {
             transport: Transport::Http,

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::lab::plan::Plan;
 use crate::lab::process::ProcessId;
 
 /// Bytes of a Unix socket's path (`sun_path` less the NUL).
@@ -131,6 +132,12 @@ impl StateDir {
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(StateError::Write { path, source: errno.into() }),
         }
+    }
+
+    pub fn read_plan(&self) -> Result<Plan, StateError> {
+        let path = self.plan();
+        let bytes = fs::read(&path).map_err(|source| StateError::Read { path: path.clone(), source })?;
+        serde_json::from_slice(&bytes).map_err(|source| StateError::Foreign { path, source })
     }
 
     pub fn read_run_record(&self) -> Result<Option<RunRecord>, StateError> {

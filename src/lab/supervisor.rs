@@ -13,7 +13,7 @@
 //! launcher: one line of report goes out, and its end tells us that the launcher has gone.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -51,7 +51,7 @@ pub fn run(state: &Path) -> anyhow::Result<()> {
     // A session of its own: the terminal's Ctrl-C is the launcher's business. Fails only if we lead one already.
     let _ = nix::unistd::setsid();
     let launcher = io::stdout().as_fd().try_clone_to_owned().map(UnixStream::from)?;
-    let plan: Plan = serde_json::from_slice(&fs::read(state.plan())?).context("plan.json does not parse")?;
+    let plan = state.read_plan()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // The future runs on this thread: `block_on` of a current-thread runtime moves it nowhere.
     runtime.block_on(supervise(&state, &plan, launcher))

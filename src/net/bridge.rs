@@ -6,14 +6,15 @@
 //!
 //! Bridges come and go under a running appliance. [`super::link::LinkWatch`] wakes its owner when any link or address changes,
 //! and [`Bridge::link`] tells whether the sockets made from a value still belong to a living device: one that is
-//! deleted and made anew has a new index, and old sockets stay deaf for ever.
+//! deleted and made anew has a new index, and old sockets stay deaf until [`Bridge::rebind`].
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
 
 use ipnetwork::Ipv4Network;
 use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::BridgeName;
 use crate::net::MacAddr;
@@ -110,12 +111,9 @@ impl Bridge {
         Ok(socket.into())
     }
 
-    /// A UDP socket from our address and a free port to one peer on this device; does not block.
-    pub fn connected_udp(&self, peer: SocketAddrV4) -> io::Result<UdpSocket> {
-        let socket = self.socket(Type::DGRAM, Protocol::UDP)?;
-        socket.bind(&SocketAddr::from((self.ip(), 0)).into())?;
-        socket.connect(&SocketAddr::from(peer).into())?;
-        Ok(socket.into())
+    /// Ties a socket made from an earlier value of this bridge to the device that has its name now.
+    pub fn rebind(&self, socket: &impl AsFd) -> io::Result<()> {
+        SockRef::from(socket).bind_device(Some(self.name.0.as_bytes()))
     }
 
     /// A TCP listener on our address and this device; does not block. Accepted connections send at once (`TCP_NODELAY`

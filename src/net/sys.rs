@@ -2,7 +2,6 @@
 //!
 //! - [`recv_batch`]: many datagrams per call, each with the address it was sent *to* (broadcast or us)
 //! - [`send_batch`], [`send_frames`]: many datagrams per call, from a chosen source address or to a chosen MAC
-//! - [`send_segments`]: one call, many equal datagrams cut by the kernel (`UDP_SEGMENT`)
 //! - [`map_file`]: a file as memory, shared by all transfers
 //! - [`die_with_parent`]: a child process that cannot outlive us
 //! - [`admit_router_solicitations_only`] sets `ICMP6_FILTER`
@@ -10,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
@@ -18,21 +17,12 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
 
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-
 use crate::net::MacAddr;
 
 pub use memmap2::Mmap;
 
 /// Datagrams moved by one call. Enough to spread the call's cost, few enough to keep a batch's latency low.
 pub const BATCH_MAX: usize = 64;
-
-/// Segments in one `UDP_SEGMENT` call; the limit of kernels before 6.9 (`UDP_MAX_SEGMENTS`).
-pub const SEGMENTS_MAX: usize = 64;
-
-/// Bytes in one `UDP_SEGMENT` call: what an IPv4 datagram can carry.
-const SEGMENTED_BYTES_MAX: usize = 65_507;
 
 /// Room for one control message of either kind we use, aligned as the kernel wants it.
 #[derive(Clone, Copy)]
@@ -291,46 +281,6 @@ fn write_packet_info(header: &mut libc::msghdr, source: Ipv4Addr, interface: u32
     }
 }
 
-/// Sends `bytes` over a connected UDP socket as datagrams of `segment_size` (the last may be shorter).
-///
-/// Returns how many bytes left, always whole datagrams; an error only if none did. Never blocks. Where the kernel
-/// or the device cannot segment, each datagram costs a call of its own.
-pub fn send_segments(socket: &impl AsFd, bytes: &[u8], segment_size: u16) -> io::Result<usize> {
-    let segment = usize::from(segment_size.max(1));
-    let per_call = (SEGMENTED_BYTES_MAX / segment).clamp(1, SEGMENTS_MAX) * segment;
-    let mut sent = 0;
-    for chunk in bytes.chunks(per_call) {
-        let outcome =
-            if chunk.len() <= segment { Err(Errno::EINVAL) } else { segmented(socket, chunk, segment_size) };
-        match outcome {
-            Ok(()) => sent += chunk.len(),
-            // EIO: the device cannot checksum; EINVAL: a segment exceeds the MTU, or there is only one;
-            // the others: a kernel before 4.18.
-            Err(Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT) => {
-                for datagram in chunk.chunks(segment) {
-                    match plain(socket, datagram) {
-                        Ok(()) => sent += datagram.len(),
-                        Err(error) => return if sent > 0 { Ok(sent) } else { Err(error.into()) },
-                    }
-                }
-            }
-            Err(error) => return if sent > 0 { Ok(sent) } else { Err(error.into()) },
-        }
-    }
-    Ok(sent)
-}
-
-fn segmented(socket: &impl AsFd, bytes: &[u8], segment_size: u16) -> nix::Result<()> {
-    let control = [ControlMessage::UdpGsoSegments(&segment_size)];
-    sendmsg::<()>(socket.as_fd().as_raw_fd(), &[IoSlice::new(bytes)], &control, FLAGS, None).map(drop)
-}
-
-fn plain(socket: &impl AsFd, bytes: &[u8]) -> nix::Result<()> {
-    sendmsg::<()>(socket.as_fd().as_raw_fd(), &[IoSlice::new(bytes)], &[], FLAGS, None).map(drop)
-}
-
-const FLAGS: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
-
 /// Maps a whole file for reading.
 ///
 /// The file must never be written or shortened while mapped: callers map immutable, content-addressed blobs and
@@ -451,24 +401,6 @@ mod tests {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let results = send_batch(&socket, &[good, bad, good]);
         assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
-    }
-
-    #[test]
-    fn segments_arrive_as_datagrams() {
-        let (sender, receiver) = pair();
-        let bytes: Vec<u8> = (0..20_000_u32).map(|number| number as u8).collect();
-        for segment in [512_u16, 1468, 15_000] {
-            let sent = send_segments(&sender, &bytes, segment).unwrap();
-            assert_eq!(sent, bytes.len(), "segment {segment}");
-            let mut buffer = vec![0; 65_536];
-            let mut received = Vec::new();
-            while received.len() < sent {
-                let length = receiver.recv(&mut buffer).unwrap();
-                assert!(length == usize::from(segment) || received.len() + length == sent);
-                received.extend_from_slice(&buffer[..length]);
-            }
-            assert_eq!(received, bytes);
-        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
 use crate::node::state::{Order, ProvisionState};
+use crate::node::token::Redeemer;
 
 pub mod inventory;
 pub mod registry;
@@ -141,6 +142,8 @@ pub struct Node {
     pub order: Option<Order>,
     /// Issue time of the newest boot token redeemed; that one and all older ones are spent.
     pub redeemed_token_at: Option<Timestamp>,
+    /// Who redeemed it, if that agent came with a nonce: its repeated call is no second use.
+    pub redeemed_by: Option<Redeemer>,
     /// Why it is in a failed state, in the agent's or the appliance's words.
     pub failure: Option<String>,
     /// Grows by one with every stored change.

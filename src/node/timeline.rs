@@ -13,12 +13,12 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::client::ClientClass;
-use crate::boot::decision::ScriptPlan;
+use crate::boot::decision::{NothingToBoot, ScriptPlan};
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
-use crate::node::NodeId;
 use crate::node::inventory::clean_text;
 use crate::node::state::{Order, ProvisionState};
+use crate::node::{NodeId, NodeName};
 
 mod explain;
 pub(in crate::node) mod history;
@@ -73,6 +73,9 @@ pub enum Happening {
         address: Option<Ipv4Addr>,
         /// Boot file name or URL in the answer.
         boot_file: Option<String>,
+        /// Why there is none, if it asked for one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nothing_to_boot: Option<NothingToBoot>,
     },
     /// One file asked for by TFTP or HTTP, told when the transfer ended.
     File {
@@ -107,6 +110,11 @@ pub enum Happening {
     },
     Approved,
     Registered,
+    /// The node is known no more, nor is its timeline: watchers are told, nothing is kept.
+    Removed {
+        name: Option<NodeName>,
+        port: Option<MacAddr>,
+    },
     /// The same loader was fetched over and over with no script in between; no loader is offered any more.
     BootLoop {
         loaders: u32,
@@ -188,6 +196,7 @@ impl Happening {
             | Happening::OrderGiven { .. }
             | Happening::Approved
             | Happening::Registered
+            | Happening::Removed { .. }
             | Happening::BootLoop { .. }
             | Happening::PortConflict { .. } => {}
         }
@@ -214,6 +223,7 @@ impl Happening {
             | Happening::State { .. }
             | Happening::Approved
             | Happening::Registered
+            | Happening::Removed { .. }
             | Happening::BootLoop { .. }
             | Happening::PortConflict { .. } => None,
         }
@@ -224,6 +234,19 @@ fn clean(text: &mut String) {
     if text.len() > EVENT_TEXT_MAX || text.contains(char::is_control) {
         *text = clean_text(text, EVENT_TEXT_MAX);
     }
+}
+
+/// How far a boot has come, without its events: what lists of many nodes show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootProgress {
+    pub number: u32,
+    pub started_at: Timestamp,
+    pub stage: Option<Stage>,
+    /// When that stage was reached.
+    pub stage_at: Option<Timestamp>,
+    pub enrolled: bool,
+    /// Why it is no further, in a line; absent once enrolled.
+    pub stopped_at: Option<String>,
 }
 
 /// One boot as `node show` presents it.

@@ -6,6 +6,10 @@
 //! makes a token single-use is one durable field of the node, the issue time of the newest token redeemed.
 //! The first byte names the purpose, so neither can stand in for the other.
 //!
+//! The answer to the one call can be lost after the redemption is on disk. An agent therefore comes with a nonce of
+//! its own, the same for the whole boot; the node keeps a hash of token and nonce, and whoever repeats both is the
+//! one who redeemed.
+//!
 //! ```text
 //!  boot token: purpose 1 | mac 6 | address 4 | issued_at 8 | nonce 16 | tag 16    51 bytes, 102 characters
 //!  session:    purpose 1 | mac 6 |             issued_at 8 |            tag 16    31 bytes,  62 characters
@@ -13,10 +17,12 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
@@ -80,6 +86,65 @@ pub struct Session {
     pub mac: MacAddr,
     /// Issue time of the boot token it was bought with.
     pub token_issued_at: Timestamp,
+}
+
+/// What an agent made up when it started: tells its own repeated call from another's use of the token, which anyone
+/// on the bridge may have seen. In text, 32 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AgentNonce([u8; NONCE_LEN]);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a nonce is 32 lower-case hexadecimal digits")]
+pub struct ParseNonceError;
+
+impl AgentNonce {
+    /// `None` only if the kernel has no random bytes.
+    pub fn random() -> Option<AgentNonce> {
+        let mut nonce = [0; NONCE_LEN];
+        getrandom::fill(&mut nonce).ok()?;
+        Some(AgentNonce(nonce))
+    }
+}
+
+impl FromStr for AgentNonce {
+    type Err = ParseNonceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = parse_hex(text, NONCE_LEN).ok_or(ParseNonceError)?;
+        bytes.try_into().map(AgentNonce).map_err(|_| ParseNonceError)
+    }
+}
+
+impl TryFrom<String> for AgentNonce {
+    type Error = ParseNonceError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<AgentNonce> for String {
+    fn from(nonce: AgentNonce) -> Self {
+        hex(&nonce.0)
+    }
+}
+
+impl fmt::Debug for AgentNonce {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("AgentNonce(secret)")
+    }
+}
+
+/// Who redeemed a token: a hash of the token's text and the nonce it came with, so that the store holds neither.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Redeemer(String);
+
+impl Redeemer {
+    pub fn of(token: &str, nonce: &AgentNonce) -> Redeemer {
+        // The nonce has a fixed length, so no other pair gives the same text.
+        Redeemer(hex(&Sha256::new().chain_update(nonce.0).chain_update(token).finalize()))
+    }
 }
 
 impl BootToken {
@@ -149,7 +214,7 @@ impl TokenKey {
     fn seal(&self, mut fields: Vec<u8>) -> String {
         let tag = self.mac(&fields).finalize().into_bytes();
         fields.extend_from_slice(&tag[..TAG_LEN]);
-        fields.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&fields)
     }
 
     fn open<const LEN: usize>(&self, purpose: Purpose, text: &str) -> Result<[u8; LEN], TokenFault> {
@@ -169,6 +234,10 @@ impl TokenKey {
         mac.update(fields);
         mac
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Exactly `len` bytes in lower-case hexadecimal.
@@ -241,6 +310,21 @@ mod tests {
         assert!(!token.is_expired(NOW.plus(TOKEN_LIFETIME)));
         assert!(token.is_expired(NOW.plus(TOKEN_LIFETIME + Duration::from_millis(1))));
         assert!(token.is_expired(NOW.minus(Duration::from_millis(1))));
+    }
+
+    #[test]
+    fn a_redeemer_is_known_by_token_and_nonce_together() {
+        let (nonce, other) = (AgentNonce::random().unwrap(), AgentNonce::random().unwrap());
+        let redeemer = Redeemer::of("token", &nonce);
+        assert_eq!(redeemer, Redeemer::of("token", &nonce));
+        assert_ne!(redeemer, Redeemer::of("token", &other));
+        assert_ne!(redeemer, Redeemer::of("tokem", &nonce));
+        let text = String::from(nonce);
+        assert!(!redeemer.0.contains(&text));
+        assert_eq!(text.parse(), Ok(nonce));
+        for text in ["", "00", &text[1..], &text.to_uppercase().replace(|c: char| c.is_ascii_digit(), "A")] {
+            assert_eq!(text.parse::<AgentNonce>(), Err(ParseNonceError), "{text}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::api::{EventMessage, LaggedMessage};
 use super::problem::{Problem, ProblemKind};
 use super::routes::Shared;
 use crate::node::registry::NodeRef;
-use crate::node::timeline::TimelineEvent;
+use crate::node::timeline::{Happening, TimelineEvent};
 
 /// Half of what the socket serves at once, so that watchers cannot lock operators out.
 const WATCHERS_MAX: usize = super::socket::CONNECTIONS_MAX / 2;
@@ -73,12 +73,16 @@ pub(super) async fn stream(
 }
 
 fn rendered(parts: &OperatorParts, event: &TimelineEvent) -> Event {
-    let node = parts.registry.find(&NodeRef::Id(event.node));
-    let message = EventMessage {
-        node_name: node.as_ref().and_then(|node| node.name.clone()),
-        node_mac: node.as_ref().and_then(|node| node.ports.first()).map(|port| port.mac),
-        event: event.clone(),
+    let (node_name, node_mac) = match &event.happening {
+        // Nobody else knows it any more.
+        Happening::Removed { name, port } => (name.clone(), *port),
+        _ => {
+            let node = parts.registry.find(&NodeRef::Id(event.node));
+            let node_mac = node.as_ref().and_then(|node| node.ports.first()).map(|port| port.mac);
+            (node.and_then(|node| node.name), node_mac)
+        }
     };
+    let message = EventMessage { node_name, node_mac, event: event.clone() };
     let id = format!("{}/{}/{}", event.node, event.boot, event.sequence);
     with_json(Event::default().event("timeline").id(id), &message)
 }

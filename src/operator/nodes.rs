@@ -20,7 +20,7 @@ use crate::dhcp::lease::{LeaseState, LeaseView};
 use crate::net::MacAddr;
 use crate::node::Node;
 use crate::node::registry::{NewNode, NodeRef, OperatorError, RegisterError};
-use crate::node::timeline::Boot;
+use crate::node::timeline::{Boot, BootProgress};
 
 pub(super) async fn list(State(parts): State<Shared>) -> Json<Vec<NodeSummary>> {
     let held = addresses(&parts);
@@ -93,7 +93,7 @@ pub(super) async fn remove(
 ) -> Result<Json<NodeDetail>, Problem> {
     let reference = reference(&text)?;
     waiting(parts, move |parts| {
-        let node = parts.registry.remove(&reference)?;
+        let node = parts.registry.remove(&reference, parts.clock.now())?;
         Ok(axum::Json(detail(parts, node)))
     })
     .await
@@ -197,15 +197,9 @@ fn summary(parts: &OperatorParts, node: &Node, held: &HashMap<MacAddr, Ipv4Addr>
 }
 
 fn newest_boot(parts: &OperatorParts, node: &Node) -> Option<BootSummary> {
-    let boot = parts.registry.boots(node.id).into_iter().next_back().filter(|boot| boot.number > 0)?;
-    Some(BootSummary {
-        number: boot.number,
-        started_at: boot.started_at,
-        stage: boot.stage,
-        stage_at: boot.stage.and_then(|stage| boot.times.get(&stage).copied()),
-        enrolled: boot.enrolled,
-        stopped_at: boot.stopped_at,
-    })
+    let BootProgress { number, started_at, stage, stage_at, enrolled, stopped_at } =
+        parts.registry.newest_boot(node.id)?;
+    Some(BootSummary { number, started_at, stage, stage_at, enrolled, stopped_at })
 }
 
 fn detail(parts: &OperatorParts, node: Node) -> NodeDetail {

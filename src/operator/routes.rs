@@ -167,12 +167,9 @@ async fn status(State(parts): State<Shared>) -> Json<Status> {
 
 /// Text for people, JSON and metrics all come from this one document.
 fn whole_status(parts: &OperatorParts) -> Status {
+    let census = parts.registry.census();
     let mut by_state = BTreeMap::from(STATES.map(|state| (state, 0)));
-    let mut waiting_for_approval = 0;
-    for node in parts.registry.nodes() {
-        *by_state.entry(node.state).or_default() += 1;
-        waiting_for_approval += u64::from(!node.approved);
-    }
+    by_state.extend(census.by_state);
     let pool = parts.config.load().dhcp.pool;
     let used = parts.appliance.pool_use();
     let counter = |(service, outcome, count): (&str, &str, u64)| Counter {
@@ -195,7 +192,7 @@ fn whole_status(parts: &OperatorParts) -> Status {
             quarantined: used.quarantined.into(),
         },
         nodes: by_state,
-        waiting_for_approval,
+        waiting_for_approval: census.waiting_for_approval,
         image: parts.appliance.image(),
         store: parts.appliance.store(),
         problems: parts.problems.snapshot(),

@@ -7,11 +7,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::api::*;
 use super::*;
+use crate::boot;
+use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::UnknownPolicy;
 use crate::cli::client::{Client, WatchEvent};
 use crate::cli::error::CommandError;
 use crate::dhcp::lease::LeaseState;
 use crate::net::MacAddr;
+use crate::node::NodeId;
 use crate::node::registry::RegistrySettings;
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::{Boot, Happening};
@@ -63,6 +66,7 @@ impl ApplianceView for Quiet {
 
 struct Rig {
     directory: tempfile::TempDir,
+    registry: Arc<Registry>,
     store: Arc<MemoryStore>,
     handle: OperatorHandle,
     client: Client,
@@ -86,8 +90,9 @@ impl Rig {
         };
         let shared: Arc<dyn crate::store::Store> = Arc::clone(&store) as _;
         let key = TokenKey::from_bytes([7; 32]);
+        let registry = Arc::new(Registry::new(shared, Snapshot::default(), settings, key));
         let parts = OperatorParts {
-            registry: Arc::new(Registry::new(shared, &Snapshot::default(), settings, key)),
+            registry: Arc::clone(&registry),
             appliance: Arc::new(Quiet { clock }),
             tally: Arc::default(),
             problems: ProblemLog::new(clock),
@@ -99,7 +104,7 @@ impl Rig {
         let listeners = Listeners::open(&config.operator, HandedOver::default()).unwrap();
         let loopback = listeners.loopback_address().unwrap();
         let handle = start(parts, listeners).unwrap();
-        Rig { directory, store, handle, client: Client::new(socket), loopback }
+        Rig { directory, registry, store, handle, client: Client::new(socket), loopback }
     }
 
     fn socket(&self) -> PathBuf {
@@ -124,10 +129,22 @@ fn request(name: &str, mac: MacAddr, address: Option<Ipv4Addr>) -> RegisterReque
     RegisterRequest { name: name.parse().ok(), ports: vec![PortRequest { mac, address }] }
 }
 
+/// A machine nobody registered, as DHCP saw it.
+fn stranger() -> boot::client::Client {
+    let class = ClientClass::Firmware { firmware: Firmware::Bios };
+    boot::client::Client { mac: MacAddr([0x52, 0x54, 0, 0, 0, 2]), class, uuid: None }
+}
+
+/// Longer than anything here takes on a busy machine; only a hang reaches it, and then it is to say what was missing.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
+    let mut answer = Vec::new();
+    let whole = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8(answer).unwrap();
+    let closed = whole.unwrap_or_else(|_| panic!("the connection is still open after {answer:?}"));
+    closed.unwrap();
     answer
 }
 
@@ -249,6 +266,15 @@ async fn events_are_streamed_and_end_with_the_appliance() {
     assert_eq!(message.node_name, node.summary.name);
     assert_eq!(message.event.node, node.summary.id);
     assert_eq!(message.event.happening, Happening::Registered);
+    let _removed: NodeDetail = rig.client.delete("/api/v1/nodes/watched").await.unwrap();
+    let WatchEvent::Timeline(message) = stream.next().await.unwrap().unwrap() else { panic!("lagged") };
+    assert!(matches!(message.event.happening, Happening::Removed { .. }));
+    assert_eq!((message.node_name, message.node_mac), (node.summary.name, Some(MAC)));
+    let _seen: Option<NodeId> = rig.registry.seen(&stranger(), Clock::start().now());
+    let _approved: NodeDetail =
+        rig.client.post("/api/v1/nodes/52:54:00:00:00:02/approve", &()).await.unwrap();
+    let WatchEvent::Timeline(message) = stream.next().await.unwrap().unwrap() else { panic!("lagged") };
+    assert_eq!(message.event.happening, Happening::Approved);
 
     let before = std::time::Instant::now();
     rig.handle.stop().await;

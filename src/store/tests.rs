@@ -50,6 +50,7 @@ pub(super) fn node(number: u128, version: u64) -> Node {
         inventory: None,
         order: None,
         redeemed_token_at: Some(Timestamp::from_millis(1_795_000_000_000)),
+        redeemed_by: None,
         failure: None,
         version,
     }
@@ -69,6 +70,7 @@ pub(super) fn event(number: u128, boot: u32, sequence: u32, kind: u8) -> Timelin
             },
             address: Some(Ipv4Addr::LOCALHOST),
             boot_file: None,
+            nothing_to_boot: None,
         },
         1 => Happening::File {
             transport: Transport::Tftp,

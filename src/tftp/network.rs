@@ -17,6 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::net::bridge::Bridge;
+use crate::net::link::LinkWatch;
 use crate::net::sys::{self, Inbox, Outgoing};
 use crate::node::timeline::FileOutcome;
 use crate::telemetry::Tally;
@@ -51,6 +52,7 @@ const OTHER_DESCRIPTORS: u64 = 1024;
 
 const LISTENER: u64 = u64::MAX;
 const WAKER: u64 = u64::MAX - 1;
+const LINKS: u64 = u64::MAX - 2;
 
 /// The running server; stops when dropped.
 pub struct TftpHandle {
@@ -84,9 +86,12 @@ pub fn start(bridge: Bridge, files: Arc<dyn FileSource>, tally: Arc<Tally>) -> i
     let stopping = Arc::new(AtomicBool::new(false));
     epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
     epoll.add(waker.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKER))?;
+    let watch = LinkWatch::open()?;
+    epoll.add(watch.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, LINKS))?;
     let server = Server {
         admission: Admission::new(bridge.address),
         bridge,
+        watch,
         files,
         tally,
         listener,
@@ -113,6 +118,7 @@ fn raise_descriptor_limit() {
 
 struct Server {
     bridge: Bridge,
+    watch: LinkWatch,
     files: Arc<dyn FileSource>,
     tally: Arc<Tally>,
     listener: std::net::UdpSocket,
@@ -169,6 +175,7 @@ impl Server {
                 match event.data() {
                     WAKER => {}
                     LISTENER => self.handle_requests(&mut inbox),
+                    LINKS => self.handle_links(),
                     key => self.handle_readable(SessionKey::from_u64(key), &mut buffer, count == 1),
                 }
             }
@@ -183,6 +190,24 @@ impl Server {
         let micros = deadline.saturating_duration_since(Instant::now()).as_micros();
         // No deadline is further away than a transfer may stand still.
         EpollTimeout::from(u16::try_from(micros.div_ceil(1000)).unwrap_or(u16::MAX))
+    }
+
+    /// A bridge that was deleted and made anew has our name and another index: port 69 moves to it. Transfers over the
+    /// old one end by their own timers.
+    fn handle_links(&mut self) {
+        self.watch.clear();
+        if self.bridge.link().is_some() {
+            return;
+        }
+        // Missing, down, or without our address: all of it may still change, and each change wakes us.
+        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        match found.rebind(&self.listener) {
+            Ok(()) => {
+                tracing::info!(bridge = %found.name, "TFTP is back on the bridge");
+                self.bridge = found;
+            }
+            Err(error) => tracing::error!(bridge = %found.name, %error, "TFTP cannot return to the bridge"),
+        }
     }
 
     fn handle_readable(&mut self, key: SessionKey, buffer: &mut [u8], eager: bool) {

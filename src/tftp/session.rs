@@ -15,10 +15,13 @@ use crate::net::bridge::Bridge;
 use crate::node::timeline::FileOutcome;
 use crate::tftp::TransferReport;
 use crate::tftp::transfer::{BURST_SEGMENTS_MAX, Burst, Transfer, Transmit};
-use crate::tftp::wire::{self, DATA_HEADER_LEN, ErrorCode};
+use crate::tftp::wire::{self, DATA_HEADER_LEN, ERROR_MESSAGE_LEN_MAX, ErrorCode};
 
 /// Datagrams taken from one transfer before the others have their turn.
 const RECEIVE_TURN_MAX: usize = 16;
+/// The kernel cuts whatever leaves a segmenting socket, OACK and ERROR too: both must fit one segment. The longest OACK
+/// (all four options, 20 digits of `tsize`) is shorter than the longest ERROR.
+const SEGMENT_LEN_MIN: usize = DATA_HEADER_LEN + ERROR_MESSAGE_LEN_MAX + 1;
 
 pub struct Session {
     socket: UdpSocket,
@@ -68,10 +71,11 @@ impl Begun<'_> {
 impl Session {
     pub fn start(socket: UdpSocket, begun: Begun<'_>) -> Self {
         let Begun { peer, transfer, request, name, ticket, now } = begun;
-        let segment = i32::from(transfer.blksize()) + DATA_HEADER_LEN as i32;
+        let segment = usize::from(transfer.blksize()) + DATA_HEADER_LEN;
         // Refused by kernels before 4.18; then each datagram is a call of its own.
-        let segmenting =
-            transfer.windowsize() > 1 && setsockopt(&socket, sockopt::UdpGsoSegment, &segment).is_ok();
+        let segmenting = transfer.windowsize() > 1
+            && segment >= SEGMENT_LEN_MIN
+            && setsockopt(&socket, sockopt::UdpGsoSegment, &(segment as i32)).is_ok();
         let mut session = Self {
             socket,
             peer,

@@ -3,9 +3,10 @@
 use farrier::node::inventory::Inventory;
 use farrier::node::registry::NodeRef;
 use farrier::node::state::{Order, ProvisionState};
+use farrier::node::timeline::{AgentCall, Happening};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, NODE, OTHER_IP, Plane, STRANGER_IP};
+use crate::support::{Answer, Client, NODE, OTHER_IP, Plane, STRANGER_IP, until};
 
 const MAC: &str = "52:54:00:00:00:01";
 
@@ -85,6 +86,50 @@ async fn a_token_is_good_once_and_only_from_its_own_address() {
     let again = call(&mut client, "hello", None, &body).await;
     assert_eq!((again.status, said(&again)["code"].as_str().unwrap()), (401, "token-spent"));
     assert_eq!(plane.tally.value("agent", "token-spent"), 1);
+}
+
+#[tokio::test]
+async fn a_hello_whose_answer_was_lost_may_be_repeated_by_the_same_agent_alone() {
+    let plane = Plane::start().await;
+    let token = boot_token(&plane).await;
+    let body = |nonce: &str| json!({ "token": token, "nonce": nonce, "mac": MAC, "uptime_secs": 1.0 });
+    let mine = body("000102030405060708090a0b0c0d0e0f");
+    // The disk is slow, and the connection is cut before it is done.
+    plane.store.hold();
+    let mut cut = plane.connect().await;
+    let (text, length) = (mine.to_string(), mine.to_string().len());
+    cut.send(format!("POST /agent/v1/hello HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{text}"))
+        .await;
+    let hellos = || {
+        let all = plane.happenings().into_iter();
+        all.filter(|happening| matches!(happening, Happening::Agent { call: AgentCall::Hello { .. } }))
+            .count()
+    };
+    until(|| (hellos() == 1).then_some(())).await;
+    drop(cut);
+    plane.store.release();
+    let mut client = plane.connect().await;
+    let welcome = call(&mut client, "hello", None, &mine).await;
+    assert_eq!(welcome.status, 200, "{}", welcome.text());
+    let again = call(&mut client, "hello", None, &mine).await;
+    assert_eq!((again.status, said(&again)), (200, said(&welcome)));
+    assert_eq!(hellos(), 1);
+    let none = json!({ "token": token, "mac": MAC, "uptime_secs": 1.0 });
+    for other in [body("ffffffffffffffffffffffffffffffff"), none] {
+        let refused = call(&mut client, "hello", None, &other).await;
+        assert_eq!((refused.status, said(&refused)["code"].as_str().unwrap()), (401, "token-spent"));
+    }
+    assert_eq!(plane.tally.value("agent", "token-spent"), 2);
+    let thief = call(&mut plane.connect_from(OTHER_IP).await, "hello", None, &mine).await;
+    assert_eq!((thief.status, said(&thief)["code"].as_str().unwrap()), (401, "not-its-address"));
+    for nonsense in ["", "00", "000102030405060708090A0B0C0D0E0F"] {
+        assert_eq!(call(&mut client, "hello", None, &body(nonsense)).await.status, 400);
+    }
+    let session = said(&again)["session"].as_str().unwrap().to_owned();
+    let report = json!({ "mac": MAC, "inventory": Inventory::default() });
+    for _ in 0..2 {
+        assert_eq!(call(&mut client, "inventory", Some(&session), &report).await.status, 200);
+    }
 }
 
 #[tokio::test]

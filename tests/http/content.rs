@@ -161,7 +161,7 @@ async fn tftp_gets_the_same_content_and_tells_the_same_story() {
 async fn a_node_removed_while_it_boots_waits() {
     let plane = Plane::start().await;
     assert!(token_of(&plane.get(SCRIPT).await.text()).is_some());
-    plane.registry.remove(&NodeRef::Mac(NODE)).unwrap();
+    plane.registry.remove(&NodeRef::Mac(NODE), plane.clock.now()).unwrap();
     let script = plane.get(SCRIPT).await;
     assert!(script.text().contains("waits for approval"), "{}", script.text());
 }

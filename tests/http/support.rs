@@ -165,7 +165,7 @@ fn registry(store: &Arc<MemoryStore>, clock: Clock) -> Arc<Registry> {
         call_deadline: Duration::from_secs(300),
         reservations: Vec::new(),
     };
-    let registry = Registry::new(Arc::clone(store) as Arc<dyn Store>, &snapshot, settings, key);
+    let registry = Registry::new(Arc::clone(store) as Arc<dyn Store>, snapshot, settings, key);
     let node = NewNode { name: Some("rack1-node07".parse().unwrap()), macs: vec![(NODE, None)] };
     registry.register(node, clock.now()).unwrap();
     Arc::new(registry)

@@ -8,13 +8,14 @@ use farrier::boot::loader::LoaderTable;
 use farrier::boot::namespace;
 use farrier::net::MacAddr;
 
-use crate::support::{ClientMachine, SERVER, TestBed, in_namespace, pattern};
+use crate::support::{ClientMachine, SERVER, TestBed, eventually, in_namespace, pattern};
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 
-/// Puts a file where each loader is looked for when its package is not installed.
-fn provide_loaders(bed: &TestBed, table: &LoaderTable) {
-    for file in table.files() {
+/// Puts a file where each loader is looked for when its package is not installed; all but those below `without`.
+fn provide_loaders(bed: &TestBed, table: &LoaderTable, without: Option<&str>) {
+    let wanted = |name: &str| without.is_none_or(|folder| !name.starts_with(folder));
+    for file in table.files().filter(|file| wanted(&file.name.0)) {
         let place = bed.state().join("loaders").join(file.path.strip_prefix("/").unwrap());
         fs::create_dir_all(place.parent().unwrap()).unwrap();
         fs::write(place, pattern(10_000 + file.name.0.len())).unwrap();
@@ -62,7 +63,7 @@ fn every_name_a_decision_can_give_is_served_by_tftp_and_http() {
     in_namespace("boot_contract::every_name_a_decision_can_give_is_served_by_tftp_and_http", || {
         let mut bed = TestBed::new("[boot]\nprofile = \"vm\"\n");
         let table = LoaderTable::built_in();
-        provide_loaders(&bed, &table);
+        provide_loaders(&bed, &table, None);
         bed.publish("vm", &pattern(100_000), &pattern(200_000));
         bed.start_server();
         let machine = bed.plug(&MAC.to_string());
@@ -78,6 +79,50 @@ fn every_name_a_decision_can_give_is_served_by_tftp_and_http() {
             let rendered = name.contains("grub.cfg") || name.ends_with(".ipxe");
             assert!(rendered || by_tftp == by_http, "{name} differs");
         }
+    });
+}
+
+#[test]
+fn a_loader_that_is_not_installed_is_not_advertised() {
+    in_namespace("boot_contract::a_loader_that_is_not_installed_is_not_advertised", || {
+        let mut bed = TestBed::new("[boot]\nprofile = \"vm\"\n");
+        bed.publish("vm", b"kernel", b"ramdisk");
+        provide_loaders(&bed, &LoaderTable::built_in(), Some("uefi-arm64/"));
+        bed.start_server();
+        let lacking = "no loader: loader uefi-arm64/shimaa64.efi is not at";
+        let lines =
+            || bed.log().lines().filter(|line| line.contains(lacking)).map(str::to_owned).collect::<Vec<_>>();
+        assert!(matches!(lines().as_slice(), [line] if line.contains("INFO")), "{:?}", lines());
+        let problems = |bed: &TestBed| bed.farrier_json(&["status"])["problems"].clone();
+        assert_eq!(problems(&bed), serde_json::json!([]), "a choice is no problem");
+
+        let machine = bed.plug(&MAC.to_string());
+        machine.write_udhcpc_script();
+        let options = ["-V", "PXEClient:Arch:00011:UNDI:003000", "-x", "0x5d:000b"];
+        let usual = ["-i", "eth0", "-n", "-q", "-f", "-t", "8", "-T", "1", "-s", "./udhcpc.sh"];
+        machine.run("udhcpc", &[usual.as_slice(), &options].concat());
+        let environment = fs::read_to_string(machine.path("bound.env")).unwrap();
+        assert!(machine.address().is_some() && !environment.contains("boot_file="), "{environment}");
+        let told = problems(&bed);
+        let told: Vec<_> = told.as_array().unwrap().iter().map(|told| told["message"].to_string()).collect();
+        assert!(matches!(told.as_slice(), [one] if one.contains("package shim-signed:arm64")), "{told:?}");
+        let shown = bed.farrier(&["node", "show", &MAC.to_string()]);
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("nothing to boot: no-loader"), "{shown}");
+        assert!(
+            shown.contains("stopped at: address given; no loader for its firmware is installed"),
+            "{shown}"
+        );
+
+        // Installed since, and read again.
+        provide_loaders(&bed, &LoaderTable::built_in(), None);
+        bed.signal(nix::sys::signal::Signal::SIGHUP);
+        eventually("the loader is advertised", || {
+            machine.run("udhcpc", &[usual.as_slice(), &options].concat());
+            let environment = fs::read_to_string(machine.path("bound.env")).unwrap();
+            environment.contains("boot_file=uefi-arm64/shimaa64.efi\n").then_some(())
+        });
+        assert!(!fetch(&machine, "tftp", "uefi-arm64/grubaa64.efi").is_empty());
     });
 }
 

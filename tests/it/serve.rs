@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{TestBed, eventually, in_namespace};
+use crate::support::{SERVER, TestBed, add_bridge, eventually, in_namespace, pattern, run};
 
 /// Exit code and standard error of a `farrier serve` that must refuse to start.
 fn refused(bed: &TestBed, configuration: &str) -> (Option<i32>, String) {
@@ -82,5 +82,52 @@ fn sighup_takes_a_good_file_whole_and_a_bad_one_not_at_all() {
             let machine = bed.plug(&format!("02:00:00:00:00:{number:02x}"));
             (200..=210).contains(&machine.boot_udhcpc().octets()[3]).then_some(())
         });
+    });
+}
+
+#[test]
+fn a_bridge_that_is_made_anew_is_served_again_by_everything() {
+    in_namespace("serve::a_bridge_that_is_made_anew_is_served_again_by_everything", || {
+        let mut bed = TestBed::new("");
+        let kernel = pattern(70_000);
+        bed.publish("metal", &kernel, b"ramdisk");
+        bed.start_server();
+        let machine = bed.plug("02:00:00:00:00:01");
+        machine.boot_udhcpc();
+        let running = || {
+            let status = bed.farrier_json(&["status"]);
+            let services = status["services"].as_array().unwrap().clone();
+            services.iter().filter(|service| service["running"] == true).count()
+        };
+        let all = running();
+        run("ip", &["link", "del", "br0"]);
+        eventually("the status tells", || (running() < all).then_some(()));
+        add_bridge("br0", "192.168.77.2/24");
+        run("ip", &["link", "set", "port1", "master", "br0"]);
+        for scheme in ["http", "tftp"] {
+            let url = format!("{scheme}://{SERVER}/image/metal/vmlinuz");
+            eventually(&url, || {
+                let got = machine.output("curl", &["-s", "-m", "2", &url]);
+                (got.stdout == kernel).then_some(())
+            });
+        }
+        machine.boot_udhcpc();
+        assert_eq!(running(), all, "{}", bed.log());
+    });
+}
+
+#[test]
+fn an_empty_pool_is_told_once() {
+    in_namespace("serve::an_empty_pool_is_told_once", || {
+        let mut bed = TestBed::start("[dhcp]\npool = \"192.168.77.100-192.168.77.100\"\n");
+        bed.plug("02:00:00:00:00:01").boot_udhcpc();
+        for number in 2..4 {
+            let machine = bed.plug(&format!("02:00:00:00:00:0{number}"));
+            let got = machine.output("udhcpc", &["-i", "eth0", "-n", "-q", "-f", "-t", "2", "-T", "1"]);
+            assert!(!got.status.success(), "there was no address to have");
+        }
+        assert_eq!(bed.log().matches("no address is left").count(), 1, "{}", bed.log());
+        let status = bed.farrier_json(&["status"]);
+        assert!(status["problems"].to_string().contains("no address is left"), "{status}");
     });
 }

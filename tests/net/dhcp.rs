@@ -22,7 +22,9 @@ use farrier::store::Store;
 use farrier::store::memory::MemoryStore;
 use farrier::telemetry::Tally;
 
-use crate::support::{Wire, attach, bridge_name, eventually, ip, isolated, make_bridge, network, udp_frame};
+use crate::support::{
+    Wire, attach, bridge_name, eventually, ip, isolated, make_bridge, network, ones_sum, udp_frame,
+};
 
 const SERVER: [u8; 4] = [192, 168, 2, 2];
 const DISCOVER: u8 = 1;
@@ -214,6 +216,30 @@ fn an_ack_leaves_when_its_binding_is_on_disk_and_not_before() {
     assert!(states.contains(&(mac(1), LeaseState::Bound)) && states.contains(&(mac(2), LeaseState::Offered)));
     assert_eq!(bench.dhcp.pool_use().bound, 1);
     eventually("both counted", || (bench.tally.value("dhcp", "ack") == 2).then_some(()));
+}
+
+/// The kernel's UDP would leave the checksum to the device, and a virtual one leaves it undone.
+#[test]
+fn a_broadcast_reply_has_its_whole_checksum() {
+    if !isolated("dhcp::a_broadcast_reply_has_its_whole_checksum") {
+        return;
+    }
+    let bench = Bench::start();
+    let mut discover = message(1, DISCOVER, None);
+    discover[10] = 0x80;
+    let macs = (mac(1), MacAddr::BROADCAST);
+    bench.wire.send(&udp_frame(macs, ([0; 4], 68), ([255; 4], 67), &discover));
+    let (frame, address) = bench.wire.expect("an offer to everybody", |frame| {
+        let (to, kind, address) = reply(frame)?;
+        assert_eq!((to, kind), (MacAddr::BROADCAST, OFFER));
+        Some((frame.to_vec(), address))
+    });
+    assert_eq!((&frame[30..34], address.octets()[3]), ([255; 4].as_slice(), 50));
+    let length = u16::from_be_bytes([frame[38], frame[39]]);
+    let datagram = &frame[34..34 + usize::from(length)];
+    let pseudo = [&frame[26..34], &[0, 17], &length.to_be_bytes()].concat();
+    assert_ne!(datagram[6..8], [0, 0]);
+    assert_eq!(ones_sum(&[&pseudo, datagram].concat()), 0xffff);
 }
 
 #[test]

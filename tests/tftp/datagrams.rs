@@ -149,6 +149,24 @@ fn the_size_probe_of_uefi_ends_at_once_and_is_no_failure() {
 }
 
 #[test]
+fn option_acks_and_errors_arrive_whole_whatever_the_block_size() {
+    in_namespace("datagrams::option_acks_and_errors_arrive_whole_whatever_the_block_size", |bench| {
+        bench.serve([("f".to_owned(), content(1000))]);
+        for blksize in [8, 40, 100, 101, 512] {
+            let (client, stranger) = (bench.socket(CLIENT), bench.socket(CLIENT));
+            let options = format!("blksize\0{blksize}\0tsize\x000\0timeout\x003\0windowsize\x004\0");
+            ask(&client, &rrq(b"f", options.as_bytes()));
+            let (oack, transfer) = receive(&client);
+            let expected = format!("\0\x06{}", options.replace("tsize\x000", "tsize\x001000"));
+            assert_eq!(oack, expected.as_bytes(), "{blksize}");
+            stranger.send_to(b"noise", transfer).unwrap();
+            assert_eq!(receive(&stranger).0, b"\0\x05\0\x05unknown transfer ID\0", "{blksize}");
+            client.send_to(b"\0\x05\0\0enough\0", transfer).unwrap();
+        }
+    });
+}
+
+#[test]
 fn strangers_and_broadcasts_hear_nothing() {
     in_namespace("datagrams::strangers_and_broadcasts_hear_nothing", |bench| {
         bench.serve([("f".to_owned(), content(1000))]);

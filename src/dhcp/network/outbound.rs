@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use crate::dhcp::network::{BindError, SERVICE};
 use crate::dhcp::server::{Destination, Reply, Report, Service, Silence};
-use crate::net::Bridge;
 use crate::net::frame::FrameSender;
 use crate::net::sys::{self, Outgoing};
+use crate::net::{Bridge, MacAddr};
 use crate::telemetry::Tally;
 
 const DHCP_PORT: u16 = 67;
@@ -67,19 +67,19 @@ impl Outbound {
 
     pub(super) fn send(&self, parcel: &Parcel) {
         let payload = parcel.reply.bytes.as_slice();
+        let frame = |mac, address| {
+            let port = match parcel.service {
+                Service::Dhcp => DHCP_PORT,
+                Service::BootServer => BOOT_SERVER_PORT,
+            };
+            self.frames.send(mac, SocketAddrV4::new(address, CLIENT_PORT), port, payload)
+        };
         let sent = match parcel.reply.destination {
-            Destination::Broadcast => {
-                let everybody = SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT);
-                self.send_udp(parcel.service, everybody, payload)
-            }
+            // Not by the kernel's UDP: it leaves the checksum to the device, and a virtual one leaves it undone. Clients
+            // without an address read raw frames, and some of them check.
+            Destination::Broadcast => frame(MacAddr::BROADCAST, Ipv4Addr::BROADCAST),
             Destination::Unicast(to) => self.send_udp(parcel.service, to, payload),
-            Destination::Frame { mac, address } => {
-                let port = match parcel.service {
-                    Service::Dhcp => DHCP_PORT,
-                    Service::BootServer => BOOT_SERVER_PORT,
-                };
-                self.frames.send(mac, SocketAddrV4::new(address, CLIENT_PORT), port, payload)
-            }
+            Destination::Frame { mac, address } => frame(mac, address),
         };
         match &sent {
             Ok(()) => self.tally.count(SERVICE, parcel.reply.kind.as_str()),

@@ -12,13 +12,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
-use crate::boot::client::Client;
+use crate::boot::client::{Client, ClientClass};
+use crate::boot::decision::NothingToBoot;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
-use crate::dhcp::lease::BindingState;
+use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE};
-use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service};
+use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
 use crate::net::Bridge;
 use crate::net::link::LinkWatch;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
@@ -79,8 +80,12 @@ pub(super) struct Progress {
     muted_until: Option<Instant>,
     /// Said once, until it is up again.
     bridge_down: bool,
+    /// Said once, until there is an address to give again.
+    pool_exhausted: bool,
     /// Said once, until a commit succeeds; the store's thread takes it back.
     store_fails: Arc<AtomicBool>,
+    /// Kinds of client already reported as having no loader; said once per configuration.
+    without_loader: Vec<ClientClass>,
 }
 
 impl Worker {
@@ -120,7 +125,10 @@ impl Worker {
                     self.server.expire(self.clock.now());
                     let _ = answer.send(self.server.pool_use());
                 }
-                Command::Reconfigure(settings) => self.server.reconfigure(*settings, self.clock.now()),
+                Command::Reconfigure(settings) => {
+                    self.server.reconfigure(*settings, self.clock.now());
+                    self.progress.without_loader.clear();
+                }
                 Command::InUse(address) => self.server.in_use(address, self.clock.now()),
                 Command::CommitFailed(failed) => self.take_back(&failed),
                 Command::Stop => return true,
@@ -225,10 +233,31 @@ impl Worker {
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
             let outcome = self.server.handle(&received, &*self.registry, now);
+            self.watch_pool(&outcome);
             self.take_note(&outcome, now);
+            self.tell_lacking_loader(&outcome);
             self.answer(outcome, service, outbound, &mut batch);
         }
         self.submit(batch, outbound);
+    }
+
+    /// An empty pool is no error of any one request, and the operator's to mend.
+    fn watch_pool(&mut self, outcome: &Outcome) {
+        let exhausted = outcome.answer == Answer::Silence(Silence::PoolExhausted);
+        if exhausted && !self.progress.pool_exhausted {
+            let PoolUse { size, bound, offered, quarantined } = self.server.pool_use();
+            tracing::warn!(
+                size,
+                bound,
+                offered,
+                quarantined,
+                "no address is left for new machines: enlarge dhcp.pool, or shorten dhcp.lease"
+            );
+            self.progress.pool_exhausted = true;
+        } else if self.progress.pool_exhausted && matches!(outcome.answer, Answer::Reply(_)) {
+            let PoolUse { size, bound, offered, quarantined } = self.server.pool_use();
+            self.progress.pool_exhausted = bound + offered + quarantined >= size;
+        }
     }
 
     /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
@@ -269,6 +298,29 @@ impl Worker {
         self.record(report, answer, address, boot_file, now);
     }
 
+    /// A machine is here that cannot boot for want of a file. It asks again and again; one line will do.
+    fn tell_lacking_loader(&mut self, outcome: &Outcome) {
+        let lacks = |report: &&Report| report.nothing_to_boot == Some(NothingToBoot::NoLoader);
+        let Some(report) = outcome.report.as_ref().filter(lacks) else { return };
+        let told = &mut self.progress.without_loader;
+        // As many as there are kinds of firmware, times two for iPXE on it.
+        if told.contains(&report.class) {
+            return;
+        }
+        told.push(report.class);
+        let (mac, class) = (report.mac, report.class);
+        match self.server.lacking_loader(class) {
+            Some(file) => tracing::warn!(
+                %mac, ?class, loader = %file.name,
+                "a machine cannot boot, its loader is not installed: install package {}, or run `farrier image build loaders`, then reload",
+                file.package
+            ),
+            None => {
+                tracing::warn!(%mac, ?class, "a machine cannot boot, there is no loader for its firmware: [boot.loaders] can name one")
+            }
+        }
+    }
+
     fn record(
         &self,
         report: &Report,
@@ -285,6 +337,7 @@ impl Worker {
             answer,
             address,
             boot_file,
+            nothing_to_boot: report.nothing_to_boot,
         };
         self.registry.record(report.mac, happening, now);
     }

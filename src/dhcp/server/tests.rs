@@ -58,6 +58,20 @@ fn an_offer_keeps_its_address_from_others_until_it_lapses() {
 }
 
 #[test]
+fn a_client_whose_loader_is_not_installed_gets_an_address_and_the_reason_is_told() {
+    let loaders = LoaderTable::built_in().with_installed(|name| name.0 != "uefi-x64/grubx64.efi");
+    let mut world = World::new(Settings { loaders: Arc::new(loaders), ..settings() });
+    let outcome = world.send(&discover(1).uefi());
+    let Answer::Reply(reply) = &outcome.answer else { panic!("{outcome:?}") };
+    assert_eq!((reply.kind, reply.boot_file.as_deref()), (ReplyKind::Offer, None));
+    let report = outcome.report.unwrap();
+    assert_eq!(report.nothing_to_boot, Some(NothingToBoot::NoLoader));
+    assert_eq!(world.server.lacking_loader(report.class).unwrap().package, "grub-efi-amd64-signed");
+    let installed = world.send(&discover(2).ipxe()).report.unwrap();
+    assert_eq!(installed.nothing_to_boot, None);
+}
+
+#[test]
 fn an_offer_in_use_stays_alive_without_a_request() {
     let mut world = World::with_pool(50, 50);
     world.send(&discover(1));

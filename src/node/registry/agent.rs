@@ -2,10 +2,15 @@
 //!
 //! A token is spent by its issue time alone: redeeming one stores that time in the node, and every token issued then
 //! or earlier is spent with it. The session it buys names the same time, so that a newer redemption ends it. What the
-//! agent is told has happened is on disk before it is told; a redemption that cannot be stored is taken back, and the
-//! agent may try again with the same token.
+//! agent is told has happened is on disk before it is told.
+//!
+//! An answer can be lost: the appliance dies after the commit, or the connection breaks. An agent that repeats its
+//! token with the nonce it redeemed it with gets the same session again, and nothing else happens a second time; nor
+//! is its redemption taken back when it cannot be stored, since its next try stores it. Without a nonce a redemption
+//! that cannot be stored is none, and the token is good for another try.
 
 use std::net::Ipv4Addr;
+use std::sync::MutexGuard;
 
 use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
@@ -16,10 +21,18 @@ use crate::node::registry::book::Book;
 use crate::node::registry::entry::Act;
 use crate::node::state::Order;
 use crate::node::timeline::{AgentCall, EVENT_TEXT_MAX, Happening};
-use crate::node::token::{BootToken, Session, TokenFault};
+use crate::node::token::{AgentNonce, BootToken, Redeemer, Session, TokenFault};
 use crate::node::transition::Event;
 use crate::node::{Node, NodeId, NodeName, Port};
-use crate::store::CommitError;
+use crate::store::{Change, CommitError};
+
+/// What an agent says when it calls home.
+#[derive(Clone, Copy, Debug)]
+pub struct Hello<'a> {
+    pub token: &'a str,
+    pub nonce: Option<AgentNonce>,
+    pub uptime_secs: f64,
+}
 
 /// What a redeemed token buys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,24 +104,30 @@ impl Registry {
         self.tokens.issue_boot_token(mac, address, now)
     }
 
-    /// Redeems a boot token. Durable before it returns; a second use is refused and shown on the timeline.
+    /// Redeems a boot token. Durable before it returns. A second use is refused and shown on the timeline, unless
+    /// the one who redeemed it repeats its call.
     pub fn hello(
         &self,
-        token: &str,
+        hello: &Hello<'_>,
         mac: MacAddr,
         address: Ipv4Addr,
-        uptime_secs: f64,
         now: Timestamp,
     ) -> Result<AgentSession, AgentRefusal> {
+        let Hello { token, nonce, uptime_secs } = *hello;
         let mut book = self.lock_at(now);
+        let redeemer = nonce.map(|nonce| Redeemer::of(token, &nonce));
         let (id, token) = match self.admit_token(&book, token, mac, address, now) {
             Ok(admitted) => admitted,
+            Err(AgentRefusal::TokenSpent) if is_redeemer(&book, mac, redeemer.as_ref()) => {
+                return self.welcome_again(book, mac);
+            }
             Err(refusal) => return Err(self.refuse(&mut book, mac, address, refusal, now)),
         };
         let before = book.get(id).map(|entry| entry.node.clone()).ok_or(AgentRefusal::UnknownNode)?;
         let redeem = |act: &mut Act<'_>| {
             let node = &mut act.entry.node;
             node.redeemed_token_at = Some(token.issued_at);
+            node.redeemed_by = redeemer.clone();
             node.last_seen_at = Some(now);
             // Whom policy let in and who called home is no stranger any more, also if policy changes later.
             node.approved = true;
@@ -122,9 +141,14 @@ impl Registry {
         let pending = self.settle_durably(id, effects);
         drop(book);
         if let Err(error) = pending.wait() {
+            if redeemer.is_some() {
+                // It will be back; taken back now, it could overtake a repeated call that has been stored since.
+                return Err(error.into());
+            }
             self.undo(id, now, |node| {
                 if node.redeemed_token_at == Some(token.issued_at) {
                     node.redeemed_token_at = before.redeemed_token_at;
+                    node.redeemed_by = before.redeemed_by;
                     node.approved = before.approved;
                     node.order = before.order;
                 }
@@ -133,6 +157,20 @@ impl Registry {
         }
         let session = self.tokens.issue_session(Session { mac, token_issued_at: token.issued_at });
         Ok(AgentSession { session, node: id, name: before.name })
+    }
+
+    /// The session of the redemption that stands, once more. The first call's commit may still be under way, or have
+    /// failed; writing the same record again tells.
+    fn welcome_again(&self, book: MutexGuard<'_, Book>, mac: MacAddr) -> Result<AgentSession, AgentRefusal> {
+        let entry = book.owner_of(mac).and_then(|id| book.get(id)).ok_or(AgentRefusal::UnknownNode)?;
+        let node = entry.node.clone();
+        let token_issued_at = node.redeemed_token_at.ok_or(AgentRefusal::TokenSpent)?;
+        let pending = self.submit_and_wait_later(node.id, vec![Change::PutNode(Box::new(node.clone()))]);
+        drop(book);
+        pending.wait()?;
+        tracing::info!(%mac, "agent repeats its first call: it has the same session again");
+        let session = self.tokens.issue_session(Session { mac, token_issued_at });
+        Ok(AgentSession { session, node: node.id, name: node.name })
     }
 
     /// Stores what the agent found; its NICs become ports unless they are another node's. Durable before it returns.
@@ -343,4 +381,10 @@ impl Registry {
         }
         refusal
     }
+}
+
+/// Whether the redemption that stands is this one's own.
+fn is_redeemer(book: &Book, mac: MacAddr, redeemer: Option<&Redeemer>) -> bool {
+    let entry = book.owner_of(mac).and_then(|id| book.get(id));
+    redeemer.is_some() && entry.is_some_and(|entry| entry.node.redeemed_by.as_ref() == redeemer)
 }

@@ -13,7 +13,7 @@ use crate::boot::decision::{KnownNode, Standing, UnknownPolicy};
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::registry::entry::{Act, Effects, Entry, new_node};
-use crate::node::registry::{NodeRef, OperatorError, RegistrySettings};
+use crate::node::registry::{Census, NodeRef, OperatorError, RegistrySettings};
 use crate::node::state::ProvisionState;
 use crate::node::timeline::history::{Bounds, History};
 use crate::node::timeline::{Boot, Happening, TimelineEvent};
@@ -45,7 +45,7 @@ pub(super) struct Book {
 
 impl Book {
     /// The book, and changes that bring the store in line with its bounds.
-    pub(super) fn from_snapshot(snapshot: &Snapshot, settings: RegistrySettings) -> (Book, Vec<Change>) {
+    pub(super) fn from_snapshot(snapshot: Snapshot, settings: RegistrySettings) -> (Book, Vec<Change>) {
         let mut book = Book {
             settings: RegistrySettings { reservations: Vec::new(), ..settings.clone() },
             nodes: BTreeMap::new(),
@@ -60,14 +60,13 @@ impl Book {
         };
         let mut changes = Vec::new();
         let mut timelines: BTreeMap<NodeId, Vec<TimelineEvent>> = BTreeMap::new();
-        for event in &snapshot.events {
-            timelines.entry(event.node).or_default().push(event.clone());
+        for event in snapshot.events {
+            timelines.entry(event.node).or_default().push(event);
         }
-        for node in &snapshot.nodes {
+        for mut node in snapshot.nodes {
             let mut history = History::from_events(timelines.remove(&node.id).unwrap_or_default());
             history.trim_boots(node.id, Bounds::USUAL, &mut changes);
             // Ids are unique in the store; MACs and names are by our own doing, unless somebody edited the file.
-            let mut node = node.clone();
             node.ports.retain(|port| !book.by_mac.contains_key(&port.mac));
             node.name = node.name.filter(|name| !book.by_name.contains_key(name));
             book.insert(Entry::with_history(node, history));
@@ -129,12 +128,12 @@ impl Book {
     }
 
     /// The unproven node that has to go before another unproven one comes.
-    pub(super) fn evict_for_newcomer(&mut self) -> Option<NodeId> {
+    pub(super) fn evict_for_newcomer(&mut self) -> Option<Entry> {
         if self.unproven.len() < UNPROVEN_MAX {
             return None;
         }
         let (_, id) = *self.unproven.first()?;
-        self.remove(id).map(|entry| entry.node.id)
+        self.remove(id)
     }
 
     pub(super) fn insert(&mut self, entry: Entry) -> NodeId {
@@ -303,6 +302,15 @@ impl Book {
         let mut nodes: Vec<Node> = self.nodes.values().map(|entry| self.view_of(entry)).collect();
         nodes.sort_by_key(|node| (node.created_at, node.id));
         nodes
+    }
+
+    pub(super) fn census(&self) -> Census {
+        let mut census = Census::default();
+        for entry in self.nodes.values() {
+            *census.by_state.entry(entry.node.state).or_default() += 1;
+            census.waiting_for_approval += u64::from(!self.lets_in(entry));
+        }
+        census
     }
 
     pub(super) fn boots(&self, id: NodeId) -> Vec<Boot> {

@@ -32,6 +32,13 @@ impl Entry {
         Entry { node, history, loaders: Default::default(), awaited_since: None, seen_stored_at }
     }
 
+    /// What watchers are told when the node is gone.
+    pub(super) fn farewell(&self, now: Timestamp) -> Arc<TimelineEvent> {
+        let port = self.node.ports.first().map(|port| port.mac);
+        let happening = Happening::Removed { name: self.node.name.clone(), port };
+        Arc::new(TimelineEvent { node: self.node.id, boot: 0, sequence: 0, at: now, happening })
+    }
+
     pub(super) fn is_unproven(&self) -> bool {
         self.node.origin == Origin::Seen && !self.node.approved
     }
@@ -103,6 +110,7 @@ pub(super) fn new_node(origin: Origin, now: Timestamp) -> Option<Node> {
         inventory: None,
         order: None,
         redeemed_token_at: None,
+        redeemed_by: None,
         failure: None,
         version: 0,
     })

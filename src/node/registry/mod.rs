@@ -16,7 +16,7 @@
 //! - `operator`: register, approve, order, remove
 //! - `agent`: boot tokens, sessions, inventory, orders obeyed
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -32,7 +32,8 @@ use crate::config::Reservation;
 use crate::net::MacAddr;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::Effects;
-use crate::node::timeline::{Boot, TimelineEvent};
+use crate::node::state::ProvisionState;
+use crate::node::timeline::{Boot, BootProgress, TimelineEvent};
 use crate::node::token::TokenKey;
 use crate::node::{Node, NodeId, NodeName, ParseNameError};
 use crate::store::{Change, CommitError, Snapshot, Store};
@@ -43,7 +44,7 @@ mod entry;
 mod operator;
 mod record;
 
-pub use agent::{AgentRefusal, AgentSession};
+pub use agent::{AgentRefusal, AgentSession, Hello};
 pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use record::{BOOT_LOOP_AT, BOOT_LOOP_WINDOW};
@@ -58,6 +59,13 @@ pub struct RegistrySettings {
     /// How long after its ramdisk was served a node may take to send its inventory.
     pub call_deadline: Duration,
     pub reservations: Vec<Reservation>,
+}
+
+/// Nodes by state; a state nobody is in is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub by_state: BTreeMap<ProvisionState, u64>,
+    pub waiting_for_approval: u64,
 }
 
 /// How an operator names a node. Text that reads as a UUID may be our id or the machine's SMBIOS UUID.
@@ -114,9 +122,10 @@ impl Pending {
 }
 
 impl Registry {
+    /// Takes nodes and timelines out of the snapshot: they are most of what a start reads.
     pub fn new(
         store: Arc<dyn Store>,
-        snapshot: &Snapshot,
+        snapshot: Snapshot,
         settings: RegistrySettings,
         token_key: TokenKey,
     ) -> Registry {
@@ -163,7 +172,17 @@ impl Registry {
         self.lock().boots(id)
     }
 
-    /// Every timeline event from now on.
+    /// How far its newest boot has come, if it ever booted; much cheaper than [`Registry::boots`].
+    pub fn newest_boot(&self, id: NodeId) -> Option<BootProgress> {
+        self.lock().get(id).and_then(|entry| entry.history.newest_boot())
+    }
+
+    /// How many nodes there are, without a copy of any.
+    pub fn census(&self) -> Census {
+        self.lock().census()
+    }
+
+    /// Every timeline event from now on, and the removals that no timeline keeps.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<TimelineEvent>> {
         self.watchers.subscribe()
     }

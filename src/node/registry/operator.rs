@@ -85,7 +85,11 @@ impl Registry {
         if let Err(error) = pending.wait() {
             match before {
                 Some(before) => self.undo(id, now, |node| *node = before),
-                None => drop(self.lock().remove(id)),
+                // Watchers have heard of it already.
+                None => {
+                    let removed = self.lock().remove(id);
+                    self.announce(removed.iter().map(|entry| entry.farewell(now)).collect());
+                }
             }
             return Err(error.into());
         }
@@ -127,7 +131,7 @@ impl Registry {
     }
 
     /// Forgets the node and its timeline; its sessions and tokens end with it.
-    pub fn remove(&self, reference: &NodeRef) -> Result<Node, OperatorError> {
+    pub fn remove(&self, reference: &NodeRef, now: Timestamp) -> Result<Node, OperatorError> {
         let mut book = self.lock();
         let id = book.locate(reference)?;
         let node = book.view(id);
@@ -147,6 +151,7 @@ impl Registry {
             }
             return Err(error.into());
         }
+        self.announce(entry.iter().map(|entry| entry.farewell(now)).collect());
         node.ok_or_else(|| OperatorError::NotFound { reference: reference.to_string() })
     }
 

@@ -88,7 +88,8 @@ impl Registry {
                 }
                 let evicted = book.evict_for_newcomer();
                 if let Some(evicted) = evicted {
-                    self.submit_for(evicted, vec![Change::DropNode(evicted)]);
+                    self.submit_for(evicted.node.id, vec![Change::DropNode(evicted.node.id)]);
+                    self.announce(vec![evicted.farewell(now)]);
                 }
                 if !book.has_room() {
                     return None;
@@ -190,6 +191,7 @@ fn follow(act: &mut Act<'_>, mac: MacAddr, happening: &Happening) -> Option<Even
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. } => None,
     }

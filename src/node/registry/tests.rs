@@ -7,7 +7,7 @@ use crate::node::Origin;
 use crate::node::inventory::{Inventory, Nic};
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage, Transport};
-use crate::node::token::TOKEN_LIFETIME;
+use crate::node::token::{AgentNonce, TOKEN_LIFETIME};
 use crate::store::memory::MemoryStore;
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 50);
@@ -46,7 +46,7 @@ impl Bench {
     fn with(store: Arc<MemoryStore>, settings: RegistrySettings) -> Bench {
         let snapshot = store.load().unwrap();
         let shared = Arc::clone(&store) as Arc<dyn Store>;
-        let registry = Registry::new(shared, &snapshot, settings.clone(), TokenKey::from_bytes([7; 32]));
+        let registry = Registry::new(shared, snapshot, settings.clone(), TokenKey::from_bytes([7; 32]));
         Bench { store, registry, settings }
     }
 
@@ -91,8 +91,25 @@ impl Bench {
     }
 
     fn hello(&self, token: &str, last: u16, at: u64) -> Result<String, AgentRefusal> {
-        let session = self.registry.hello(token, mac(last), ADDRESS, 2.0, after(at))?;
+        let session = self.registry.hello(&said(token, None), mac(last), ADDRESS, after(at))?;
         Ok(session.session)
+    }
+
+    fn hello_with(
+        &self,
+        token: &str,
+        nonce: &AgentNonce,
+        last: u16,
+        at: u64,
+    ) -> Result<String, AgentRefusal> {
+        let session = self.registry.hello(&said(token, Some(*nonce)), mac(last), ADDRESS, after(at))?;
+        Ok(session.session)
+    }
+
+    fn hellos(&self, last: u16) -> usize {
+        let hello =
+            |happening: &&Happening| matches!(happening, Happening::Agent { call: AgentCall::Hello { .. } });
+        self.happenings(last).iter().filter(hello).count()
     }
 
     fn happenings(&self, last: u16) -> Vec<Happening> {
@@ -117,6 +134,10 @@ impl Bench {
     }
 }
 
+fn said(token: &str, nonce: Option<AgentNonce>) -> Hello<'_> {
+    Hello { token, nonce, uptime_secs: 2.0 }
+}
+
 fn discover(last: u16) -> Happening {
     Happening::Dhcp {
         port: mac(last),
@@ -126,6 +147,7 @@ fn discover(last: u16) -> Happening {
         answer: Ok("offer".to_owned()),
         address: Some(ADDRESS),
         boot_file: Some("shimx64.efi".to_owned()),
+        nothing_to_boot: None,
     }
 }
 
@@ -157,6 +179,12 @@ fn a_machine_enrolls_on_sight_and_nothing_of_it_is_lost() {
     assert_eq!(bench.node(2).id, node.id, "the other NIC is a port now");
     assert_eq!(bench.registry.heartbeat(&session, mac(1), ADDRESS, after(6)), Ok(None));
     bench.assert_stored();
+    let boot = bench.registry.boots(node.id).pop().unwrap();
+    let progress = bench.registry.newest_boot(node.id).unwrap();
+    assert_eq!((progress.number, progress.stage, progress.enrolled), (1, boot.stage, true));
+    assert_eq!(progress.stage_at, boot.times.get(&Stage::Enrolled).copied());
+    let census = bench.registry.census();
+    assert_eq!((census.by_state[&ProvisionState::Manageable], census.waiting_for_approval), (1, 0));
     let before = (bench.registry.nodes()[0].ports.clone(), bench.registry.boots(node.id));
     let bench = bench.restart();
     assert_eq!((bench.registry.nodes()[0].ports.clone(), bench.registry.boots(node.id)), before);
@@ -195,7 +223,7 @@ fn a_token_is_good_once_for_one_machine_at_one_address() {
     bench.seen(2, 0);
     let (older, token) = (bench.token(1, 1), bench.token(1, 2));
     let hello = |token: &str, last: u16, address, at| {
-        bench.registry.hello(token, mac(last), address, 2.0, after(at)).map(|_| ()).unwrap_err()
+        bench.registry.hello(&said(token, None), mac(last), address, after(at)).map(|_| ()).unwrap_err()
     };
     assert_eq!(hello(&token, 2, ADDRESS, 3), AgentRefusal::WrongMac);
     assert_eq!(hello(&token, 1, OTHER_ADDRESS, 3), AgentRefusal::WrongAddress);
@@ -217,7 +245,7 @@ fn a_token_dies_with_its_node() {
     let bench = Bench::new(UnknownPolicy::Enroll);
     bench.seen(1, 0);
     let token = bench.token(1, 1);
-    bench.registry.remove(&NodeRef::Mac(mac(1))).unwrap();
+    bench.registry.remove(&NodeRef::Mac(mac(1)), after(1)).unwrap();
     assert_eq!(bench.hello(&token, 1, 2), Err(AgentRefusal::UnknownNode));
     bench.seen(1, 3);
     assert_eq!(bench.hello(&token, 1, 4), Err(AgentRefusal::TokenExpired));
@@ -375,7 +403,7 @@ fn a_node_is_registered_before_its_first_boot() {
     let bench = bench.restart();
     assert_eq!(bench.node(2).name, node.name);
     assert_eq!(bench.registry.reserved_for(ADDRESS), Some(mac(1)));
-    bench.registry.remove(&"node-1".parse().unwrap()).unwrap();
+    bench.registry.remove(&"node-1".parse().unwrap(), after(1)).unwrap();
     assert_eq!(bench.registry.reserved_for(ADDRESS), None);
     bench.registry.register(new(), START).unwrap();
     bench.assert_stored();
@@ -403,7 +431,7 @@ fn what_could_not_be_stored_is_undone() {
     bench.store.fail_next_commits(4);
     assert!(bench.registry.approve(&by_mac, after(1)).is_err());
     assert!(bench.registry.order(&by_mac, Order::LocalBoot, after(1)).is_err());
-    assert!(bench.registry.remove(&by_mac).is_err());
+    assert!(bench.registry.remove(&by_mac, after(1)).is_err());
     let new = NewNode { name: None, macs: vec![(mac(2), None)] };
     assert!(bench.registry.register(new, after(1)).is_err());
     let node = bench.node(1);
@@ -433,7 +461,7 @@ fn reservations_of_the_configuration_are_registered_nodes() {
     assert_eq!(bench.known(1, 0).reserved, Some(ADDRESS));
     assert_eq!(bench.node(1).name.unwrap().as_str(), "node-1");
     assert_eq!(bench.node(1).ports[0].reserved, Some(ADDRESS));
-    let remove = bench.registry.remove(&NodeRef::Mac(mac(1)));
+    let remove = bench.registry.remove(&NodeRef::Mac(mac(1)), after(1));
     assert_eq!(remove, Err(OperatorError::InConfiguration { mac: mac(1) }));
     let bench = bench.restart();
     assert_eq!(bench.known(1, 1).reserved, Some(ADDRESS));
@@ -464,7 +492,18 @@ fn made_up_machines_are_bounded_and_push_out_only_each_other() {
     bench.registry.register(new, START).unwrap();
     bench.seen(2, 0);
     bench.hello(&bench.token(2, 1), 2, 1).unwrap();
-    for last in 0..2 * u16::try_from(UNPROVEN_MAX).unwrap() {
+    let unproven = u16::try_from(UNPROVEN_MAX).unwrap();
+    for last in 0..unproven {
+        bench.seen(1000 + last, 2 + u64::from(last));
+    }
+    let mut watcher = bench.registry.subscribe();
+    bench.seen(1000 + unproven, 2 + u64::from(unproven));
+    let told = |event: Arc<TimelineEvent>| match event.happening.clone() {
+        Happening::Removed { port, .. } => port,
+        _ => None,
+    };
+    assert_eq!(std::iter::from_fn(|| watcher.try_recv().ok()).find_map(told), Some(mac(1000)));
+    for last in unproven + 1..2 * unproven {
         bench.seen(1000 + last, 2 + u64::from(last));
     }
     assert_eq!(bench.registry.nodes().len(), UNPROVEN_MAX + 2);
@@ -514,7 +553,72 @@ fn of_many_agents_with_one_token_one_gets_in() {
         calls.into_iter().map(|call| call.join().unwrap()).filter(|won| *won).count()
     });
     assert_eq!(winners, 1);
-    let hellos =
-        |happening: &Happening| matches!(happening, Happening::Agent { call: AgentCall::Hello { .. } });
-    assert_eq!(bench.happenings(1).iter().filter(|happening| hellos(happening)).count(), 1);
+    assert_eq!(bench.hellos(1), 1);
+}
+
+#[test]
+fn an_agent_whose_answer_was_lost_gets_the_same_session_again() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    bench.seen(1, 0);
+    let (older, token) = (bench.token(1, 1), bench.token(1, 1));
+    let (nonce, other) = (AgentNonce::random().unwrap(), AgentNonce::random().unwrap());
+    let session = bench.hello_with(&token, &nonce, 1, 2).unwrap();
+    let before = (bench.node(1), bench.happenings(1));
+    assert_eq!(bench.hello_with(&token, &nonce, 1, 3).as_ref(), Ok(&session));
+    assert_eq!((bench.node(1), bench.happenings(1)), before, "nothing happens a second time");
+    // Killed between the commit and the answer; and back only when the token would be too old for a first use.
+    let bench = bench.restart();
+    let late = 3 + TOKEN_LIFETIME.as_secs();
+    assert_eq!(bench.hello_with(&token, &nonce, 1, late).as_ref(), Ok(&session));
+    assert_eq!(bench.hellos(1), 1);
+
+    assert_eq!(bench.hello_with(&token, &other, 1, 5), Err(AgentRefusal::TokenSpent));
+    assert_eq!(bench.hello(&token, 1, 5), Err(AgentRefusal::TokenSpent));
+    assert_eq!(bench.hello_with(&older, &nonce, 1, 5), Err(AgentRefusal::TokenSpent), "another token");
+    let spent = Happening::AgentRefused { reason: "token-spent".to_owned() };
+    assert_eq!(bench.happenings(1).iter().filter(|happening| **happening == spent).count(), 3);
+    let elsewhere = bench.registry.hello(&said(&token, Some(nonce)), mac(1), OTHER_ADDRESS, after(6));
+    assert_eq!(elsewhere.unwrap_err(), AgentRefusal::WrongAddress);
+    bench.assert_stored();
+
+    let next = bench.token(1, 7);
+    bench.hello_with(&next, &other, 1, 7).unwrap();
+    assert_eq!(bench.hello_with(&token, &nonce, 1, 8), Err(AgentRefusal::TokenSpent), "it booted again");
+}
+
+#[test]
+fn a_redemption_under_way_or_failed_is_not_confirmed_before_it_is_stored() {
+    let bench = Bench::new(UnknownPolicy::Approve);
+    bench.seen(1, 0);
+    bench.registry.approve(&NodeRef::Mac(mac(1)), after(1)).unwrap();
+    let (token, nonce) = (bench.token(1, 1), AgentNonce::random().unwrap());
+    bench.store.fail_next_commits(2);
+    for at in [2, 3] {
+        let failed = bench.hello_with(&token, &nonce, 1, at);
+        assert!(matches!(failed, Err(AgentRefusal::NotDurable(_))), "{failed:?}");
+    }
+    let stranger = AgentNonce::random().unwrap();
+    assert_eq!(bench.hello_with(&token, &stranger, 1, 4), Err(AgentRefusal::TokenSpent));
+    let session = bench.hello_with(&token, &nonce, 1, 5).unwrap();
+    bench.registry.tick(after(6));
+    bench.assert_stored();
+    let bench = bench.restart();
+    assert_eq!(bench.registry.heartbeat(&session, mac(1), ADDRESS, after(7)), Ok(None));
+    assert_eq!(bench.hellos(1), 1);
+}
+
+#[test]
+fn an_inventory_may_be_reported_again() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    bench.seen(1, 0);
+    let session = bench.hello(&bench.token(1, 1), 1, 1).unwrap();
+    let report = |nics: &[u16], at| {
+        bench.registry.report_inventory(&session, mac(1), ADDRESS, inventory(nics), after(at)).unwrap()
+    };
+    report(&[1], 2);
+    let node = report(&[1, 2], 3);
+    assert_eq!((node.state, node.enrolled_at), (ProvisionState::Manageable, Some(after(2))));
+    assert_eq!(node.inventory.unwrap().nics.len(), 2, "what came late is in");
+    assert_eq!(bench.node(2).id, node.id);
+    bench.assert_stored();
 }

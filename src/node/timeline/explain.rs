@@ -1,7 +1,7 @@
 //! The line that says why a boot is no further: the last thing that went wrong since it last got on, or what it is
 //! expected to do next.
 
-use crate::boot::decision::ScriptPlan;
+use crate::boot::decision::{NothingToBoot, ScriptPlan};
 use crate::node::timeline::history::BootLog;
 use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage};
 
@@ -27,6 +27,7 @@ fn is_problem(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. } => false,
     }
@@ -64,23 +65,24 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Removed { .. }
         | Happening::PortConflict { .. } => None,
     }
 }
 
 fn awaited(log: &BootLog) -> String {
-    let (mut script, mut boot_file) = (None, None);
+    let (mut script, mut boot_file, mut nothing) = (None, None, None);
     for event in &log.events {
         if let Happening::Script { plan, .. } = &event.happening {
             script = Some(*plan);
         }
-        if let Happening::Dhcp { boot_file: named, .. } = &event.happening {
-            boot_file = Some(named.is_some());
+        if let Happening::Dhcp { boot_file: named, nothing_to_boot, .. } = &event.happening {
+            (boot_file, nothing) = (Some(named.is_some()), *nothing_to_boot);
         }
     }
     let line = match (log.stage, script) {
         (None, _) => "nothing was fetched",
-        (Some(Stage::Dhcp), _) if boot_file == Some(false) => "address given, and nothing to boot",
+        (Some(Stage::Dhcp), _) if boot_file == Some(false) => nothing_line(nothing),
         (Some(Stage::Dhcp), _) => "address given, no loader fetched",
         (Some(Stage::Loader), _) => "loader loaded, no script asked for",
         (Some(Stage::Script), Some(ScriptPlan::AwaitApproval)) => "waits for an operator's approval",
@@ -92,6 +94,16 @@ fn awaited(log: &BootLog) -> String {
         (Some(Stage::Enrolled), _) => "enrolled",
     };
     line.to_owned()
+}
+
+fn nothing_line(reason: Option<NothingToBoot>) -> &'static str {
+    match reason {
+        Some(NothingToBoot::NoLoader) => "address given; no loader for its firmware is installed",
+        Some(NothingToBoot::UnknownFirmware) => "address given; its firmware is of a kind nobody knows",
+        Some(NothingToBoot::LocalDisk) => "address given; it is to boot from its own disk",
+        Some(NothingToBoot::BootLoop) => "address given; no loader any more, since none ever led to a script",
+        Some(NothingToBoot::NotABootClient) | None => "address given, and nothing to boot",
+    }
 }
 
 fn stage_word(stage: Option<Stage>) -> &'static str {

@@ -13,7 +13,7 @@ use crate::boot::decision::ScriptPlan;
 use crate::clock::Timestamp;
 use crate::node::NodeId;
 use crate::node::timeline::{
-    BOOTS_MAX, Boot, EVENTS_PER_BOOT_MAX, FileOutcome, Happening, Stage, TimelineEvent, explain,
+    BOOTS_MAX, Boot, BootProgress, EVENTS_PER_BOOT_MAX, FileOutcome, Happening, Stage, TimelineEvent, explain,
 };
 use crate::store::Change;
 
@@ -159,6 +159,10 @@ impl History {
         self.logs.iter().map(BootLog::view).collect()
     }
 
+    pub fn newest_boot(&self) -> Option<BootProgress> {
+        self.logs.back().filter(|log| log.number != 0).map(BootLog::progress)
+    }
+
     /// The log a happening belongs to: number 0 for what has nothing to do with a boot, or comes before the first.
     fn log_for(&mut self, happening: &Happening) -> Option<&mut BootLog> {
         let outside = is_outside(happening);
@@ -180,6 +184,7 @@ impl History {
                 | Happening::State { .. }
                 | Happening::Approved
                 | Happening::Registered
+                | Happening::Removed { .. }
                 | Happening::BootLoop { .. }
                 | Happening::PortConflict { .. } => false,
             };
@@ -238,6 +243,19 @@ impl BootLog {
         self.events.iter().rev().take(2).any(|event| fetched_text(&event.happening).as_ref() == Some(&again))
     }
 
+    fn progress(&self) -> BootProgress {
+        let enrolled = self.stage == Some(Stage::Enrolled);
+        let reached = |event: &&Arc<TimelineEvent>| event.happening.stage() == self.stage;
+        BootProgress {
+            number: self.number,
+            started_at: self.started_at,
+            stage: self.stage,
+            stage_at: self.stage.and_then(|_| self.events.iter().find(reached)).map(|event| event.at),
+            enrolled,
+            stopped_at: if self.number == 0 || enrolled { None } else { Some(explain::stopped_at(self)) },
+        }
+    }
+
     fn view(&self) -> Boot {
         let mut times = std::collections::BTreeMap::new();
         for event in &self.events {
@@ -245,14 +263,14 @@ impl BootLog {
                 times.entry(stage).or_insert(event.at);
             }
         }
-        let enrolled = self.stage == Some(Stage::Enrolled);
+        let BootProgress { number, started_at, stage, enrolled, stopped_at, .. } = self.progress();
         Boot {
-            number: self.number,
-            started_at: self.started_at,
-            stage: self.stage,
+            number,
+            started_at,
+            stage,
             times,
             enrolled,
-            stopped_at: if self.number == 0 || enrolled { None } else { Some(explain::stopped_at(self)) },
+            stopped_at,
             events: self.events.iter().map(|event| (**event).clone()).collect(),
             unrecorded: self.unrecorded,
         }
@@ -273,7 +291,7 @@ fn fetched_text(happening: &Happening) -> Option<(&str, Option<ScriptPlan>, Opti
 /// What belongs to no boot, even while one is under way.
 fn is_outside(happening: &Happening) -> bool {
     match happening {
-        Happening::Approved | Happening::Registered => true,
+        Happening::Approved | Happening::Registered | Happening::Removed { .. } => true,
         Happening::Dhcp { .. }
         | Happening::File { .. }
         | Happening::Script { .. }
@@ -298,6 +316,7 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. } => false,
     }

@@ -4,6 +4,7 @@ use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::store::sqlite::database::{self, Database, OpenFailure, SCHEMA_VERSION};
 use crate::store::sqlite::unreadable;
@@ -11,6 +12,10 @@ use crate::store::{Change, LoadError, Snapshot};
 
 /// The smallest page SQLite writes; the header lies in the first.
 const HEADER_MIN: u64 = 512;
+/// Whoever held the lock may be gone already while the kernel still takes it apart, or while a child it was about to
+/// start has not yet let go of what it inherited: a supervisor's restart must not fail for that.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Damaged files kept side by side; beyond it the newest takes the last name again.
 const DAMAGED_FILES_MAX: u32 = 100;
 
@@ -29,10 +34,18 @@ pub(super) fn prepare_files(path: &Path) -> Result<(File, bool), LoadError> {
         Ok((lock, is_new))
     };
     let (lock, is_new) = prepare().map_err(|error| unreadable(path, &error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok((lock, is_new)),
-        Err(TryLockError::WouldBlock) => Err(LoadError::InUse { path: path.display().to_string() }),
-        Err(TryLockError::Error(error)) => Err(unreadable(path, &error)),
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok((lock, is_new)),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::park_timeout(LOCK_LOOK_AGAIN)
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(LoadError::InUse { path: path.display().to_string() });
+            }
+            Err(TryLockError::Error(error)) => return Err(unreadable(path, &error)),
+        }
     }
 }
 

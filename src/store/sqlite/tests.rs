@@ -249,3 +249,15 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
     }
     assert!(acknowledged.len() >= 500, "{} promises were put to the test", acknowledged.len());
 }
+
+#[test]
+fn a_record_of_before_a_field_was_added_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("farrier.db");
+    filled(&path);
+    let old = "UPDATE nodes SET record = json_remove(record, '$.redeemed_by')";
+    assert_eq!(Connection::open(&path).unwrap().execute(old, []).unwrap(), 20);
+    let snapshot = SqliteStore::open(&path).unwrap().load().unwrap();
+    assert_eq!((snapshot.nodes.len(), snapshot.damage), (20, Vec::new()));
+    assert!(snapshot.nodes.contains(&node(1, 1)));
+}

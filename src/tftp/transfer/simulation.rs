@@ -106,6 +106,9 @@ impl Client {
     }
 }
 
+/// When it arrives, in which order among equals, where, and what.
+type Flight = (Instant, u64, To, Vec<u8>);
+
 struct World {
     link: Link,
     random: Random,
@@ -113,7 +116,7 @@ struct World {
     now: Instant,
     client: Client,
     transfer: Option<Transfer>,
-    in_flight: BinaryHeap<Reverse<(Instant, u64, To, Vec<u8>)>>,
+    in_flight: BinaryHeap<Reverse<Flight>>,
     sequence: u64,
     server_sent: u64,
 }

@@ -85,6 +85,7 @@ fn dhcp(class: ClientClass, message: &str) -> Happening {
         answer: Ok("offer".to_owned()),
         address: Some(Ipv4Addr::new(192, 168, 2, 50)),
         boot_file: Some("shimx64.efi".to_owned()),
+        nothing_to_boot: None,
     }
 }
 
