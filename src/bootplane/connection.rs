@@ -53,14 +53,15 @@ impl Closed {
     }
 }
 
-/// Serves one connection until it ends, is overdue, or `stop` asks it to finish its answer.
+/// Serves one connection until it ends, is overdue, or `stop` asks it to finish its answer. `ended` is told how before
+/// the socket is closed: whoever sees a connection cut finds it counted.
 pub async fn serve<A, F>(
     socket: TcpStream,
     limits: &Limits,
     mut stop: watch::Receiver<bool>,
     answer: A,
-) -> Closed
-where
+    ended: impl FnOnce(Closed),
+) where
     A: Fn(Arc<Line>, Request<Incoming>) -> F,
     F: Future<Output = Response<AnswerBody>>,
 {
@@ -91,7 +92,7 @@ where
     });
     let mut stopped = false;
     let mut alarm = pin!(sleep_until(Instant::now() + limits.head));
-    poll_fn(|context| {
+    let closed = poll_fn(|context| {
         if !stopped && stopping.as_mut().poll(context).is_ready() {
             stopped = true;
             connection.as_mut().graceful_shutdown();
@@ -111,7 +112,8 @@ where
             }
         }
     })
-    .await
+    .await;
+    ended(closed);
 }
 
 /// The peer's address, if it is one we can know.

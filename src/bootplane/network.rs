@@ -160,20 +160,22 @@ fn serve(
     move |socket| {
         Box::pin(async move {
             let peer = admission.peer;
-            let closed = connection::serve(socket, &limits, stop, |line, request| {
+            let answer = |line, request| {
                 let service = Arc::clone(&service);
                 async move { service.answer(peer, line, request).await }
-            })
-            .await;
-            tally.count("http", closed.as_str());
-            match closed {
-                Closed::Orderly => {}
-                Closed::Broken | Closed::Overdue(_) => {
-                    tracing::debug!(ip = %peer, reason = closed.as_str(), "connection closed");
+            };
+            let ended = |closed: Closed| {
+                // First: who sees a connection counted as ended may open the next.
+                drop(admission);
+                tally.count("http", closed.as_str());
+                match closed {
+                    Closed::Orderly => {}
+                    Closed::Broken | Closed::Overdue(_) => {
+                        tracing::debug!(ip = %peer, reason = closed.as_str(), "connection closed");
+                    }
                 }
-            }
-            // Named whole, so that the block owns the slots and not just the address it reads.
-            drop(admission);
+            };
+            connection::serve(socket, &limits, stop, answer, ended).await;
         })
     }
 }
