@@ -14,10 +14,10 @@ use tokio::time::Instant;
 
 use crate::bootplane::line::{Line, Mapped};
 
-/// Bytes the socket is offered at a time, and so the most a connection sends before all others that are ready have
-/// had their turn: enough that system calls do not set the pace, little enough that 200 downloads taking turns
-/// leave a script waiting for milliseconds.
-pub const TURN_BYTES_MAX: usize = 512 * 1024;
+/// Bytes the socket is offered at a time, and so the most a connection sends before others have their turn. With 128
+/// downloads a quarter of it costs half as much processor time again per byte; a script waits for two of them, some
+/// 2 ms, since downloads queue among themselves (see `connection`).
+pub const TURN_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Told once, with the bytes the kernel took, when the answer is complete or its connection is gone.
 pub type WhenDone = Box<dyn FnOnce(u64) + Send>;

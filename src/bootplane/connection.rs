@@ -2,6 +2,10 @@
 //!
 //! What hyper writes is looked at once more: parts of a mapped file are sent by the kernel from the file itself,
 //! behind whatever head comes before them (see [`line`](crate::bootplane::line)).
+//!
+//! # Turns
+//! Downloads of one worker send one at a time, [`TURN_BYTES_MAX`] each, in the order they asked: each takes the
+//! worker's only permit for its turn. However many there are, only one of them is ever ahead of a script.
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
@@ -20,7 +24,7 @@ use nix::errno::Errno;
 use nix::sys::sendfile::sendfile64;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::bootplane::body::{AnswerBody, TURN_BYTES_MAX};
@@ -29,9 +33,9 @@ use crate::bootplane::limits::Limits;
 use crate::bootplane::line::Line;
 use crate::bootplane::pulse::{Judgement, Overdue};
 
-/// Unsent bytes the kernel takes for one connection before it lets others have their turn. It bounds what a slow
-/// reader ties up, and a download's lead over a script that becomes due.
-const UNSENT_BYTES_MAX: u32 = 1024 * 1024;
+/// Unsent bytes the kernel takes for one connection: what a slow reader ties up. They are pages of the file itself,
+/// and what is queued here the kernel sends on without waking us.
+const UNSENT_BYTES_MAX: u32 = 4 * 1024 * 1024;
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +61,7 @@ impl Closed {
 /// the socket is closed: whoever sees a connection cut finds it counted.
 pub async fn serve<A, F>(
     socket: TcpStream,
+    turns: Arc<Semaphore>,
     limits: &Limits,
     mut stop: watch::Receiver<bool>,
     answer: A,
@@ -70,7 +75,7 @@ pub async fn serve<A, F>(
     let _ = options.set_tcp_nodelay(true);
     let _ = options.set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
     let line = Arc::new(Line::new(Instant::now()));
-    let stream = Stream { socket, line: Arc::clone(&line), sent_this_turn: 0, write_closed: false };
+    let stream = Stream::new(socket, Arc::clone(&line), turns);
     let service = service_fn(|request| {
         let answer = answer(Arc::clone(&line), request);
         async { Ok::<_, std::convert::Infallible>(answer.await) }
@@ -128,19 +133,54 @@ pub fn ipv4_of(peer: std::net::SocketAddr) -> Option<Ipv4Addr> {
 struct Stream {
     socket: TcpStream,
     line: Arc<Line>,
+    turns: Arc<Semaphore>,
+    /// A place in the queue for the next turn.
+    turn: Option<PlaceInQueue>,
     sent_this_turn: usize,
     write_closed: bool,
 }
 
+type PlaceInQueue = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
+
 impl Stream {
+    fn new(socket: TcpStream, line: Arc<Line>, turns: Arc<Semaphore>) -> Stream {
+        Stream { socket, line, turns, turn: None, sent_this_turn: 0, write_closed: false }
+    }
+
     /// Pending once a turn is used up, with the next one asked for.
-    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_yield(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.sent_this_turn < TURN_BYTES_MAX {
             return Poll::Ready(());
         }
         self.sent_this_turn = 0;
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// This worker's permit to send a part of a file, which one connection has at a time.
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<io::Result<OwnedSemaphorePermit>> {
+        let place = self.turn.get_or_insert_with(|| Box::pin(Arc::clone(&self.turns).acquire_owned()));
+        let permit = ready!(place.as_mut().poll(context));
+        self.turn = None;
+        Poll::Ready(permit.map_err(io::Error::other))
+    }
+
+    /// Sends a part of a file, and what is to be written before it. The permit goes to the next with every send: who
+    /// waits for its peer, or has come to its end, must not hold up the others.
+    fn poll_send_part(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+        part: &FilePart,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.socket.poll_write_ready(context))?;
+            let _permit = ready!(self.poll_turn(context))?;
+            match self.socket.try_io(Interest::WRITABLE, || send_part(&self.socket, slices, part)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
     }
 
     fn count_sent(&mut self, count: usize) -> usize {
@@ -172,7 +212,7 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_turn(context));
+        ready!(self.poll_yield(context));
         let count = ready!(Pin::new(&mut self.socket).poll_write(context, bytes))?;
         Poll::Ready(Ok(self.count_sent(count)))
     }
@@ -182,7 +222,7 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_turn(context));
+        ready!(self.poll_yield(context));
         let place = |(index, slice): (usize, &IoSlice<'_>)| {
             self.line.place_of(slice).map(|(file, offset)| FilePart {
                 index,
@@ -193,13 +233,7 @@ impl AsyncWrite for Stream {
         };
         let count = match slices.iter().enumerate().find_map(place) {
             None => ready!(Pin::new(&mut self.socket).poll_write_vectored(context, slices))?,
-            Some(part) => loop {
-                ready!(self.socket.poll_write_ready(context))?;
-                match self.socket.try_io(Interest::WRITABLE, || send_part(&self.socket, slices, &part)) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    result => break result?,
-                }
-            },
+            Some(part) => ready!(self.poll_send_part(context, slices, &part))?,
         };
         Poll::Ready(Ok(self.count_sent(count)))
     }
@@ -286,7 +320,7 @@ mod tests {
         let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (socket, _) = listener.accept().await.unwrap();
         let line = Arc::new(Line::new(Instant::now()));
-        (Stream { socket, line, sent_this_turn: 0, write_closed: false }, peer)
+        (Stream::new(socket, line, Arc::new(Semaphore::new(1))), peer)
     }
 
     async fn write(stream: &mut Stream, slices: &[&[u8]]) -> io::Result<usize> {

@@ -155,9 +155,9 @@ fn serve(
     admission: Admission,
     stop: watch::Receiver<bool>,
     parts: &BootPlaneParts,
-) -> impl FnOnce(TcpStream) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + use<> {
+) -> impl FnOnce(TcpStream, Arc<Semaphore>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + use<> {
     let (service, tally, limits) = (Arc::clone(&parts.service), Arc::clone(&parts.tally), parts.limits);
-    move |socket| {
+    move |socket, turns| {
         Box::pin(async move {
             let peer = admission.peer;
             let answer = |line, request| {
@@ -175,7 +175,7 @@ fn serve(
                     }
                 }
             };
-            connection::serve(socket, &limits, stop, answer, ended).await;
+            connection::serve(socket, turns, &limits, stop, answer, ended).await;
         })
     }
 }

@@ -11,11 +11,14 @@ use std::thread;
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 /// Two saturate a 10 Gbit/s link; beyond this many it is the link that is short, not the processors.
 const WORKERS_MAX: usize = 8;
+
+/// Tasks run between two looks at the sockets: after every other turn of a download, not the usual 61.
+const EVENT_INTERVAL: u32 = 4;
 
 /// Dropping it ends the threads and whatever still runs there.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ struct Worker {
     runtime: Handle,
     /// One clone for every open connection; how many there are is the worker's load.
     load: Arc<()>,
+    /// The one permit that this worker's downloads pass around.
+    turns: Arc<Semaphore>,
     /// Dropped to end the thread.
     _running: oneshot::Sender<()>,
 }
@@ -45,7 +50,7 @@ impl Workers {
         &self,
         socket: TcpStream,
         connections: &mut JoinSet<()>,
-        serve: impl FnOnce(TcpStream) -> F + Send + 'static,
+        serve: impl FnOnce(TcpStream, Arc<Semaphore>) -> F + Send + 'static,
     ) -> io::Result<()> {
         let Some(worker) = self.workers.iter().min_by_key(|worker| Arc::strong_count(&worker.load)) else {
             return Err(io::Error::other("no worker"));
@@ -56,9 +61,9 @@ impl Workers {
             let _entered = worker.runtime.enter();
             TcpStream::from_std(socket)?
         };
-        let load = Arc::clone(&worker.load);
+        let (load, turns) = (Arc::clone(&worker.load), Arc::clone(&worker.turns));
         let task = async move {
-            serve(socket).await;
+            serve(socket, turns).await;
             drop(load);
         };
         connections.spawn_on(task, &worker.runtime);
@@ -68,7 +73,7 @@ impl Workers {
 
 impl Worker {
     fn start() -> io::Result<Worker> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
         let handle = runtime.handle().clone();
         let (running, ended) = oneshot::channel::<()>();
         thread::Builder::new().name("farrier-http".to_owned()).spawn(move || {
@@ -77,7 +82,12 @@ impl Worker {
             // An agent's call may still wait for the disk.
             runtime.shutdown_background();
         })?;
-        Ok(Worker { runtime: handle, load: Arc::default(), _running: running })
+        Ok(Worker {
+            runtime: handle,
+            load: Arc::default(),
+            turns: Arc::new(Semaphore::new(1)),
+            _running: running,
+        })
     }
 }
 
@@ -96,7 +106,7 @@ mod tests {
         for _ in 0..6 {
             let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (socket, _) = listener.accept().await.unwrap();
-            let echo = |mut socket: TcpStream| async move {
+            let echo = |mut socket: TcpStream, _| async move {
                 while let Ok(byte) = socket.read_u8().await {
                     socket.write_u8(byte).await.unwrap();
                 }
@@ -120,7 +130,7 @@ mod tests {
         let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (socket, _) = listener.accept().await.unwrap();
         let mut connections = JoinSet::new();
-        let forever = |socket: TcpStream| async move {
+        let forever = |socket: TcpStream, _| async move {
             std::future::pending::<()>().await;
             drop(socket);
         };
