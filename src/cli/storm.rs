@@ -97,7 +97,22 @@ fn parse_loss(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Linux forgets neighbours beyond this, and then cannot send to them. Seen only outside of namespaces.
+const NEIGHBOURS_MAX: &str = "/proc/sys/net/ipv4/neigh/default/gc_thresh3";
+
+/// A server that cannot remember its machines' MACs fails for a reason of its host's.
+fn warn_of_neighbours(nodes: u32) {
+    let limit = std::fs::read_to_string(NEIGHBOURS_MAX).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    if let Some(limit) = limit.filter(|limit| *limit <= nodes) {
+        eprintln!(
+            "farrier: this kernel's ARP table ends at {limit} neighbours (net.ipv4.neigh.default.gc_thresh3): a server \
+             on it may not reach {nodes} machines at once"
+        );
+    }
+}
+
 pub(super) fn run(arguments: &StormArgs, json: bool, style: Style) -> Result<String, CommandError> {
+    warn_of_neighbours(arguments.nodes);
     let order = Order {
         machines: (0..arguments.nodes as usize).map(|number| arguments.profile.machine(number)).collect(),
         goal: arguments.until,
@@ -186,12 +201,14 @@ fn render(report: &Report, style: Style) -> String {
     row("DHCP replies", &report.dhcp.reply);
     text.push_str(&table.render(style));
     text.push_str(&format!(
-        "\nDHCP resends {}, TFTP resends {}, told to wait {} times, {} downloaded, address conflicts {}\n",
+        "\nDHCP resends {}, TFTP resends {}, told to wait {} times, {} downloaded, address conflicts {}, \
+         own drops {}\n",
         report.dhcp.resends,
         report.tftp_resends,
         report.told_to_wait,
         bytes(report.downloaded_bytes),
-        report.address_conflicts
+        report.address_conflicts,
+        report.own_drops,
     ));
     text.push_str(&format!("CPU: storm {}", secs(report.storm_cpu_secs)));
     if let Some(server) = report.server {

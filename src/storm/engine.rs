@@ -33,9 +33,11 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 const STRANGERS_EVERY: Duration = Duration::from_millis(5);
 /// Frames read before machines' sockets get their turn.
 const FRAMES_AT_ONCE: usize = 256;
-/// Streams of the seed that belong to no machine.
-const LOSS_STREAM: u64 = u64::MAX;
+/// Streams of the seed beside the machines' own: when they are switched on, what strangers are called, and (one per
+/// machine, counted down) which datagrams are lost.
+const POWER_STREAM: u64 = u64::MAX;
 const STRANGER_STREAM: u64 = u64::MAX - 1;
+const LOSS_STREAMS: u64 = u64::MAX - 2;
 
 /// A storm, as ordered.
 #[derive(Clone, Debug)]
@@ -66,6 +68,8 @@ pub struct Progress {
 
 struct Slot {
     machine: Machine,
+    /// Decides which of its datagrams are lost, so that a machine's luck does not hang on the others' pace.
+    luck: Stream,
     transfer: Option<Transfer>,
     /// A connection to use again.
     spare: Option<transfer::Spare>,
@@ -88,7 +92,8 @@ pub struct Engine {
     routers: Tap,
     addresses: Addresses,
     loss: f64,
-    random: Stream,
+    /// Frames our own end could not send.
+    drops: u64,
     strangers: Strangers,
     over: usize,
 }
@@ -128,7 +133,8 @@ impl Engine {
             .map(|(number, kind)| {
                 let stream = Stream::new(order.seed, number as u64);
                 let machine = Machine::new(*kind, identity(order.seed, number), order.goal, stream);
-                Slot { machine, transfer: None, spare: None, bound: None, armed: None }
+                let luck = Stream::new(order.seed, LOSS_STREAMS - number as u64);
+                Slot { machine, luck, transfer: None, spare: None, bound: None, armed: None }
             })
             .collect();
         let by_mac =
@@ -146,7 +152,7 @@ impl Engine {
             routers,
             addresses: Addresses::open(index)?,
             loss: order.loss,
-            random: Stream::new(order.seed, LOSS_STREAM),
+            drops: 0,
             strangers: Strangers {
                 per_second: order.strangers,
                 random: Stream::new(order.seed, STRANGER_STREAM),
@@ -161,8 +167,9 @@ impl Engine {
     pub fn run(mut self, order: &Order, tell: &mut dyn FnMut(&Progress)) -> io::Result<Report> {
         let began = Instant::now();
         self.strangers.began = began;
+        let mut power = Stream::new(order.seed, POWER_STREAM);
         for number in 0..self.slots.len() {
-            let after = order.over.mul_f64(self.random.unit());
+            let after = order.over.mul_f64(power.unit());
             self.slots[number].armed = Some(began + after);
             self.timers.push(Reverse((began + after, number)));
         }
@@ -222,6 +229,7 @@ impl Engine {
             loss: order.loss,
             goal: order.goal.last_stage().as_str(),
             address_conflicts: self.address_conflicts,
+            own_drops: self.drops,
             storm_cpu_secs: thread_cpu_secs(),
         };
         Ok(Report::of(&machines, circumstances))
@@ -243,8 +251,8 @@ impl Engine {
         progress
     }
 
-    fn lost(&mut self) -> bool {
-        self.random.chance(self.loss)
+    fn lost(&mut self, number: usize) -> bool {
+        self.slots[number].luck.chance(self.loss)
     }
 
     // --- time -------------------------------------------------------------------------------------------------------
@@ -314,7 +322,7 @@ impl Engine {
             Action::SendDhcp(payload) => {
                 // Another program runs now, and its connections are not the last one's.
                 self.slots[number].spare = None;
-                if !self.lost() {
+                if !self.lost(number) {
                     self.frames.push(dhcp_frame(mac, &payload));
                 }
             }
@@ -363,7 +371,7 @@ impl Engine {
 
     fn flush(&mut self) {
         if !self.frames.is_empty() {
-            self.dhcp.send(&self.frames);
+            self.drops += self.dhcp.send(&self.frames);
             self.frames.clear();
         }
     }
@@ -392,7 +400,7 @@ impl Engine {
                 continue;
             };
             let Some(number) = self.by_mac.get(&reply.mac).copied() else { continue };
-            if !self.lost() {
+            if !self.lost(number) {
                 self.deliver(number, Event::Reply(reply), Instant::now())?;
             }
         }
@@ -415,7 +423,7 @@ impl Engine {
 
     fn send_datagrams(&mut self, number: usize, datagrams: Vec<(u16, Vec<u8>)>) {
         for (port, payload) in datagrams {
-            if !self.lost()
+            if !self.lost(number)
                 && let Some(transfer) = &self.slots[number].transfer
             {
                 transfer.send(port, &payload);
@@ -428,9 +436,9 @@ impl Engine {
         let now = Instant::now();
         let Some(slot) = self.slots.get_mut(number) else { return Ok(()) };
         let Some(transfer) = &mut slot.transfer else { return Ok(()) };
-        let (loss, random) = (self.loss, &mut self.random);
+        let (loss, luck) = (self.loss, &mut slot.luck);
         let mut out = Vec::new();
-        let moved = transfer.work(buffer, now, &mut || random.chance(loss), &mut out);
+        let moved = transfer.work(buffer, now, &mut || luck.chance(loss), &mut out);
         self.send_datagrams(number, out);
         self.settle(number, moved, now)
     }

@@ -30,6 +30,8 @@ pub struct Report {
     pub told_to_wait: u64,
     /// Addresses that two machines held at once: the server's fault, always.
     pub address_conflicts: usize,
+    /// Frames that did not leave the storm's own end: its own fault, always.
+    pub own_drops: u64,
     pub stages: Vec<StageTimes>,
     pub total: Spread,
     /// What went wrong how often; machines may have recovered.
@@ -95,6 +97,7 @@ pub struct Circumstances {
     pub loss: f64,
     pub goal: &'static str,
     pub address_conflicts: usize,
+    pub own_drops: u64,
     pub storm_cpu_secs: f64,
 }
 
@@ -138,6 +141,7 @@ impl Report {
             tftp_resends: records().map(|record| u64::from(record.tftp_resends)).sum(),
             told_to_wait: records().map(|record| u64::from(record.told_to_wait)).sum(),
             address_conflicts: circumstances.address_conflicts,
+            own_drops: circumstances.own_drops,
             stages: stages.collect(),
             total: Spread::of(complete.filter_map(|record| record.total()).collect()),
             setbacks: counted(

@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
+};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::net::MacAddr;
@@ -70,13 +72,15 @@ impl Tap {
     }
 
     fn open(index: u32, ethertype: u16, filter: &[SockFilter]) -> io::Result<Tap> {
-        // The filter is there before the first frame: protocol 0 receives nothing until the second socket replaces it.
+        // What came before the filter was there finds no reader either: it is not what is looked for.
         let protocol = Protocol::from(i32::from(ethertype.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
         socket.attach_filter(filter)?;
         socket.set_nonblocking(true)?;
-        // Refused above the system's limit without privilege; then the limit is what we get.
-        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+        // Beyond the system's limit only with privilege over it; without, the limit is what we get.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        }
         Ok(Tap { socket, index })
     }
 
@@ -91,8 +95,8 @@ impl Tap {
         }
     }
 
-    /// Sends whole Ethernet frames. What the device cannot take now is lost, as on any wire.
-    pub fn send(&self, frames: &[(MacAddr, Vec<u8>)]) {
+    /// Sends whole Ethernet frames; how many could not leave.
+    pub fn send(&self, frames: &[(MacAddr, Vec<u8>)]) -> u64 {
         let frames: Vec<Frame<'_>> = frames
             .iter()
             .map(|(to, packet)| Frame {
@@ -102,7 +106,7 @@ impl Tap {
                 interface: self.index,
             })
             .collect();
-        drop(sys::send_frames(&self.socket, &frames));
+        sys::send_frames(&self.socket, &frames).iter().filter(|sent| sent.is_err()).count() as u64
     }
 }
 
