@@ -2,10 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -18,6 +16,7 @@ use crate::boot::loader::LoaderTable;
 use crate::image::library::{Library, Manifest};
 use crate::lab::appliance::database_files;
 use crate::lab::launch::last_lines;
+use crate::lab::process::look_again;
 use crate::lab::state::{SOCKET_PATH_MAX, StateDir, connect};
 use crate::net::sys::die_with_parent;
 use crate::storm::ground::ip_batch;
@@ -35,7 +34,6 @@ const PROFILE: &str = "storm";
 const LOADER_BYTES: [(&str, usize); 2] = [("undionly.kpxe", 72 << 10), ("ipxe.efi", 1 << 20)];
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The appliance under storm. Dropped, it is ended.
@@ -99,7 +97,7 @@ impl Rig {
             if Instant::now() >= deadline {
                 bail!("the appliance is not ready; {}", last_lines(&state.appliance_log()));
             }
-            thread::sleep(LOOK_AGAIN);
+            look_again();
         }
         Ok(())
     }
@@ -127,7 +125,7 @@ impl Drop for Rig {
             if Instant::now() >= deadline {
                 let _ = self.appliance.kill();
             }
-            thread::sleep(LOOK_AGAIN);
+            look_again();
         }
     }
 }
@@ -214,9 +212,4 @@ fn is_ready(state: &StateDir) -> std::io::Result<bool> {
     let mut status = [0; 12];
     stream.read_exact(&mut status)?;
     Ok(&status == b"HTTP/1.1 200")
-}
-
-/// The appliance's address, for people.
-pub fn address() -> Option<Ipv4Addr> {
-    ADDRESS.split('/').next()?.parse().ok()
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::net::MacAddr;
+use crate::storm::message::ReplyKind;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 50);
