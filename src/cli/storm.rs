@@ -11,7 +11,7 @@ use super::json_text;
 use super::lab::failed;
 use super::table::Table;
 use super::text::{Style, Tone, bytes};
-use crate::storm::engine::{Order, Progress};
+use crate::storm::engine::{Order, Progress, identity};
 use crate::storm::firmware::Kind;
 use crate::storm::ground;
 use crate::storm::machine::{Goal, Stage};
@@ -55,6 +55,10 @@ pub struct StormArgs {
     /// Besides, DISCOVERs a second from strangers that never come again
     #[arg(long, value_name = "RATE", default_value = "0")]
     strangers: u32,
+
+    /// The lab's operator has registered the machines, each with an address; strangers are told apart from them
+    #[arg(long, conflicts_with = "bridge")]
+    registered: bool,
 
     /// Size of the lab's kernel, in KiB
     #[arg(long, value_name = "KIB", default_value = "8192", conflicts_with = "bridge")]
@@ -128,7 +132,9 @@ pub(super) fn run(arguments: &StormArgs, json: bool, style: Style) -> Result<Str
             let farrier = std::env::current_exe().map_err(|error| failed(error.into()))?;
             let kib = |kib: u32| kib as usize * 1024;
             let image = ImageSize { kernel: kib(arguments.kernel), ramdisk: kib(arguments.ramdisk) };
-            let rig = Rig::build(&arguments.state, &farrier, image).map_err(failed)?;
+            let known = if arguments.registered { arguments.nodes as usize } else { 0 };
+            let known: Vec<_> = (0..known).map(|number| identity(arguments.seed, number).mac).collect();
+            let rig = Rig::build(&arguments.state, &farrier, image, &known).map_err(failed)?;
             let mut report =
                 ground::run(rig::BRIDGE, order, progress_bar(arguments.nodes)).map_err(failed)?;
             report.server = rig.server_use();
@@ -202,13 +208,14 @@ fn render(report: &Report, style: Style) -> String {
     text.push_str(&table.render(style));
     text.push_str(&format!(
         "\nDHCP resends {}, TFTP resends {}, told to wait {} times, {} downloaded, address conflicts {}, \
-         own drops {}\n",
+         own drops {}, strangers {}\n",
         report.dhcp.resends,
         report.tftp_resends,
         report.told_to_wait,
         bytes(report.downloaded_bytes),
         report.address_conflicts,
         report.own_drops,
+        report.strangers,
     ));
     text.push_str(&format!("CPU: storm {}", secs(report.storm_cpu_secs)));
     if let Some(server) = report.server {

@@ -230,6 +230,7 @@ impl Engine {
             goal: order.goal.last_stage().as_str(),
             address_conflicts: self.address_conflicts,
             own_drops: self.drops,
+            strangers: self.strangers.sent,
             storm_cpu_secs: thread_cpu_secs(),
         };
         Ok(Report::of(&machines, circumstances))

@@ -33,6 +33,8 @@ pub struct Report {
     pub address_conflicts: usize,
     /// Frames that did not leave the storm's own end: its own fault, always.
     pub own_drops: u64,
+    /// DISCOVERs sent besides, by strangers.
+    pub strangers: u64,
     pub stages: Vec<StageTimes>,
     pub total: Spread,
     /// What went wrong how often; machines may have recovered.
@@ -99,6 +101,7 @@ pub struct Circumstances {
     pub goal: &'static str,
     pub address_conflicts: usize,
     pub own_drops: u64,
+    pub strangers: u64,
     pub storm_cpu_secs: f64,
 }
 
@@ -146,6 +149,7 @@ impl Report {
             told_to_wait: records().map(|record| u64::from(record.told_to_wait)).sum(),
             address_conflicts: circumstances.address_conflicts,
             own_drops: circumstances.own_drops,
+            strangers: circumstances.strangers,
             stages: stages.collect(),
             total: Spread::of(complete.filter_map(|record| record.total()).collect()),
             setbacks: counted(

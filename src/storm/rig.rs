@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use crate::lab::appliance::database_files;
 use crate::lab::launch::last_lines;
 use crate::lab::process::look_again;
 use crate::lab::state::{SOCKET_PATH_MAX, StateDir, connect};
+use crate::net::MacAddr;
 use crate::net::sys::die_with_parent;
 use crate::storm::ground::ip_batch;
 use crate::storm::random::Stream;
@@ -27,6 +29,8 @@ use crate::storm::report::ServerUse;
 pub const BRIDGE: &str = "storm";
 const ADDRESS: &str = "10.77.0.2/16";
 const POOL: &str = "10.77.1.0-10.77.254.255";
+/// Registered machines' addresses; inside the pool, which does without them.
+const RESERVED_FROM: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 0);
 /// Machines the pool has room for, with some to spare for strangers.
 pub const NODES_MAX: usize = 60_000;
 const PROFILE: &str = "storm";
@@ -52,7 +56,14 @@ pub struct ImageSize {
 impl Rig {
     /// Enters a fresh network namespace with this whole process, which must have one thread only, builds the bridge
     /// and starts the appliance.
-    pub fn build(directory: &Path, farrier: &Path, image: ImageSize) -> anyhow::Result<Rig> {
+    ///
+    /// `registered`: machines the operator knows, each with an address of its own.
+    pub fn build(
+        directory: &Path,
+        farrier: &Path,
+        image: ImageSize,
+        registered: &[MacAddr],
+    ) -> anyhow::Result<Rig> {
         let state = StateDir::open(directory)?;
         let Some(lock) = state.try_lock()? else {
             bail!(
@@ -66,7 +77,7 @@ impl Rig {
             }
         }
         prepare(&state.appliance_state(), image)?;
-        write_configuration(&state)?;
+        write_configuration(&state, registered)?;
         enter_namespace()?;
         ip_batch(&format!(
             "link set lo up\n\
@@ -184,13 +195,13 @@ fn noise(number: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-fn write_configuration(state: &StateDir) -> anyhow::Result<()> {
+fn write_configuration(state: &StateDir, registered: &[MacAddr]) -> anyhow::Result<()> {
     let mut socket = state.operator_socket();
     if socket.as_os_str().len() > SOCKET_PATH_MAX {
         socket = Path::new("/proc/self/cwd").join(socket.file_name().unwrap_or_default());
     }
     // The signed chain loads everything by TFTP, as GRUB does; a storm wants the iPXE chain for both.
-    let text = format!(
+    let mut text = format!(
         "# Written by `farrier storm` at every start.\n\
          [network]\nbridge = {BRIDGE:?}\naddress = {ADDRESS:?}\n\n\
          [dhcp]\npool = {POOL:?}\n\n\
@@ -201,6 +212,12 @@ fn write_configuration(state: &StateDir) -> anyhow::Result<()> {
         state.appliance_state(),
         Firmware::UefiX64,
     );
+    for (number, mac) in registered.iter().enumerate() {
+        let address = Ipv4Addr::from(u32::from(RESERVED_FROM) + number as u32);
+        text.push_str(&format!(
+            "\n[[dhcp.reservation]]\nmac = \"{mac}\"\naddress = \"{address}\"\nname = \"storm-{number}\"\n"
+        ));
+    }
     let path = state.appliance_config();
     fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
 }

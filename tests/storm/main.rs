@@ -69,14 +69,27 @@ fn every_machine_of_every_firmware_enrolls() {
 }
 
 #[test]
-fn a_lossy_link_costs_resends_and_no_machine() {
+fn a_lossy_link_with_strangers_costs_resends_and_no_registered_machine() {
     let directory = tempfile::tempdir().unwrap();
     let report = storm(
         directory.path(),
-        &["--nodes", "6", "--profile", "bios", "--loss", "0.1", "--until", "script", "--strangers", "50"],
+        &[
+            "--nodes",
+            "6",
+            "--profile",
+            "bios",
+            "--loss",
+            "0.1",
+            "--until",
+            "script",
+            "--strangers",
+            "50",
+            "--registered",
+        ],
     );
     assert_eq!(report["completed"], 6, "{report}");
     assert!(report["tftp_resends"].as_u64() > Some(0), "{report}");
+    assert!(report["strangers"].as_u64() > Some(50), "{report}");
 }
 
 #[test]
