@@ -24,6 +24,7 @@ mod lease;
 mod node;
 mod serve;
 mod status;
+mod storm;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,8 @@ pub enum Command {
     /// A bridge, the appliance and machines in a network namespace of their own
     #[command(subcommand)]
     Lab(lab::LabCommand),
+    /// Simulated machines, as many as you like, netboot at once
+    Storm(storm::StormArgs),
     /// Check a configuration file
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -125,6 +128,7 @@ fn perform(cli: Cli) -> Result<String, CommandError> {
         Command::Demo(arguments) => demo::run(&arguments, style),
         Command::Lab(command) => lab::run(command, json, style),
         Command::Image(arguments) => image::run(&arguments, json),
+        Command::Storm(arguments) => storm::run(&arguments, json, style),
         Command::Watch => ask(async { watch::run(&Client::new(socket), json, style).await }),
     }
 }
