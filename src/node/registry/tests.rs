@@ -561,7 +561,7 @@ fn an_agent_whose_answer_was_lost_gets_the_same_session_again() {
     let bench = Bench::new(UnknownPolicy::Enroll);
     bench.seen(1, 0);
     let (older, token) = (bench.token(1, 1), bench.token(1, 1));
-    let (nonce, other) = (AgentNonce::random().unwrap(), AgentNonce::random().unwrap());
+    let (nonce, other) = (AgentNonce::numbered(1), AgentNonce::numbered(2));
     let session = bench.hello_with(&token, &nonce, 1, 2).unwrap();
     let before = (bench.node(1), bench.happenings(1));
     assert_eq!(bench.hello_with(&token, &nonce, 1, 3).as_ref(), Ok(&session));
@@ -591,13 +591,13 @@ fn a_redemption_under_way_or_failed_is_not_confirmed_before_it_is_stored() {
     let bench = Bench::new(UnknownPolicy::Approve);
     bench.seen(1, 0);
     bench.registry.approve(&NodeRef::Mac(mac(1)), after(1)).unwrap();
-    let (token, nonce) = (bench.token(1, 1), AgentNonce::random().unwrap());
+    let (token, nonce) = (bench.token(1, 1), AgentNonce::numbered(1));
     bench.store.fail_next_commits(2);
     for at in [2, 3] {
         let failed = bench.hello_with(&token, &nonce, 1, at);
         assert!(matches!(failed, Err(AgentRefusal::NotDurable(_))), "{failed:?}");
     }
-    let stranger = AgentNonce::random().unwrap();
+    let stranger = AgentNonce::numbered(2);
     assert_eq!(bench.hello_with(&token, &stranger, 1, 4), Err(AgentRefusal::TokenSpent));
     let session = bench.hello_with(&token, &nonce, 1, 5).unwrap();
     bench.registry.tick(after(6));
