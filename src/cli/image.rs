@@ -97,14 +97,20 @@ fn loaders(state: &Path) -> anyhow::Result<()> {
     let progress = progress_bar();
     let fetched = fetch_loaders(table.files_in_use(), state, &progress)?;
     progress.finish_and_clear();
+    let mut unpackaged = Vec::new();
     for (name, result) in &fetched {
         match result {
+            Fetched::NotPackaged(_) => unpackaged.push(name.to_string()),
             Fetched::Present(path) => println!("{name}: {}", path.display()),
             Fetched::Extracted { path, package, version } => {
                 println!("{name}: {} (from {package} {version})", path.display());
             }
             Fetched::Failed(error) => println!("{name}: not available here: {error}"),
         }
+    }
+    if !unpackaged.is_empty() {
+        let place = state.join("loaders/usr/lib/ipxe");
+        println!("in no package, put them into {} if wanted: {}", place.display(), unpackaged.join(", "));
     }
     Ok(())
 }
