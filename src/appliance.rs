@@ -234,11 +234,11 @@ impl Appliance {
             dhcp.stop();
             tftp.stop();
         });
-        self.boot_plane.stop().await;
+        // Side by side: each may take its whole time.
+        tokio::join!(self.boot_plane.stop(), self.operator.stop());
         if wire.await.is_err() {
             tracing::error!("the DHCP or TFTP thread ended badly");
         }
-        self.operator.stop().await;
     }
 }
 
