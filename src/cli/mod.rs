@@ -29,6 +29,7 @@ pub mod table;
 mod tests;
 pub mod text;
 pub mod timeline;
+pub mod view;
 mod watch;
 
 const SOCKET_DEFAULT: &str = "/run/farrier/operator.sock";

@@ -191,28 +191,34 @@ pub(super) fn render_list(nodes: &[NodeSummary], style: Style, now: Timestamp) -
 pub(super) fn list_table(nodes: &[NodeSummary], now: Timestamp) -> Table {
     let mut table = Table::new(&["NODE", "MAC", "ADDRESS", "FIRMWARE", "STATE", "STAGE", ">BOOT", "SEEN"]);
     for node in nodes {
-        let (tone, state) = state_words(node);
-        let more = match node.ports.len() {
-            0 | 1 => String::new(),
-            ports => format!(" +{}", ports - 1),
-        };
-        let mac = node.ports.first().map(|port| format!("{}{more}", port.mac));
-        let address =
-            node.ports.iter().find_map(|port| port.address).or(node.ports.iter().find_map(|p| p.reserved));
-        let boot = node.boot.as_ref();
-        let cells = [
-            or_dash(node.name.as_ref()),
-            or_dash(mac),
-            or_dash(address),
-            or_dash(node.firmware),
-            state,
-            or_dash(boot.and_then(|boot| boot.stage).map(stage_word)),
-            or_dash(boot.map(|boot| boot.number)),
-            or_dash(node.last_seen_at.map(|at| ago(at, now))),
-        ];
+        let (tone, cells) = node_cells(node, now);
         table.row(tone, cells);
     }
     table
+}
+
+/// One node: name, MAC, address, firmware, state, stage, boot, last seen.
+pub(super) fn node_cells(node: &NodeSummary, now: Timestamp) -> (Tone, [String; 8]) {
+    let (tone, state) = state_words(node);
+    let more = match node.ports.len() {
+        0 | 1 => String::new(),
+        ports => format!(" +{}", ports - 1),
+    };
+    let mac = node.ports.first().map(|port| format!("{}{more}", port.mac));
+    let address =
+        node.ports.iter().find_map(|port| port.address).or(node.ports.iter().find_map(|p| p.reserved));
+    let boot = node.boot.as_ref();
+    let cells = [
+        or_dash(node.name.as_ref()),
+        or_dash(mac),
+        or_dash(address),
+        or_dash(node.firmware),
+        state,
+        or_dash(boot.and_then(|boot| boot.stage).map(stage_word)),
+        or_dash(boot.map(|boot| boot.number)),
+        or_dash(node.last_seen_at.map(|at| ago(at, now))),
+    ];
+    (tone, cells)
 }
 
 pub(super) fn render_detail(node: &NodeDetail, boot: Option<&Boot>, style: Style, now: Timestamp) -> String {

@@ -34,7 +34,7 @@ fn after(millis: u64) -> Timestamp {
     START.plus(Duration::from_millis(millis))
 }
 
-fn summary() -> NodeSummary {
+pub(super) fn summary() -> NodeSummary {
     NodeSummary {
         id: id(),
         name: Some("rack1-node07".parse().unwrap()),
