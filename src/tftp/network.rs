@@ -28,7 +28,7 @@ use crate::tftp::transfer::{Limits, Transfer};
 use crate::tftp::wire::{self, ErrorCode, Mode, Operation, RequestError};
 use crate::tftp::{FileSource, TransferReport};
 
-const PORT: u16 = 69;
+pub const PORT: u16 = 69;
 /// The word our counters stand under.
 const SERVICE: &str = "tftp";
 /// Requests taken from port 69 before transfers have their turn.
