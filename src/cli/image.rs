@@ -10,10 +10,10 @@ use indicatif::HumanBytes;
 
 use crate::boot::loader::LoaderTable;
 use crate::cli::error::CommandError;
-use crate::image::build::{Builder, build, progress_bar};
+use crate::image::build::{BuildError, Builder, build, progress_bar};
 use crate::image::fetch::{Fetched, fetch_loaders};
 use crate::image::library::{Library, Manifest};
-use crate::image::recipe::Recipe;
+use crate::image::recipe::{Recipe, RecipeError};
 
 #[derive(Debug, Args)]
 pub struct ImageArgs {
@@ -59,7 +59,14 @@ pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandEr
         ImageCommand::Build(BuildCommand::Loaders) => loaders(&arguments.state),
         ImageCommand::List => list(&arguments.state, json),
     };
-    done.map(|()| String::new()).map_err(|error| CommandError::Failed(format!("{error:#}")))
+    done.map(|()| String::new()).map_err(told)
+}
+
+/// A recipe is configuration, and so is the profile asked of it.
+fn told(error: anyhow::Error) -> CommandError {
+    let text = format!("{error:#}");
+    let in_build = matches!(error.downcast_ref(), Some(BuildError::Recipe(_)));
+    if in_build || error.is::<RecipeError>() { CommandError::Usage(text) } else { CommandError::Failed(text) }
 }
 
 fn deploy(state: &Path, profile: &str, recipe: Option<&Path>, agent: Option<&Path>) -> anyhow::Result<()> {
@@ -177,5 +184,6 @@ mod tests {
         let error = deploy(directory.path(), "nope", None, Some(Path::new("/dev/null"))).unwrap_err();
         let told = format!("{error:#}");
         assert_eq!(told.matches("nope").count(), 1, "{told}");
+        assert!(matches!(super::told(error), CommandError::Usage(_)));
     }
 }

@@ -34,6 +34,7 @@ pub enum NodeCommand {
     /// Show one node: record, ports, inventory, and where its last boot got to
     Show {
         /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
         node: String,
         /// Show this boot instead of the last one; 0 is what happened outside any boot
         #[arg(long, value_name = "NUMBER")]
@@ -42,16 +43,19 @@ pub enum NodeCommand {
     /// Let a node boot and enroll that nobody had registered
     Approve {
         /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
         node: String,
     },
     /// Forget a node and its timeline
     Remove {
         /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
         node: String,
     },
     /// Give the node's agent an order; it obeys at its next heartbeat
     Order {
         /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
         node: String,
         order: OrderWord,
     },
@@ -73,6 +77,16 @@ impl From<OrderWord> for Order {
             OrderWord::LocalBoot => Order::LocalBoot,
         }
     }
+}
+
+/// Anything may be asked for but nothing, which would be the path of all nodes.
+fn parse_reference(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err(
+            "a name, MAC address, id or SMBIOS UUID is wanted; `farrier node list` shows them".to_owned()
+        );
+    }
+    Ok(text.to_owned())
 }
 
 fn parse_port(text: &str) -> Result<PortRequest, String> {

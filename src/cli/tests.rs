@@ -321,6 +321,14 @@ fn exit_codes_tell_usage_configuration_and_no_appliance_apart() {
         assert!(!finished.stderr.is_empty());
     }
 
+    let told = run_words(&["node", "show", "--json", "--nope"]);
+    let document: serde_json::Value = serde_json::from_str(&told.stderr).unwrap();
+    assert_eq!((told.code, &document["exit_code"]), (2, &serde_json::json!(2)));
+    assert!(document["error"].as_str().unwrap().contains("--nope"), "{document}");
+    let nobody = run_words(&["node", "show", ""]);
+    assert_eq!(nobody.code, 2);
+    assert!(nobody.stderr.contains("farrier node list"), "{}", nobody.stderr);
+
     std::fs::write(path("good"), "[network]\nbridge = \"br0\"\naddress = \"192.168.2.2/24\"\n").unwrap();
     std::fs::write(path("bad"), "[network]\nbrigde = \"br0\"\n").unwrap();
     let good = run_words(&["config", "check", &path("good")]);
