@@ -24,7 +24,7 @@ use crate::operator::problems::ProblemLog;
 mod notify;
 
 /// A supervisor, or an operator with Ctrl-C, waits no longer than two seconds; a little is kept for the exit itself.
-const STOP_WITHIN: Duration = Duration::from_millis(1900);
+const STOP_WITHIN: Duration = Duration::from_millis(1600);
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {

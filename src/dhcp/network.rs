@@ -164,6 +164,11 @@ impl Drop for DhcpHandle {
     }
 }
 
+/// Whether the sockets can be had, by having them for a moment.
+pub fn probe(bridge: &Bridge) -> Result<(), BindError> {
+    Outbound::open(bridge, &Arc::default()).map(drop)
+}
+
 /// Opens the sockets and starts the thread.
 pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
     let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, clock } = parts;
