@@ -1,10 +1,14 @@
 //! The servers: how each is started, when it is ready, what it used, and how it ends.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::net::{SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use farrier::net::sys;
 use nix::sys::signal::{Signal, kill};
@@ -92,6 +96,7 @@ fn atftpd() -> PathBuf {
 pub struct Running {
     pub kind: Kind,
     child: Child,
+    census: Option<Census>,
 }
 
 /// What a server has used so far.
@@ -113,7 +118,9 @@ impl Start<'_> {
     /// Starts the server and waits until it serves.
     pub fn run(&self, kind: Kind) -> Running {
         let running = self.launch(kind);
-        bed::wait_for(&format!("{} to serve; see {}", kind.name(), self.log(kind).display()), || match self.job {
+        bed::wait_for(&format!("{} to serve; see {}", kind.name(), self.log(kind).display()), || match self
+            .job
+        {
             Job::Dhcp => udp_port_is_bound(67),
             Job::Tftp => udp_port_is_bound(69),
             Job::Http => {
@@ -132,7 +139,8 @@ impl Start<'_> {
         let child = sys::die_with_parent(&mut command)
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}; see .ci/packages.txt", kind.name()));
-        Running { kind, child }
+        let census = (kind == Kind::TftpdHpa).then(|| Census::of(child.id()));
+        Running { kind, child, census }
     }
 
     pub fn command(&self, kind: Kind) -> Command {
@@ -241,13 +249,18 @@ impl Running {
 
     /// CPU time of the server with its threads, its workers, and the children it has waited for.
     pub fn used(&self) -> Used {
-        let ticks: u64 = family(self.pid()).into_iter().map(cpu_ticks).sum();
+        let ticks = match (&self.census, self.kind) {
+            (Some(census), _) => census.ticks(self.pid()),
+            (None, Kind::Nginx) => family(self.pid()).into_iter().map(|(_, ticks)| ticks).sum(),
+            (None, _) => stat(self.pid()).map_or(0, |(_, ticks)| ticks),
+        };
         Used { cpu: ticks as f64 / ticks_per_second() }
     }
 
     /// Most memory ever resident, MiB, of all its processes.
     pub fn peak_memory(&self) -> f64 {
-        family(self.pid()).into_iter().map(|pid| status_kib(pid, "VmHWM:")).sum::<u64>() as f64 / 1024.0
+        let members = family(self.pid());
+        members.into_iter().map(|(pid, _)| status_kib(pid, "VmHWM:")).sum::<u64>() as f64 / 1024.0
     }
 
     /// (resident, of that its own and not of files), MiB.
@@ -286,27 +299,66 @@ fn ticks_per_second() -> f64 {
     sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64
 }
 
-/// A process and all that descend from it.
-fn family(root: u32) -> Vec<u32> {
-    let mut members = vec![root];
-    let mut next = 0;
-    while let Some(&pid) = members.get(next) {
-        next += 1;
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        for task in tasks {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            members.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-        }
-    }
-    members
+/// What /proc/<pid>/stat says: parent, and clock ticks of the process and of the children it has waited for.
+fn stat(pid: u32) -> Option<(u32, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold spaces; what follows its parenthesis does not.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let fields: Vec<&str> = fields.split(' ').collect();
+    let ticks = fields.get(11..15)?.iter().filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Some((fields.get(1)?.parse().ok()?, ticks))
 }
 
-/// utime, stime, cutime and cstime of /proc/<pid>/stat.
-fn cpu_ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name may hold spaces; what follows its parenthesis does not.
-    let Some((_, fields)) = stat.rsplit_once(") ") else { return 0 };
-    fields.split(' ').skip(11).take(4).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
+/// A process and its children, with their clock ticks.
+fn family(root: u32) -> Vec<(u32, u64)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| stat(pid).map(|(parent, ticks)| (pid, parent, ticks)))
+        .filter(|(pid, parent, _)| *pid == root || *parent == root)
+        .map(|(pid, _, ticks)| (pid, ticks))
+        .collect()
+}
+
+/// Watches a server that forks for each client and forgets what its children used: their ticks, as last seen.
+struct Census {
+    seen: Arc<Mutex<HashMap<u32, u64>>>,
+    ends: Arc<AtomicBool>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+impl Census {
+    /// Reading a thousand children takes milliseconds; the watcher takes no more than a twentieth of a core.
+    const REST: u32 = 20;
+    const REST_MIN: Duration = Duration::from_millis(20);
+
+    fn of(root: u32) -> Census {
+        let (seen, ends) = (Arc::<Mutex<HashMap<u32, u64>>>::default(), Arc::new(AtomicBool::new(false)));
+        let (book, stop) = (Arc::clone(&seen), Arc::clone(&ends));
+        let watcher = thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                let members = family(root);
+                book.lock().unwrap_or_else(PoisonError::into_inner).extend(members);
+                thread::sleep((began.elapsed() * Census::REST).max(Census::REST_MIN));
+            }
+        });
+        Census { seen, ends, watcher: Some(watcher) }
+    }
+
+    fn ticks(&self, root: u32) -> u64 {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.extend(family(root));
+        seen.values().sum()
+    }
+}
+
+impl Drop for Census {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
+        }
+    }
 }
 
 fn status_kib(pid: u32, key: &str) -> u64 {

@@ -34,8 +34,6 @@ pub struct Fetched {
     pub exact: usize,
     /// Clients that got wrong bytes, an error, or not the whole file in time.
     pub failed: usize,
-    /// The window the server agreed to.
-    pub windowsize: u16,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -195,12 +193,7 @@ pub fn fetch_one(machine: &Machine, fetch: Fetch<'_>) -> Fetched {
         }
     }
     let exact = usize::from(session.standing == Standing::Exact);
-    Fetched {
-        seconds: began.elapsed().as_secs_f64(),
-        exact,
-        failed: 1 - exact,
-        windowsize: session.windowsize,
-    }
+    Fetched { seconds: began.elapsed().as_secs_f64(), exact, failed: 1 - exact }
 }
 
 /// As many clients at once as there are addresses; an address may appear more than once.
@@ -241,10 +234,5 @@ pub fn fetch_many(machine: &Machine, addresses: &[Ipv4Addr], fetch: Fetch<'_>) -
         }
     }
     let exact = sessions.iter().filter(|session| session.standing == Standing::Exact).count();
-    Fetched {
-        seconds: began.elapsed().as_secs_f64(),
-        exact,
-        failed: sessions.len() - exact,
-        windowsize: sessions.first().map_or(1, |session| session.windowsize),
-    }
+    Fetched { seconds: began.elapsed().as_secs_f64(), exact, failed: sessions.len() - exact }
 }

@@ -183,6 +183,8 @@ pub struct Report {
     pub mac: MacAddr,
     pub class: ClientClass,
     pub uuid: Option<Uuid>,
+    /// The directory knows this MAC: somebody has a timeline for it.
+    pub known: bool,
     /// `discover`, `request`, …
     pub message: &'static str,
     pub xid: u32,
@@ -243,6 +245,7 @@ impl DhcpServer {
             mac: request.mac,
             class: request.class,
             uuid: request.uuid,
+            known: matches!(standing, Standing::Known(_)),
             message: request.kind.as_str(),
             xid: message.xid(),
         };

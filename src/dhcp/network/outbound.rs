@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::dhcp::network::{BindError, SERVICE};
 use crate::dhcp::server::{Destination, Reply, Report, Service, Silence};
 use crate::net::Bridge;
-use crate::net::frame::FrameSender;
+use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
 use crate::telemetry::Tally;
 
@@ -65,33 +65,67 @@ impl Outbound {
         }
     }
 
-    pub(super) fn send(&self, parcel: &Parcel) {
-        let payload = parcel.reply.bytes.as_slice();
-        let sent = match parcel.reply.destination {
-            Destination::Broadcast => {
-                let everybody = SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT);
-                self.send_udp(parcel.service, everybody, payload)
+    /// Sends replies in one system call for each way they take.
+    pub(super) fn send(&self, parcels: &[Parcel]) {
+        for way in [Way::Udp(Service::Dhcp), Way::Udp(Service::BootServer), Way::Frame] {
+            let those: Vec<&Parcel> = parcels.iter().filter(|parcel| way_of(parcel) == way).collect();
+            if those.is_empty() {
+                continue;
             }
-            Destination::Unicast(to) => self.send_udp(parcel.service, to, payload),
-            Destination::Frame { mac, address } => {
-                let port = match parcel.service {
-                    Service::Dhcp => DHCP_PORT,
-                    Service::BootServer => BOOT_SERVER_PORT,
-                };
-                self.frames.send(mac, SocketAddrV4::new(address, CLIENT_PORT), port, payload)
+            let results = match way {
+                Way::Udp(service) => {
+                    let messages: Vec<Outgoing<'_>> =
+                        those.iter().filter_map(|parcel| self.message(parcel)).collect();
+                    sys::send_batch(self.socket(service), &messages)
+                }
+                Way::Frame => {
+                    let deliveries: Vec<Delivery<'_>> =
+                        those.iter().filter_map(|parcel| delivery(parcel)).collect();
+                    self.frames.send_batch(&deliveries)
+                }
+            };
+            for (parcel, sent) in those.into_iter().zip(results) {
+                match &sent {
+                    Ok(()) => self.tally.count(SERVICE, parcel.reply.kind.as_str()),
+                    Err(_) => self.tally.count(SERVICE, "send-failed"),
+                }
+                log_reply(parcel, &sent);
             }
-        };
-        match &sent {
-            Ok(()) => self.tally.count(SERVICE, parcel.reply.kind.as_str()),
-            Err(_) => self.tally.count(SERVICE, "send-failed"),
         }
-        log_reply(parcel, &sent);
     }
 
-    fn send_udp(&self, service: Service, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
-        let message = Outgoing { payload, to, from: self.from };
-        sys::send_batch(self.socket(service), &[message]).pop().unwrap_or(Ok(()))
+    fn message<'a>(&self, parcel: &'a Parcel) -> Option<Outgoing<'a>> {
+        let to = match parcel.reply.destination {
+            Destination::Broadcast => SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT),
+            Destination::Unicast(to) => to,
+            Destination::Frame { .. } => return None,
+        };
+        Some(Outgoing { payload: &parcel.reply.bytes, to, from: self.from })
     }
+}
+
+/// The socket a reply leaves by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Udp(Service),
+    Frame,
+}
+
+fn way_of(parcel: &Parcel) -> Way {
+    match parcel.reply.destination {
+        Destination::Broadcast | Destination::Unicast(_) => Way::Udp(parcel.service),
+        Destination::Frame { .. } => Way::Frame,
+    }
+}
+
+fn delivery(parcel: &Parcel) -> Option<Delivery<'_>> {
+    let Destination::Frame { mac: to, address } = parcel.reply.destination else { return None };
+    let source_port = match parcel.service {
+        Service::Dhcp => DHCP_PORT,
+        Service::BootServer => BOOT_SERVER_PORT,
+    };
+    let destination = SocketAddrV4::new(address, CLIENT_PORT);
+    Some(Delivery { to, destination, source_port, payload: &parcel.reply.bytes })
 }
 
 /// One line, at `info` for clients that want to boot and at `debug` for all others.

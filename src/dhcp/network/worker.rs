@@ -41,6 +41,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// What one receive asks of the disk, and what leaves once that is done.
 #[derive(Default)]
 struct Batch {
+    /// Replies that rest on nothing new.
+    ready: Vec<Parcel>,
     changes: Vec<Change>,
     parcels: Vec<Parcel>,
 }
@@ -48,6 +50,7 @@ struct Batch {
 /// Which descriptors have something to say.
 #[derive(Clone, Copy, Default)]
 struct Ready {
+    orders: bool,
     dhcp: bool,
     boot_server: bool,
     links: bool,
@@ -75,6 +78,8 @@ pub(super) struct Worker {
 pub(super) struct Progress {
     /// Batches handed to the store and not yet called back.
     pending: Arc<AtomicUsize>,
+    /// Told to stop: every commit that ends is news.
+    draining: Arc<AtomicBool>,
     /// A socket failed: leave it alone until then.
     muted_until: Option<Instant>,
     /// Said once, until it is up again.
@@ -86,12 +91,14 @@ pub(super) struct Progress {
 impl Worker {
     pub(super) fn run(mut self) {
         let mut inbox = Inbox::new(BATCH_MAX, DATAGRAM_BYTES_MAX);
+        let mut ordered = true;
         loop {
-            if self.obey() {
+            if ordered && self.obey() {
                 break;
             }
             self.server.expire(self.clock.now());
             let ready = self.wait();
+            ordered = ready.orders;
             if ready.links || self.outbound.is_none() {
                 self.watch.clear();
                 self.look_at_bridge();
@@ -132,7 +139,7 @@ impl Worker {
     fn wait(&self) -> Ready {
         let now = Instant::now();
         let muted = self.progress.muted_until.is_some_and(|until| now < until);
-        let receiving = self.progress.pending.load(Ordering::Acquire) < PENDING_BATCHES_MAX && !muted;
+        let receiving = self.progress.pending.load(Ordering::SeqCst) < PENDING_BATCHES_MAX && !muted;
         let sockets = self.outbound.as_ref().filter(|_| receiving);
         let mut polled = vec![
             PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
@@ -153,7 +160,7 @@ impl Worker {
         let ready = |index: usize| {
             polled.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
         };
-        Ready { links: ready(1), dhcp: ready(2), boot_server: ready(3) }
+        Ready { orders: ready(0), links: ready(1), dhcp: ready(2), boot_server: ready(3) }
     }
 
     fn timeout(&self, muted: bool) -> PollTimeout {
@@ -226,8 +233,9 @@ impl Worker {
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
             let outcome = self.server.handle(&received, &*self.registry, now);
             self.take_note(&outcome, now);
-            self.answer(outcome, service, outbound, &mut batch);
+            self.answer(outcome, service, &mut batch);
         }
+        outbound.send(&std::mem::take(&mut batch.ready));
         self.submit(batch, outbound);
     }
 
@@ -250,6 +258,7 @@ impl Worker {
             }
         }
         let Some(report) = &outcome.report else { return };
+        let mut has_timeline = report.known;
         if let Answer::Reply(reply) = &outcome.answer {
             // Grants came with the changes. What else names an address (port 4011, INFORM) has it from the client.
             if let (ReplyKind::Offer, Some(address)) = (reply.kind, reply.address) {
@@ -258,7 +267,12 @@ impl Worker {
             if reply.kind != ReplyKind::Nak && report.class.wants_boot() {
                 let client = Client { mac: report.mac, class: report.class, uuid: report.uuid };
                 self.registry.seen(&client, now);
+                has_timeline = true;
             }
+        }
+        // Everything below allocates, and of most clients in a busy network nothing is kept.
+        if !has_timeline {
+            return;
         }
         let (answer, address, boot_file) = match &outcome.answer {
             Answer::Reply(reply) => {
@@ -289,8 +303,8 @@ impl Worker {
         self.registry.record(report.mac, happening, now);
     }
 
-    /// Sends what rests on nothing new, and puts the rest into the batch.
-    fn answer(&self, outcome: Outcome, service: Service, outbound: &Outbound, batch: &mut Batch) {
+    /// Puts an answer into the batch: to leave at once if it rests on nothing new, else with its changes.
+    fn answer(&self, outcome: Outcome, service: Service, batch: &mut Batch) {
         let Outcome { answer, changes, report } = outcome;
         let waits = !changes.is_empty();
         batch.changes.extend(changes);
@@ -304,7 +318,7 @@ impl Worker {
                 if waits {
                     batch.parcels.push(parcel);
                 } else {
-                    outbound.send(&parcel);
+                    batch.ready.push(parcel);
                 }
             }
         }
@@ -314,8 +328,12 @@ impl Worker {
         if batch.changes.is_empty() && batch.parcels.is_empty() {
             return;
         }
-        self.progress.pending.fetch_add(1, Ordering::AcqRel);
-        let done = Done { pending: Arc::clone(&self.progress.pending), waker: Arc::clone(&self.waker) };
+        self.progress.pending.fetch_add(1, Ordering::SeqCst);
+        let done = Done {
+            pending: Arc::clone(&self.progress.pending),
+            draining: Arc::clone(&self.progress.draining),
+            waker: Arc::clone(&self.waker),
+        };
         let outbound = Arc::clone(outbound);
         let commands = self.commands.clone();
         let store_fails = Arc::clone(&self.progress.store_fails);
@@ -326,7 +344,7 @@ impl Worker {
                     if store_fails.swap(false, Ordering::Relaxed) {
                         tracing::info!("leases are stored again");
                     }
-                    batch.parcels.iter().for_each(|parcel| outbound.send(parcel));
+                    outbound.send(&batch.parcels);
                     drop(done);
                 }
                 Err(error) => {
@@ -340,7 +358,7 @@ impl Worker {
 
     /// Nobody was told of these grants, so they never were.
     fn take_back(&mut self, failed: &FailedBatch) {
-        let FailedBatch { batch: Batch { changes, parcels }, error, _done } = failed;
+        let FailedBatch { batch: Batch { ready: _, changes, parcels }, error, _done } = failed;
         let now = self.clock.now();
         self.server.forget(changes, now);
         if !self.progress.store_fails.swap(true, Ordering::Relaxed) {
@@ -355,9 +373,10 @@ impl Worker {
     /// Waits for commits under way; their replies leave meanwhile.
     fn drain(mut self) {
         let until = Instant::now() + DRAIN_MAX;
+        self.progress.draining.store(true, Ordering::SeqCst);
         loop {
             self.obey();
-            if self.progress.pending.load(Ordering::Acquire) == 0 {
+            if self.progress.pending.load(Ordering::SeqCst) == 0 {
                 return;
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -381,13 +400,17 @@ pub(super) struct FailedBatch {
 /// One batch's place among the pending; given back when its callback has run, or is dropped without.
 struct Done {
     pending: Arc<AtomicUsize>,
+    draining: Arc<AtomicBool>,
     waker: Arc<EventFd>,
 }
 
 impl Drop for Done {
     fn drop(&mut self) {
-        self.pending.fetch_sub(1, Ordering::AcqRel);
-        // The thread may be waiting for just that: to receive again, to drain, or to take a failure back.
-        let _ = self.waker.write(1);
+        let before = self.pending.fetch_sub(1, Ordering::SeqCst);
+        // The thread may be waiting for just that: to receive again, or to drain. Otherwise each commit would wake it
+        // for nothing.
+        if before >= PENDING_BATCHES_MAX || self.draining.load(Ordering::SeqCst) {
+            let _ = self.waker.write(1);
+        }
     }
 }
