@@ -120,7 +120,7 @@ pub fn run(bed: &Bed, plan: &Plan) {
         restart(bed, plan, &mut section);
         sync_order(bed, &mut section);
     }
-    section.write(&plan.machine);
+    section.write(plan);
 }
 
 fn start(bed: &Bed, kind: Kind, state: &Path) -> Running {
@@ -235,6 +235,8 @@ fn steady(bed: &Bed, plan: &Plan, section: &mut Section) {
         let (mut cpu, mut memory) = (Figure::default(), Figure::default());
         for _ in 0..plan.rounds {
             let server = start(bed, Kind::Farrier, state);
+            // Reading the leases is the restart's figure.
+            dhcp_client::first_answer(bed.first());
             let load = Load { rate: 1000.0, duration: plan.duration(), clients: CLIENTS };
             let before = server.used();
             let mut answers = dhcp_client::run(bed.first(), load);

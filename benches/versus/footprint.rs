@@ -55,5 +55,5 @@ pub fn run(bed: &Bed, plan: &Plan) {
     section.target("release binary", "≤ 25 MB", &format!("{size:.1} MB"), size <= 25.0);
     let took = format!("{} ms to the first answer", started.show());
     section.target("start to serving", "≤ 100 ms", &took, started.median() <= 100.0);
-    section.write(&plan.machine);
+    section.write(plan);
 }

@@ -192,5 +192,5 @@ pub fn run(bed: &Bed, plan: &Plan) {
         rate >= 40_000.0,
     );
     section.target("scripts, p99", "≤ 5 ms", &format!("{} ms", digits(p99)), p99 <= 5.0);
-    section.write(&plan.machine);
+    section.write(plan);
 }

@@ -37,7 +37,7 @@ pub struct Plan {
     pub verbose: bool,
     only: Option<Vec<String>>,
     /// The machine, in a line.
-    pub machine: String,
+    machine: String,
 }
 
 impl Plan {
@@ -64,6 +64,11 @@ impl Plan {
 
     pub fn skips(&self, kind: Kind) -> bool {
         self.only.as_ref().is_some_and(|only| !only.iter().any(|name| name == kind.name()))
+    }
+
+    /// Whether some servers are left out.
+    pub fn is_partial(&self) -> bool {
+        self.only.is_some()
     }
 
     /// Versions of what is compared, in a line.

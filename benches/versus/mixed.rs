@@ -61,7 +61,7 @@ pub fn run(bed: &Bed, plan: &Plan) {
         &shown(&scripts),
         scripts.median() <= 100.0,
     );
-    section.write(&plan.machine);
+    section.write(plan);
 }
 
 /// Milliseconds of each script, asked for at a steady rate over one connection.

@@ -5,6 +5,7 @@
 //! end. A call strace cuts in two (`<unfinished ...>`, `resumed`) begins at the first line and ends at the second.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command};
 
@@ -34,6 +35,8 @@ pub fn under_strace(start: &Start<'_>, trace: &Path) -> Traced {
         "trace=fdatasync,fsync,recvmmsg,sendmmsg,sendmsg,sendto",
     ]);
     command.arg("-o").arg(trace).arg(server.get_program()).args(server.get_args());
+    let log = File::create(trace.with_extension("log")).expect("a log");
+    command.stdout(log.try_clone().expect("a log")).stderr(log);
     let strace = sys::die_with_parent(&mut command).spawn().expect("strace (package strace) starts");
     Traced { strace }
 }

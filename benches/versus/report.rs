@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use crate::Plan;
+
 /// One figure, measured once per round.
 #[derive(Clone, Debug, Default)]
 pub struct Figure(Vec<f64>);
@@ -114,11 +116,15 @@ impl Section {
     }
 
     /// Puts the section in place of its predecessor in `benches/RESULTS.md`; the other sections stay.
-    pub fn write(mut self, machine: &str) {
+    pub fn write(mut self, plan: &Plan) {
         if !self.verdicts.is_empty() {
             let rows: Vec<Vec<String>> = self.verdicts.iter().map(|row| row.to_vec()).collect();
             self.say("");
             self.table(&["work", "target", "measured", ""], &rows);
+        }
+        if plan.is_partial() {
+            println!("not written: some servers were left out");
+            return;
         }
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.md");
         let before = fs::read_to_string(&path).unwrap_or_default();
@@ -128,7 +134,7 @@ impl Section {
             .filter_map(|section| section.split_once('\n'))
             .map(|(title, text)| (title.trim().to_owned(), text.trim().to_owned()))
             .collect();
-        let text = format!("{machine}\n\n{}", self.text.trim());
+        let text = format!("{}\n\n{}", plan.machine, self.text.trim());
         match sections.iter_mut().find(|(title, _)| title == self.title) {
             Some(section) => section.1 = text,
             None => sections.push((self.title.to_owned(), text)),

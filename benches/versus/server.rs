@@ -117,15 +117,23 @@ pub struct Start<'a> {
 impl Start<'_> {
     /// Starts the server and waits until it serves.
     pub fn run(&self, kind: Kind) -> Running {
-        let running = self.launch(kind);
-        bed::wait_for(&format!("{} to serve; see {}", kind.name(), self.log(kind).display()), || match self
-            .job
-        {
-            Job::Dhcp => udp_port_is_bound(67),
-            Job::Tftp => udp_port_is_bound(69),
-            Job::Http => {
-                let address = SocketAddrV4::new(SERVER, 80).into();
-                TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+        let mut running = self.launch(kind);
+        let log = self.log(kind);
+        bed::wait_for(&format!("{} to serve; see {}", kind.name(), log.display()), || {
+            if let Ok(Some(status)) = running.child.try_wait() {
+                panic!(
+                    "{} ends with {status}:\n{}",
+                    kind.name(),
+                    fs::read_to_string(&log).unwrap_or_default()
+                );
+            }
+            match self.job {
+                Job::Dhcp => udp_port_is_bound(67),
+                Job::Tftp => udp_port_is_bound(69),
+                Job::Http => {
+                    let address = SocketAddrV4::new(SERVER, 80).into();
+                    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+                }
             }
         });
         running

@@ -57,7 +57,7 @@ pub fn run(bed: &Bed, plan: &Plan) {
     one_client(bed, plan, &files, &contents, &mut section);
     crowd(bed, plan, &files, &contents, &mut section);
     loss(bed, plan, &files, &contents, &mut section);
-    section.write(&plan.machine);
+    section.write(plan);
 }
 
 fn start(bed: &Bed, files: &Files, kind: Kind) -> Running {
