@@ -15,7 +15,7 @@ use crate::bed::{Machine, SERVER};
 /// The first MAC of perfdhcp's clients; they count up from here.
 pub const FIRST_MAC: u64 = 0x000c_0102_0304;
 /// Answers later than this count as lost: firmware would have asked again.
-const LOST_AFTER: Duration = Duration::from_secs(1);
+pub const LOST_AFTER: Duration = Duration::from_secs(1);
 
 pub fn client_mac(number: u64) -> MacAddr {
     let bytes = (FIRST_MAC + number).to_be_bytes();

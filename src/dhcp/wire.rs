@@ -211,6 +211,27 @@ impl<'a> Options<'a> {
     }
 }
 
+/// Whether these bytes are a DISCOVER, and of which MAC, at a glance: enough to decide that they are not worth more.
+pub fn discover_of(bytes: &[u8]) -> Option<[u8; 6]> {
+    /// Wherever firmware puts the message type, it is among the first options.
+    const LOOKED_AT: usize = 4;
+    if bytes.get(..3)? != [BOOTREQUEST, 1, 6] {
+        return None;
+    }
+    let mut rest = bytes.get(OPTIONS..)?;
+    for _ in 0..LOOKED_AT {
+        match rest {
+            [53, 1, kind, ..] if *kind == u8::from(MessageType::Discover) => {
+                return bytes.get(CHADDR..)?.first_chunk::<6>().copied();
+            }
+            [53, ..] => return None,
+            [_, len, behind @ ..] => rest = behind.get(usize::from(*len)..)?,
+            [] | [_] => return None,
+        }
+    }
+    None
+}
+
 /// The data of one sub-option of an encapsulated vendor field (RFC 2132 §8.4): first instance, if whole.
 pub fn sub_option(field: &[u8], wanted: u8) -> Option<&[u8]> {
     let mut rest = field;

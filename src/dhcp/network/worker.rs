@@ -13,15 +13,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use crate::boot::client::Client;
+use crate::boot::decision::Standing;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::BindingState;
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE};
 use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service};
-use crate::net::Bridge;
+use crate::dhcp::wire;
 use crate::net::link::LinkWatch;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
+use crate::net::{Bridge, MacAddr};
 use crate::node::timeline::Happening;
 use crate::store::{Change, CommitError, Store};
 use crate::telemetry::Tally;
@@ -78,6 +80,8 @@ pub(super) struct Worker {
 pub(super) struct Progress {
     /// Batches handed to the store and not yet called back.
     pending: Arc<AtomicUsize>,
+    /// Receives in a row that filled the inbox.
+    full_batches: u32,
     /// Told to stop: every commit that ends is news.
     draining: Arc<AtomicBool>,
     /// A socket failed: leave it alone until then.
@@ -224,10 +228,20 @@ impl Worker {
         }
         let now = self.clock.now();
         let mut batch = Batch::default();
+        let mut room = self.room_for_strangers(inbox);
         for (arrival, bytes) in inbox.iter() {
             if arrival.truncated {
                 self.tally.count(SERVICE, "oversized");
                 continue;
+            }
+            if let Some(room) = &mut room
+                && self.is_stranger_starting(bytes, now)
+            {
+                if *room == 0 {
+                    self.tally.count(SERVICE, "shed");
+                    continue;
+                }
+                *room -= 1;
             }
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
@@ -237,6 +251,31 @@ impl Worker {
         }
         outbound.send(&std::mem::take(&mut batch.ready));
         self.submit(batch, outbound);
+    }
+
+    /// While requests queue up: how many strangers of this batch are offered an address. Otherwise `None`.
+    ///
+    /// Every message that waits in the kernel's queue keeps another out of it, and an offer whose REQUEST is lost there
+    /// is work for nothing. So under overload as many exchanges are begun as are being finished, and a few more, should
+    /// there be room; strangers left out ask again in seconds. Known nodes are not counted.
+    fn room_for_strangers(&mut self, inbox: &Inbox) -> Option<usize> {
+        /// Full batches in a row that are an overload and no burst: a rack switched on is fewer messages.
+        const OVERLOAD_BATCHES: u32 = 16;
+        /// Begun beyond those that finish.
+        const MORE: usize = 4;
+        let received = inbox.iter().count();
+        self.progress.full_batches =
+            if received < BATCH_MAX { 0 } else { self.progress.full_batches.saturating_add(1) };
+        if self.progress.full_batches < OVERLOAD_BATCHES {
+            return None;
+        }
+        let starting = inbox.iter().filter(|(_, bytes)| wire::discover_of(bytes).is_some()).count();
+        Some(received - starting + MORE)
+    }
+
+    fn is_stranger_starting(&self, bytes: &[u8], now: Timestamp) -> bool {
+        wire::discover_of(bytes)
+            .is_some_and(|mac| matches!(self.registry.standing(MacAddr(mac), now), Standing::Stranger))
     }
 
     /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
