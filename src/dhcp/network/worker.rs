@@ -31,8 +31,9 @@ use crate::telemetry::Tally;
 /// A DHCP request fits the Ethernet MTU; what exceeds this is none.
 const DATAGRAM_BYTES_MAX: usize = 2048;
 
-/// Batches that may wait for the disk. With a stalled disk the thread then stops receiving, and clients ask again.
-const PENDING_BATCHES_MAX: usize = 64;
+/// Replies that may wait for the disk: a quarter of a second's at full speed, so that a slow sync does not stop the
+/// thread. With a stalled disk it stops receiving here, and clients ask again.
+const PENDING_REPLIES_MAX: usize = 4096;
 
 /// How long to wait for a bridge that is gone, in case its return went unnoticed; and after an error of a socket.
 const RETRY: Duration = Duration::from_secs(1);
@@ -78,7 +79,7 @@ pub(super) struct Worker {
 /// What the worker remembers between turns.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// Batches handed to the store and not yet called back.
+    /// Replies in batches handed to the store and not yet called back.
     pending: Arc<AtomicUsize>,
     /// Receives in a row that filled the inbox.
     full_batches: u32,
@@ -143,7 +144,7 @@ impl Worker {
     fn wait(&self) -> Ready {
         let now = Instant::now();
         let muted = self.progress.muted_until.is_some_and(|until| now < until);
-        let receiving = self.progress.pending.load(Ordering::SeqCst) < PENDING_BATCHES_MAX && !muted;
+        let receiving = self.progress.pending.load(Ordering::SeqCst) < PENDING_REPLIES_MAX && !muted;
         let sockets = self.outbound.as_ref().filter(|_| receiving);
         let mut polled = vec![
             PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
@@ -367,8 +368,11 @@ impl Worker {
         if batch.changes.is_empty() && batch.parcels.is_empty() {
             return;
         }
-        self.progress.pending.fetch_add(1, Ordering::SeqCst);
+        // A batch without replies waits as well.
+        let weight = batch.parcels.len().max(1);
+        self.progress.pending.fetch_add(weight, Ordering::SeqCst);
         let done = Done {
+            weight,
             pending: Arc::clone(&self.progress.pending),
             draining: Arc::clone(&self.progress.draining),
             waker: Arc::clone(&self.waker),
@@ -436,8 +440,9 @@ pub(super) struct FailedBatch {
     _done: Done,
 }
 
-/// One batch's place among the pending; given back when its callback has run, or is dropped without.
+/// One batch's weight among the pending; given back when its callback has run, or is dropped without.
 struct Done {
+    weight: usize,
     pending: Arc<AtomicUsize>,
     draining: Arc<AtomicBool>,
     waker: Arc<EventFd>,
@@ -445,10 +450,10 @@ struct Done {
 
 impl Drop for Done {
     fn drop(&mut self) {
-        let before = self.pending.fetch_sub(1, Ordering::SeqCst);
+        let before = self.pending.fetch_sub(self.weight, Ordering::SeqCst);
         // The thread may be waiting for just that: to receive again, or to drain. Otherwise each commit would wake it
         // for nothing.
-        if before >= PENDING_BATCHES_MAX || self.draining.load(Ordering::SeqCst) {
+        if before >= PENDING_REPLIES_MAX || self.draining.load(Ordering::SeqCst) {
             let _ = self.waker.write(1);
         }
     }
