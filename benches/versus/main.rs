@@ -11,6 +11,11 @@
 //! `state` is what they find on disk, the `*_client`s are load generators where the field has none that is lean
 //! enough, and `proof` reads strace.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a load keeps to a schedule; nothing here waits for a condition by sleeping long enough"
+)]
+
 mod bed;
 mod dhcp;
 mod dhcp_client;
