@@ -27,6 +27,7 @@ pub fn under_strace(start: &Start<'_>, trace: &Path) -> Traced {
     let mut command = Command::new("strace");
     command.args([
         "-f",
+        "-v",
         "-y",
         "-xx",
         "-s",
