@@ -11,7 +11,7 @@ use crate::server::{Job, Kind, Start, farrier_binary};
 use crate::state::{self, Files};
 
 const NODES: u64 = 10_000;
-/// Half of Debian's kernel and a ramdisk, as the lab's image has them.
+/// About the size of a deploy kernel.
 const IMAGE_SIZE: usize = 14_000_000;
 
 pub fn run(bed: &Bed, plan: &Plan) {
@@ -23,10 +23,11 @@ pub fn run(bed: &Bed, plan: &Plan) {
     let files = Files::new(bed);
     files.add_bytes("small", &state::content(IMAGE_SIZE));
     let mut rows = Vec::new();
-    let mut own = [Figure::default(), Figure::default()];
+    // The target is judged by everything resident, the stricter of the two.
+    let mut resident = [Figure::default(), Figure::default()];
     let mut started = Figure::default();
     for (index, what) in ["idle", "10 000 nodes with leases"].into_iter().enumerate() {
-        let mut all = Figure::default();
+        let mut own = Figure::default();
         if index == 1 {
             state::with_nodes(&files.state, (0..NODES).map(client_mac));
             state::with_leases(&files.state, NODES);
@@ -39,18 +40,18 @@ pub fn run(bed: &Bed, plan: &Plan) {
             if index == 0 {
                 started.push((answered - began).as_secs_f64() * 1000.0);
             }
-            let (resident, anonymous) = server.memory();
-            all.push(resident);
-            own[index].push(anonymous);
+            let (all, anonymous) = server.memory();
+            resident[index].push(all);
+            own.push(anonymous);
             server.stop();
         }
-        rows.push(vec![what.to_owned(), all.show(), own[index].show()]);
+        rows.push(vec![what.to_owned(), resident[index].show(), own.show()]);
     }
     section.table(&["", "resident MiB", "its own MiB"], &rows);
-    let shown = |figure: &Figure| format!("{} MiB of its own", figure.show());
-    section.target("idle memory", "≤ 20 MB", &shown(&own[0]), own[0].median() <= 20.0 / 1.048_576);
-    let many = own[1].median() <= 100.0 / 1.048_576;
-    section.target("memory with 10 000 nodes and leases", "≤ 100 MB", &shown(&own[1]), many);
+    let shown = |figure: &Figure| format!("{} MiB resident", figure.show());
+    section.target("idle memory", "≤ 20 MB", &shown(&resident[0]), resident[0].median() <= 20.0 / 1.048_576);
+    let many = resident[1].median() <= 100.0 / 1.048_576;
+    section.target("memory with 10 000 nodes and leases", "≤ 100 MB", &shown(&resident[1]), many);
     let size = fs::metadata(farrier_binary()).map_or(f64::NAN, |metadata| metadata.len() as f64 / 1e6);
     section.target("release binary", "≤ 25 MB", &format!("{size:.1} MB"), size <= 25.0);
     let took = format!("{} ms to the first answer", started.show());
