@@ -26,7 +26,7 @@ use crate::image::digest::Digest;
 use crate::image::library::{Blob, Library};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
-use crate::node::registry::{NodeRef, Registry};
+use crate::node::registry::Registry;
 use crate::node::timeline::{FileOutcome, Happening, Stage, Transport};
 use crate::telemetry::Tally;
 use crate::tftp::{FileSource, NotServed, Opened, TransferReport};
@@ -281,7 +281,7 @@ impl BootContent {
             ScriptPlan::Ramdisk => self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?,
             ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => String::new(),
         };
-        let node = self.registry.find(&NodeRef::Mac(mac)).and_then(|node| node.name);
+        let node = self.registry.name_of(mac);
         let settings = self.settings.load();
         // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
         let image = self.library.profile(&settings.profile);

@@ -186,6 +186,13 @@ impl Registry {
         self.lock().reserved_for(address)
     }
 
+    /// The name of the node with this port; asked for each script, so the record is not copied.
+    pub fn name_of(&self, mac: MacAddr) -> Option<NodeName> {
+        let book = self.lock();
+        let id = book.owner_of(mac)?;
+        book.get(id)?.node.name.clone()
+    }
+
     pub fn find(&self, reference: &NodeRef) -> Option<Node> {
         let book = self.lock();
         book.locate(reference).ok().and_then(|id| book.view(id))
