@@ -26,3 +26,4 @@ pub mod appliance;
 pub mod agent;
 pub mod cli;
 pub mod lab;
+pub mod storm;

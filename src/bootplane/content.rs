@@ -19,7 +19,7 @@ use crate::boot::decision::{ScriptPlan, Standing, decide_script};
 use crate::boot::namespace::{self, Content, NameRefusal};
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
 use crate::bootplane::files::media_type;
-use crate::bootplane::quota::Quota;
+use crate::bootplane::per_minute::PerMinute;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::address_book::AddressBook;
@@ -27,19 +27,19 @@ use crate::image::digest::Digest;
 use crate::image::library::{Blob, Library};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
-use crate::node::registry::{NodeRef, Registry};
+use crate::node::registry::Registry;
 use crate::node::timeline::{FileOutcome, Happening, Stage, Transport};
 use crate::telemetry::Tally;
 use crate::tftp::{FileSource, NotServed, Opened, TransferReport};
 
-/// Shorter than the time between two boots of one machine.
-const QUOTA_WINDOW: Duration = Duration::from_secs(60);
 /// Misses of one machine on its timeline. GRUB's whole search has 12 names, shim's 4, PXELINUX' 11.
-const MISSES_MAX: u32 = 40;
-/// Lines one machine's fetches may cause in the log. A boot by GRUB has some 30, each seek a request of its own.
-const LOG_LINES_MAX: u32 = 100;
-/// An address in use is told this often at most: offers are held for minutes.
-const IN_USE_GRAIN: Duration = Duration::from_secs(10);
+const MISSES_PER_MINUTE: u32 = 40;
+/// Refusals of one peer in the log, for anything it asks of the boot plane; the rest is there with RUST_LOG=debug.
+pub const REFUSALS_PER_MINUTE: u32 = 10;
+/// Fetches of one machine in the log. A boot by GRUB has some 30, each seek a request of its own.
+const FETCHES_PER_MINUTE: u32 = 100;
+/// An address in use is told the DHCP thread this often: offers are held for two minutes.
+const IN_USE_PER_MINUTE: u32 = 1;
 
 /// What scripts are rendered from, apart from the node.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,9 +83,14 @@ pub struct BootContent {
     in_use: AddressInUse,
     tally: Arc<Tally>,
     clock: Clock,
-    misses: Quota<MacAddr>,
-    logged: Quota<MacAddr>,
-    told_in_use: Quota<Ipv4Addr>,
+    /// Put on timelines.
+    misses: PerMinute<MacAddr>,
+    /// Told in the log.
+    refusals: PerMinute<Ipv4Addr>,
+    /// Told in the log.
+    fetches: PerMinute<MacAddr>,
+    /// Told the DHCP thread.
+    uses: PerMinute<Ipv4Addr>,
 }
 
 /// A file as it is at this moment; a replacement does not change it.
@@ -154,9 +159,10 @@ impl BootContent {
             in_use: parts.in_use,
             tally: parts.tally,
             clock: parts.clock,
-            misses: Quota::new(MISSES_MAX, QUOTA_WINDOW),
-            logged: Quota::new(LOG_LINES_MAX, QUOTA_WINDOW),
-            told_in_use: Quota::new(1, IN_USE_GRAIN),
+            misses: PerMinute::new(MISSES_PER_MINUTE),
+            refusals: PerMinute::new(REFUSALS_PER_MINUTE),
+            fetches: PerMinute::new(FETCHES_PER_MINUTE),
+            uses: PerMinute::new(IN_USE_PER_MINUTE),
         }
     }
 
@@ -191,7 +197,7 @@ impl BootContent {
         let Some(mac) = self.addresses.owner(peer) else {
             return Err(self.refused(Unserved::UnknownPeer, peer, name));
         };
-        if self.told_in_use.allows(peer, now) {
+        if self.uses.may_note(peer, now) {
             (self.in_use)(peer);
         }
         let found = namespace::canonical(name)
@@ -224,7 +230,7 @@ impl BootContent {
         if ticket.transport == Transport::Http {
             self.tally.count("http", word);
             self.tally.add("http", "bytes", sent);
-            if self.logged.allows(ticket.mac, now) {
+            if self.fetches.may_note(ticket.mac, now) {
                 tracing::info!(mac = %ticket.mac, name = ticket.name, outcome = word, sent, ?took, "file by HTTP");
             } else {
                 self.tally.count("http", "not-logged");
@@ -294,7 +300,7 @@ impl BootContent {
             ScriptPlan::Ramdisk => self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?,
             ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => String::new(),
         };
-        let node = self.registry.find(&NodeRef::Mac(mac)).and_then(|node| node.name);
+        let node = self.registry.name_of(mac);
         let settings = self.settings.load();
         // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
         let image = self.library.profile(&settings.profile);
@@ -324,12 +330,18 @@ impl BootContent {
     fn refused(&self, reason: Unserved, peer: Ipv4Addr, name: &[u8]) -> Unserved {
         self.tally.count("content", reason.as_str());
         // Misses are normal (shim and GRUB search); they are no warning.
-        tracing::info!(ip = %peer, name = printable(name), reason = reason.as_str(), "not served");
+        let (name, word) = (printable(name), reason.as_str());
+        if self.refusals.may_note(peer, self.clock.now()) {
+            tracing::info!(ip = %peer, name, reason = word, "not served");
+        } else {
+            self.tally.count("content", "refusal-not-logged");
+            tracing::debug!(ip = %peer, name, reason = word, "not served");
+        }
         reason
     }
 
     fn record_miss(&self, mac: MacAddr, name: &[u8], transport: Transport, now: Timestamp) {
-        if !self.misses.allows(mac, now) {
+        if !self.misses.may_note(mac, now) {
             self.tally.count("content", "miss-not-recorded");
             return;
         }

@@ -9,7 +9,7 @@
 //! - [`service`]: one request, one answer
 //! - [`files`]: RFC 9110 conditions and ranges; pure
 //! - [`content`]: what a node may fetch; TFTP asks it too
-//! - [`quota`]: how often something is done on behalf of one machine; pure
+//! - [`per_minute`]: how often misses, refusals and fetches are noted before they are only counted; pure
 //! - [`agent_calls`]: the agent's JSON calls
 //! - [`body`]: what of an answer the kernel has not taken yet; its end is always told
 //! - [`line`]: what the parts of one connection share
@@ -24,7 +24,7 @@ pub mod head;
 pub mod limits;
 pub mod line;
 pub mod network;
+pub mod per_minute;
 pub mod pulse;
-pub mod quota;
 pub mod service;
 pub mod workers;

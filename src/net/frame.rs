@@ -74,7 +74,7 @@ impl FrameSender {
 
 /// The IPv4 packet of a delivery, both checksums whole: nothing on the way to a virtual machine finishes a partial
 /// one.
-fn emit_packet(source: Ipv4Addr, delivery: &Delivery<'_>) -> Vec<u8> {
+pub(crate) fn emit_packet(source: Ipv4Addr, delivery: &Delivery<'_>) -> Vec<u8> {
     let payload = delivery.payload;
     let total = IPV4_HEADER + UDP_HEADER + payload.len();
     // Longer ones the kernel refuses whole.

@@ -65,9 +65,10 @@ impl RetransmissionTimer {
 
     /// What was sent again has been answered, so it was lost: returns to the estimate, if there is one.
     pub fn trust_estimate(&mut self) {
-        if let Some(smoothed) = self.smoothed {
-            self.current = self.rto(smoothed);
-        }
+        self.current = match self.smoothed {
+            Some(smoothed) => self.rto(smoothed),
+            None => RTO_INITIAL.min(self.ceiling),
+        };
     }
 
     /// What was sent again had arrived the first time: `waited` was too short.

@@ -1,0 +1,34 @@
+//! The storm: a fleet of simulated machines that netboot over a real wire, as many as you like, at once.
+//!
+//! A *user* of a boot server, ours or another: it knows nothing of the appliance but what firmware knows. Each machine
+//! has its own MAC and the timing and retry table of its firmware; what it is told by DHCP, it does, from loader to
+//! enrolment. In reading order:
+//!
+//! - [`random`], [`firmware`]: one seed for everything; how each kind of client behaves, as data
+//! - [`message`], [`tftp`], [`http`], [`script`]: the client's side of each protocol, as bytes and time
+//! - [`machine`]: one machine, from power-on to enrolled or given up
+//! - [`report`]: what is counted, and what is said about it at the end
+//! - [`wire`], [`engine`]: sockets and the one loop that drives all machines
+//! - [`ground`], [`rig`]: where a storm takes place: a cable into a bridge, or a lab of its own
+//!
+//! # Thousands of machines on one host
+//! DHCP leaves as raw frames with each machine's own source MAC, so that bridge, server and lease table see as many
+//! stations as there are machines; answers, unicast or broadcast, are read off the cable in promiscuous mode. TFTP and
+//! HTTP use the kernel's UDP and TCP, each socket bound to the machine's leased address: when a machine is bound, that
+//! one address becomes local to the storm's namespace (a `local` route, one netlink message) and the kernel answers
+//! ARP for it; no other address of the subnet is ever claimed. All machines thus share one MAC for IP traffic; a server
+//! that looks at layer 3, as TFTP and HTTP servers do, sees no difference. A TCP of our own per machine would be
+//! more faithful in that one point and cost the CPU that is wanted for the server, on the same machine, under test.
+
+pub mod engine;
+pub mod firmware;
+pub mod ground;
+pub mod http;
+pub mod machine;
+pub mod message;
+pub mod random;
+pub mod report;
+pub mod rig;
+pub mod script;
+pub mod tftp;
+pub mod wire;
