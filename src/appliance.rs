@@ -101,6 +101,7 @@ impl Appliance {
         clock: Clock,
     ) -> Result<Appliance, StartError> {
         let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
+        neighbours::warn_if_below(u32::from(config.dhcp.pool.last) - u32::from(config.dhcp.pool.first) + 1);
         let table = loader_table(&config)?;
         let listeners = Listeners::open(&config.operator, handed).map_err(StartError::Operator)?;
 

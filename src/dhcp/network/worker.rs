@@ -20,7 +20,7 @@ use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE};
 use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
-use crate::net::Bridge;
+use crate::net::{Bridge, MacAddr};
 use crate::net::link::LinkWatch;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
 use crate::node::timeline::Happening;
@@ -286,7 +286,11 @@ impl Worker {
             }
             if reply.kind != ReplyKind::Nak && report.class.wants_boot() {
                 let client = Client { mac: report.mac, class: report.class, uuid: report.uuid };
-                self.registry.seen(&client, now);
+                // An offer costs a client nothing and makes nobody a node, nor does an answer without a lease.
+                match grants(&outcome.changes, report.mac) {
+                    true => self.registry.granted(&client, now),
+                    false => self.registry.seen(&client, now),
+                }
             }
         }
         let (answer, address, boot_file) = match &outcome.answer {
@@ -422,6 +426,19 @@ impl Worker {
             let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         }
     }
+}
+
+/// Whether this client's lease is among the changes.
+fn grants(changes: &[Change], mac: MacAddr) -> bool {
+    changes.iter().any(|change| match change {
+        Change::PutBinding(binding) => binding.state == BindingState::Bound && binding.mac == mac,
+        Change::DropBinding { .. }
+        | Change::PutNode(_)
+        | Change::DropNode(_)
+        | Change::PutEvent(_)
+        | Change::DropBoot { .. }
+        | Change::PutSecret { .. } => false,
+    })
 }
 
 /// What the disk refused; it counts as pending until the server has forgotten it.
