@@ -2,12 +2,16 @@
 
 CARGO  ?= cargo
 STATE  ?= state
-ROUNDS ?= 3
+ROUNDS ?= 5
 # Everything is built for the host, statically; .cargo/config.toml names the target.
 TRIPLE  := $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := target/$(TRIPLE)/release
+ATFTPD_ROOT := target/$(TRIPLE)/tmp/atftpd
+ATFTPD  := $(ATFTPD_ROOT)/usr/sbin/atftpd
+VERSUS   = .ci/packages bench && $(CARGO) build --release --quiet --bins && \
+	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench versus --
 
-.PHONY: help demo test build bench-boot check deny clean
+.PHONY: help demo test build bench bench-dhcp bench-tftp bench-http bench-micro bench-boot check deny clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +28,25 @@ test:            ## every test: parsers to real firmware
 
 build:           ## the release binaries
 	$(CARGO) build --release --bins
+
+bench: bench-dhcp bench-tftp bench-http bench-boot  ## side by side with the peers, into benches/RESULTS.md; ROUNDS=n
+
+bench-dhcp:      ## exchanges a second, overload, latency, against Kea and dnsmasq
+	@$(VERSUS) dhcp
+
+bench-tftp: $(ATFTPD)  ## one client, crowds, loss, against tftpd-hpa, dnsmasq and atftpd
+	@$(VERSUS) tftp
+
+bench-http:      ## images and scripts against nginx, everything at once, memory and start
+	@$(VERSUS) http mixed footprint
+
+bench-micro:     ## what one message, one lease, one script costs
+	@$(CARGO) bench --quiet --bench micro
+
+# Debian lets one of tftpd-hpa and atftpd be installed: the other is unpacked.
+$(ATFTPD):
+	@mkdir -p $(ATFTPD_ROOT)
+	@cd $(ATFTPD_ROOT) && apt-get download -qq atftpd && dpkg-deb -x atftpd_*.deb .
 
 bench-boot:      ## power-on to enrolled, side by side with dnsmasq + nginx; ROUNDS=n
 	@.ci/packages bench

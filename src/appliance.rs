@@ -27,11 +27,13 @@ use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
+use crate::net::neighbours;
 use crate::node::registry::{Registry, RegistrySettings};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::operator::api::{BridgeStatus, ImageStatus, ServiceStatus, StoreStatus};
 use crate::operator::problems::ProblemLog;
 use crate::operator::{ApplianceView, HandedOver, Listeners, OperatorHandle, OperatorParts, SocketError};
+use crate::store::place::{self, UnusablePlaceError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{LoadError, Store};
 use crate::telemetry::Tally;
@@ -64,6 +66,8 @@ pub enum StartError {
     Bridge(#[from] BridgeError),
     #[error("boot.loaders")]
     Loader(#[source] UnknownLoaderError),
+    #[error(transparent)]
+    Place(#[from] UnusablePlaceError),
     #[error("store.path: the store does not open")]
     Store(#[source] LoadError),
     #[error("store.path: the key of boot tokens cannot be kept")]
@@ -82,7 +86,10 @@ impl StartError {
     /// True if the way out is in the configuration file: `farrier serve` then exits with 2.
     pub fn is_configuration(&self) -> bool {
         match self {
-            StartError::Bridge(_) | StartError::Loader(_) | StartError::Operator(_) => true,
+            StartError::Bridge(_)
+            | StartError::Loader(_)
+            | StartError::Operator(_)
+            | StartError::Place(_) => true,
             StartError::Store(_)
             | StartError::TokenKey(_)
             | StartError::Library(_)
@@ -105,6 +112,9 @@ impl Appliance {
         let table = loader_table(&config)?;
         let listeners = Listeners::open(&config.operator, handed).map_err(StartError::Operator)?;
 
+        // A start that fails is to leave nothing behind, so what can fail is tried before the state directory is made.
+        place::check(&config.store.path)?;
+        probe_ports(&bridge)?;
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
         let mut snapshot = store.load().map_err(StartError::Store)?;
@@ -235,11 +245,11 @@ impl Appliance {
             dhcp.stop();
             tftp.stop();
         });
-        self.boot_plane.stop().await;
+        // Side by side: each may take its whole time.
+        tokio::join!(self.boot_plane.stop(), self.operator.stop());
         if wire.await.is_err() {
             tracing::error!("the DHCP or TFTP thread ended badly");
         }
-        self.operator.stop().await;
     }
 }
 
@@ -260,6 +270,15 @@ fn registry_settings(config: &Config) -> RegistrySettings {
         call_deadline: config.boot.call_deadline,
         reservations: config.dhcp.reservations.clone(),
     }
+}
+
+/// Whether every port of the bridge is free; another farrier, or another server, may hold it.
+fn probe_ports(bridge: &Bridge) -> Result<(), StartError> {
+    dhcp::network::probe(bridge).map_err(StartError::Dhcp)?;
+    let taken = |service| move |source| StartError::Service { service, source };
+    bridge.udp_socket(tftp::network::PORT).map_err(taken("TFTP"))?;
+    bridge.tcp_listener(HTTP_PORT).map_err(taken("HTTP"))?;
+    Ok(())
 }
 
 fn start_boot_plane(

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::bail;
 use farrier::cli::text::Style;
+use farrier::cli::view::View;
 use farrier::lab::config::LabFirmware;
 use farrier::lab::follow::{Following, boot_all, where_it_stopped};
 use farrier::lab::progress::MachineProgress;
-use farrier::lab::view::View;
 use farrier::lab::{Lab, LabOptions, Services, prepare};
 use farrier::node::timeline::Stage;
 

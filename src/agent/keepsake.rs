@@ -15,7 +15,7 @@ pub const FILE: &str = "/run/farrier-session.json";
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Keepsake {
-    /// Absent only where the kernel has no random bytes: then the first answer must not get lost.
+    /// Absent only where the kernel makes no UUIDs: then the first answer must not get lost.
     pub nonce: Option<AgentNonce>,
     /// Present once the appliance has answered.
     pub welcome: Option<Welcome>,
@@ -26,7 +26,7 @@ impl Keepsake {
     pub fn of_this_boot(file: &Path) -> Keepsake {
         let kept = std::fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok());
         kept.unwrap_or_else(|| {
-            let new = Keepsake { nonce: AgentNonce::random(), welcome: None };
+            let new = Keepsake { nonce: nonce(), welcome: None };
             new.keep(file);
             new
         })
@@ -40,6 +40,16 @@ impl Keepsake {
             let _ = std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, file));
         }
     }
+}
+
+/// Sixteen bytes nobody else has: a UUID made by the kernel.
+///
+/// Not from getrandom(2): it waits until the kernel has collected entropy, and a machine that only waits collects
+/// none. A virtual machine without a hardware generator stood still for minutes there. What the kernel has this
+/// early does here; the secret proper is the token, which the appliance made.
+fn nonce() -> Option<AgentNonce> {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").ok()?;
+    uuid.trim().replace('-', "").parse().ok()
 }
 
 #[cfg(test)]

@@ -305,7 +305,9 @@ mod tests {
 
     #[test]
     fn a_firmware_without_loader_still_gets_an_address() {
-        let plan = plan(firmware(Firmware::UefiRiscv64), &Standing::Stranger);
+        let loaders = LoaderTable::built_in().with_installed(|name| name.0 != "ipxe-riscv64.efi");
+        let class = firmware(Firmware::UefiRiscv64);
+        let plan = decide(class, &Standing::Stranger, UnknownPolicy::Enroll, &loaders);
         assert_eq!(plan, BootPlan::AddressOnly(NothingToBoot::NoLoader));
     }
 

@@ -29,12 +29,19 @@ impl fmt::Display for LoaderName {
 #[serde(deny_unknown_fields)]
 pub struct LoaderFile {
     pub name: LoaderName,
-    /// Debian package that holds it.
+    /// Debian package that holds it, or would.
     pub package: String,
+    /// False where Debian's package lacks it: an operator has to bring it.
+    #[serde(default = "yes")]
+    pub packaged: bool,
     pub path: PathBuf,
     /// The file this one fetches next.
     pub second: Option<LoaderName>,
     pub note: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +80,6 @@ impl LoaderTable {
             by_firmware: table
                 .firmware
                 .into_iter()
-                .filter(|(_, name)| !name.is_empty())
                 .map(|(firmware, name)| (firmware, LoaderName(name)))
                 .collect(),
             files: table.file.into_iter().map(|file| (file.name.clone(), file)).collect(),
@@ -132,19 +138,13 @@ impl LoaderTable {
 
     fn full_ipxe_row(&self, firmware: Firmware) -> Option<&LoaderName> {
         let name = match firmware {
-            Firmware::Bios => "undionly.kpxe",
+            Firmware::Bios | Firmware::BiosHttp => "undionly.kpxe",
             Firmware::UefiX64 | Firmware::UefiX64Http => "ipxe.efi",
-            Firmware::BiosHttp
-            | Firmware::UefiIa32
-            | Firmware::UefiIa32Http
-            | Firmware::UefiArm32
-            | Firmware::UefiArm32Http
-            | Firmware::UefiArm64
-            | Firmware::UefiArm64Http
-            | Firmware::UefiRiscv64
-            | Firmware::UefiRiscv64Http
-            | Firmware::UefiLoongarch64
-            | Firmware::UefiLoongarch64Http => return None,
+            Firmware::UefiIa32 | Firmware::UefiIa32Http => "ipxe-i386.efi",
+            Firmware::UefiArm32 | Firmware::UefiArm32Http => "ipxe-arm32.efi",
+            Firmware::UefiArm64 | Firmware::UefiArm64Http => "ipxe-arm64.efi",
+            Firmware::UefiRiscv64 | Firmware::UefiRiscv64Http => "ipxe-riscv64.efi",
+            Firmware::UefiLoongarch64 | Firmware::UefiLoongarch64Http => "ipxe-loong64.efi",
         };
         self.files.keys().find(|known| known.0 == name)
     }
@@ -197,9 +197,9 @@ mod tests {
         for file in table.files() {
             assert!(file.second.as_ref().is_none_or(|second| table.file(second).is_some()), "{}", file.name);
         }
-        let rows: TableFile = toml::from_str(BUILT_IN).unwrap();
         for firmware in Firmware::ALL {
-            assert!(rows.firmware.contains_key(firmware), "{firmware} has no row");
+            assert!(table.for_firmware(*firmware).is_some(), "{firmware} has no loader");
+            assert!(table.full_ipxe(*firmware).is_some(), "{firmware} has no full iPXE");
         }
     }
 

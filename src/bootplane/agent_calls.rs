@@ -31,6 +31,8 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::bootplane::content::REFUSALS_PER_MINUTE;
+use crate::bootplane::per_minute::PerMinute;
 use crate::bootplane::service::Plain;
 use crate::clock::Clock;
 use crate::dhcp::address_book::AddressBook;
@@ -66,6 +68,8 @@ pub struct AgentCalls {
     addresses: Arc<AddressBook>,
     tally: Arc<Tally>,
     clock: Clock,
+    /// Told in the log.
+    refusals: PerMinute<Ipv4Addr>,
     allowances: Mutex<HashMap<Ipv4Addr, Allowance>>,
     calls: Arc<Semaphore>,
 }
@@ -161,6 +165,7 @@ impl AgentCalls {
             addresses,
             tally,
             clock,
+            refusals: PerMinute::new(REFUSALS_PER_MINUTE),
             allowances: Mutex::default(),
             calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
         }
@@ -171,7 +176,12 @@ impl AgentCalls {
             Ok(answer) => Plain::json(StatusCode::OK, &answer),
             Err(fault) => {
                 self.tally.count("agent", fault.as_str());
-                tracing::info!(ip = %peer, reason = fault.as_str(), "agent call refused");
+                if self.refusals.may_note(peer, self.clock.now()) {
+                    tracing::info!(ip = %peer, reason = fault.as_str(), "agent call refused");
+                } else {
+                    self.tally.count("agent", "refusal-not-logged");
+                    tracing::debug!(ip = %peer, reason = fault.as_str(), "agent call refused");
+                }
                 self.tell_timeline(peer, &fault);
                 fault.into_answer()
             }

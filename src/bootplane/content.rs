@@ -18,7 +18,7 @@ use crate::boot::decision::{ScriptPlan, Standing, decide_script};
 use crate::boot::namespace::{self, Content, NameRefusal};
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
 use crate::bootplane::files::media_type;
-use crate::bootplane::misses::Misses;
+use crate::bootplane::per_minute::PerMinute;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::address_book::AddressBook;
@@ -26,10 +26,15 @@ use crate::image::digest::Digest;
 use crate::image::library::{Blob, Library};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
-use crate::node::registry::{NodeRef, Registry};
+use crate::node::registry::Registry;
 use crate::node::timeline::{FileOutcome, Happening, Stage, Transport};
 use crate::telemetry::Tally;
 use crate::tftp::{FileSource, NotServed, Opened, TransferReport};
+
+/// Misses of one machine on its timeline. GRUB's whole search has 12 names, shim's 4, PXELINUX' 11.
+const MISSES_PER_MINUTE: u32 = 40;
+/// Refusals of one peer in the log, for anything it asks of the boot plane; the rest is there with RUST_LOG=debug.
+pub const REFUSALS_PER_MINUTE: u32 = 10;
 
 /// What scripts are rendered from, apart from the node.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,7 +78,10 @@ pub struct BootContent {
     in_use: AddressInUse,
     tally: Arc<Tally>,
     clock: Clock,
-    misses: Misses,
+    /// Put on timelines.
+    misses: PerMinute<MacAddr>,
+    /// Told in the log.
+    refusals: PerMinute<Ipv4Addr>,
 }
 
 /// A file as it is at this moment; a replacement does not change it.
@@ -140,7 +148,8 @@ impl BootContent {
             in_use: parts.in_use,
             tally: parts.tally,
             clock: parts.clock,
-            misses: Misses::default(),
+            misses: PerMinute::new(MISSES_PER_MINUTE),
+            refusals: PerMinute::new(REFUSALS_PER_MINUTE),
         }
     }
 
@@ -273,7 +282,7 @@ impl BootContent {
             ScriptPlan::Ramdisk => self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?,
             ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => String::new(),
         };
-        let node = self.registry.find(&NodeRef::Mac(mac)).and_then(|node| node.name);
+        let node = self.registry.name_of(mac);
         let settings = self.settings.load();
         // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
         let image = self.library.profile(&settings.profile);
@@ -302,12 +311,18 @@ impl BootContent {
     fn refused(&self, reason: Unserved, peer: Ipv4Addr, name: &[u8]) -> Unserved {
         self.tally.count("content", reason.as_str());
         // Misses are normal (shim and GRUB search); they are no warning.
-        tracing::info!(ip = %peer, name = printable(name), reason = reason.as_str(), "not served");
+        let (name, word) = (printable(name), reason.as_str());
+        if self.refusals.may_note(peer, self.clock.now()) {
+            tracing::info!(ip = %peer, name, reason = word, "not served");
+        } else {
+            self.tally.count("content", "refusal-not-logged");
+            tracing::debug!(ip = %peer, name, reason = word, "not served");
+        }
         reason
     }
 
     fn record_miss(&self, mac: MacAddr, name: &[u8], transport: Transport, now: Timestamp) {
-        if !self.misses.may_record(mac, now) {
+        if !self.misses.may_note(mac, now) {
             self.tally.count("content", "miss-not-recorded");
             return;
         }

@@ -23,7 +23,8 @@ pub struct Limits {
     /// Downloads of large files under way at which iPXE is told to come back (503, Retry-After). It honours that;
     /// UEFI and GRUB give up on it, so they are always served.
     pub bulk_transfers: usize,
-    /// For connections to finish what they send when the appliance stops; then they are cut.
+    /// For connections to finish what they send when the appliance stops; then they are cut. Half of what a supervisor waits:
+    /// on a busy machine the rest of the exit needs the other half.
     pub stop: Duration,
 }
 
@@ -38,7 +39,7 @@ impl Default for Limits {
             progress_bytes: 30 * 1024,
             linger: Duration::from_secs(1),
             bulk_transfers: 512,
-            stop: Duration::from_millis(1500),
+            stop: Duration::from_millis(1000),
         }
     }
 }

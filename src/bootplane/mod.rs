@@ -8,7 +8,7 @@
 //! - [`service`]: one request, one answer
 //! - [`files`]: RFC 9110 conditions and ranges; pure
 //! - [`content`]: what a node may fetch; TFTP asks it too
-//! - [`misses`]: how many misses are put on a timeline; pure
+//! - [`per_minute`]: how many misses and refusals are noted before they are only counted; pure
 //! - [`agent_calls`]: the agent's JSON calls
 //! - [`body`]: bytes of a mapped blob, handed over without copying, their end told
 //! - [`limits`]: every bound, with what happens at it
@@ -20,7 +20,7 @@ pub mod content;
 pub mod files;
 pub mod head;
 pub mod limits;
-pub mod misses;
 pub mod network;
+pub mod per_minute;
 pub mod pulse;
 pub mod service;

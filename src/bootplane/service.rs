@@ -19,10 +19,12 @@ use tokio::time::Instant;
 
 use crate::bootplane::agent_calls::{AgentCalls, PREFIX};
 use crate::bootplane::body::{AnswerBody, WhenDone};
+use crate::bootplane::content::REFUSALS_PER_MINUTE;
 use crate::bootplane::content::{BootContent, Served, Unserved};
 use crate::bootplane::files::{self, FileFacts};
 use crate::bootplane::head::HeadFault;
 use crate::bootplane::limits::Limits;
+use crate::bootplane::per_minute::PerMinute;
 use crate::bootplane::pulse::Pulse;
 use crate::clock::Clock;
 use crate::node::timeline::{FileOutcome, Transport};
@@ -40,6 +42,8 @@ pub struct BootService {
     agents: AgentCalls,
     tally: Arc<Tally>,
     clock: Clock,
+    /// Told in the log.
+    refusals: PerMinute<Ipv4Addr>,
     bulk_transfers_max: usize,
     bulk_transfers: Arc<AtomicUsize>,
 }
@@ -57,6 +61,7 @@ impl BootService {
             agents,
             tally,
             clock,
+            refusals: PerMinute::new(REFUSALS_PER_MINUTE),
             bulk_transfers_max: limits.bulk_transfers,
             bulk_transfers: Arc::default(),
         }
@@ -99,7 +104,12 @@ impl BootService {
             | HeadFault::Host => StatusCode::BAD_REQUEST,
         };
         self.tally.count("http", fault.as_str());
-        tracing::info!(ip = %peer, reason = fault.as_str(), "request refused");
+        if self.refusals.may_note(peer, self.clock.now()) {
+            tracing::info!(ip = %peer, reason = fault.as_str(), "request refused");
+        } else {
+            self.tally.count("http", "refusal-not-logged");
+            tracing::debug!(ip = %peer, reason = fault.as_str(), "request refused");
+        }
         Plain::text(status, fault.as_str()).closing()
     }
 

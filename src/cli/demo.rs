@@ -13,12 +13,12 @@ use tokio::task::spawn_blocking;
 use super::error::CommandError;
 use super::lab::{UpArgs, failed, hints, print, read_config};
 use super::text::Style;
+use crate::cli::view::View;
 use crate::image::build::progress_bar;
 use crate::lab::config::LabConfig;
 use crate::lab::follow::{Following, boot_all, where_it_stopped};
 use crate::lab::progress::{MachineProgress, closing_table};
 use crate::lab::state::StateDir;
-use crate::lab::view::View;
 use crate::lab::{Lab, LabOptions, Services, needs, prepare};
 
 /// Four machines in TCG on two busy cores need 30 to 60 s.

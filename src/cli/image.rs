@@ -10,10 +10,10 @@ use indicatif::HumanBytes;
 
 use crate::boot::loader::LoaderTable;
 use crate::cli::error::CommandError;
-use crate::image::build::{Builder, build, progress_bar};
+use crate::image::build::{BuildError, Builder, build, progress_bar};
 use crate::image::fetch::{Fetched, fetch_loaders};
 use crate::image::library::{Library, Manifest};
-use crate::image::recipe::Recipe;
+use crate::image::recipe::{Recipe, RecipeError};
 
 #[derive(Debug, Args)]
 pub struct ImageArgs {
@@ -59,7 +59,14 @@ pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandEr
         ImageCommand::Build(BuildCommand::Loaders) => loaders(&arguments.state),
         ImageCommand::List => list(&arguments.state, json),
     };
-    done.map(|()| String::new()).map_err(|error| CommandError::Failed(format!("{error:#}")))
+    done.map(|()| String::new()).map_err(told)
+}
+
+/// A recipe is configuration, and so is the profile asked of it.
+fn told(error: anyhow::Error) -> CommandError {
+    let text = format!("{error:#}");
+    let in_build = matches!(error.downcast_ref(), Some(BuildError::Recipe(_)));
+    if in_build || error.is::<RecipeError>() { CommandError::Usage(text) } else { CommandError::Failed(text) }
 }
 
 fn deploy(state: &Path, profile: &str, recipe: Option<&Path>, agent: Option<&Path>) -> anyhow::Result<()> {
@@ -97,14 +104,20 @@ fn loaders(state: &Path) -> anyhow::Result<()> {
     let progress = progress_bar();
     let fetched = fetch_loaders(table.files_in_use(), state, &progress)?;
     progress.finish_and_clear();
+    let mut unpackaged = Vec::new();
     for (name, result) in &fetched {
         match result {
+            Fetched::NotPackaged(_) => unpackaged.push(name.to_string()),
             Fetched::Present(path) => println!("{name}: {}", path.display()),
             Fetched::Extracted { path, package, version } => {
                 println!("{name}: {} (from {package} {version})", path.display());
             }
             Fetched::Failed(error) => println!("{name}: not available here: {error}"),
         }
+    }
+    if !unpackaged.is_empty() {
+        let place = state.join("loaders/usr/lib/ipxe");
+        println!("in no package, put them into {} if wanted: {}", place.display(), unpackaged.join(", "));
     }
     Ok(())
 }
@@ -171,5 +184,6 @@ mod tests {
         let error = deploy(directory.path(), "nope", None, Some(Path::new("/dev/null"))).unwrap_err();
         let told = format!("{error:#}");
         assert_eq!(told.matches("nope").count(), 1, "{told}");
+        assert!(matches!(super::told(error), CommandError::Usage(_)));
     }
 }

@@ -30,6 +30,7 @@ pub mod table;
 mod tests;
 pub mod text;
 pub mod timeline;
+pub mod view;
 mod watch;
 
 const SOCKET_DEFAULT: &str = "/run/farrier/operator.sock";
@@ -92,8 +93,15 @@ pub struct Finished {
 
 /// Runs the command named by the arguments; the caller prints and exits.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Finished {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
+        // What cannot be parsed may still say how it wants to be told so.
+        Err(usage) if usage.use_stderr() && arguments.iter().any(|word| word == "--json") => {
+            let text = usage.render().to_string();
+            let error = CommandError::Usage(text.trim_start_matches("error: ").trim_end().to_owned());
+            return Finished { stderr: error.render(true), code: error.exit_code(), ..Finished::default() };
+        }
         Err(usage) => {
             let colour = std::io::stderr().is_terminal() && text::colours_wanted();
             let message = if colour { usage.render().ansi().to_string() } else { usage.render().to_string() };

@@ -34,6 +34,7 @@ pub enum NodeCommand {
     /// Show one node: record, ports, inventory, and where its last boot got to
     Show {
         /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
         node: String,
         /// Show this boot instead of the last one; 0 is what happened outside any boot
         #[arg(long, value_name = "NUMBER")]
@@ -42,16 +43,19 @@ pub enum NodeCommand {
     /// Let a node boot and enroll that nobody had registered
     Approve {
         /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
         node: String,
     },
     /// Forget a node and its timeline
     Remove {
         /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
         node: String,
     },
     /// Give the node's agent an order; it obeys at its next heartbeat
     Order {
         /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
         node: String,
         order: OrderWord,
     },
@@ -73,6 +77,16 @@ impl From<OrderWord> for Order {
             OrderWord::LocalBoot => Order::LocalBoot,
         }
     }
+}
+
+/// Anything may be asked for but nothing, which would be the path of all nodes.
+fn parse_reference(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err(
+            "a name, MAC address, id or SMBIOS UUID is wanted; `farrier node list` shows them".to_owned()
+        );
+    }
+    Ok(text.to_owned())
 }
 
 fn parse_port(text: &str) -> Result<PortRequest, String> {
@@ -191,28 +205,34 @@ pub(super) fn render_list(nodes: &[NodeSummary], style: Style, now: Timestamp) -
 pub(super) fn list_table(nodes: &[NodeSummary], now: Timestamp) -> Table {
     let mut table = Table::new(&["NODE", "MAC", "ADDRESS", "FIRMWARE", "STATE", "STAGE", ">BOOT", "SEEN"]);
     for node in nodes {
-        let (tone, state) = state_words(node);
-        let more = match node.ports.len() {
-            0 | 1 => String::new(),
-            ports => format!(" +{}", ports - 1),
-        };
-        let mac = node.ports.first().map(|port| format!("{}{more}", port.mac));
-        let address =
-            node.ports.iter().find_map(|port| port.address).or(node.ports.iter().find_map(|p| p.reserved));
-        let boot = node.boot.as_ref();
-        let cells = [
-            or_dash(node.name.as_ref()),
-            or_dash(mac),
-            or_dash(address),
-            or_dash(node.firmware),
-            state,
-            or_dash(boot.and_then(|boot| boot.stage).map(stage_word)),
-            or_dash(boot.map(|boot| boot.number)),
-            or_dash(node.last_seen_at.map(|at| ago(at, now))),
-        ];
+        let (tone, cells) = node_cells(node, now);
         table.row(tone, cells);
     }
     table
+}
+
+/// One node: name, MAC, address, firmware, state, stage, boot, last seen.
+pub(super) fn node_cells(node: &NodeSummary, now: Timestamp) -> (Tone, [String; 8]) {
+    let (tone, state) = state_words(node);
+    let more = match node.ports.len() {
+        0 | 1 => String::new(),
+        ports => format!(" +{}", ports - 1),
+    };
+    let mac = node.ports.first().map(|port| format!("{}{more}", port.mac));
+    let address =
+        node.ports.iter().find_map(|port| port.address).or(node.ports.iter().find_map(|p| p.reserved));
+    let boot = node.boot.as_ref();
+    let cells = [
+        or_dash(node.name.as_ref()),
+        or_dash(mac),
+        or_dash(address),
+        or_dash(node.firmware),
+        state,
+        or_dash(boot.and_then(|boot| boot.stage).map(stage_word)),
+        or_dash(boot.map(|boot| boot.number)),
+        or_dash(node.last_seen_at.map(|at| ago(at, now))),
+    ];
+    (tone, cells)
 }
 
 pub(super) fn render_detail(node: &NodeDetail, boot: Option<&Boot>, style: Style, now: Timestamp) -> String {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
@@ -24,7 +25,7 @@ use crate::operator::problems::ProblemLog;
 mod notify;
 
 /// A supervisor, or an operator with Ctrl-C, waits no longer than two seconds; a little is kept for the exit itself.
-const STOP_WITHIN: Duration = Duration::from_millis(1900);
+const STOP_WITHIN: Duration = Duration::from_millis(1600);
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -178,7 +179,9 @@ fn start_log(format: LogFormat, problems: &Arc<ProblemLog>) -> Result<(), Comman
         LogFormat::Text => lines.with_target(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
     };
-    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter)).with(problems.layer());
+    // The level says here, too, what nobody reads: else every debug line would be composed to be thrown away.
+    let problems = problems.layer().with_filter(LevelFilter::WARN);
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter)).with(problems);
     tracing::subscriber::set_global_default(subscriber)
         .map_err(|error| CommandError::Failed(format!("the log does not start: {error}")))
 }

@@ -34,7 +34,7 @@ fn after(millis: u64) -> Timestamp {
     START.plus(Duration::from_millis(millis))
 }
 
-fn summary() -> NodeSummary {
+pub(super) fn summary() -> NodeSummary {
     NodeSummary {
         id: id(),
         name: Some("rack1-node07".parse().unwrap()),
@@ -320,6 +320,14 @@ fn exit_codes_tell_usage_configuration_and_no_appliance_apart() {
         assert_eq!((finished.code, finished.stdout.as_str()), (2, ""), "{usage:?}");
         assert!(!finished.stderr.is_empty());
     }
+
+    let told = run_words(&["node", "show", "--json", "--nope"]);
+    let document: serde_json::Value = serde_json::from_str(&told.stderr).unwrap();
+    assert_eq!((told.code, &document["exit_code"]), (2, &serde_json::json!(2)));
+    assert!(document["error"].as_str().unwrap().contains("--nope"), "{document}");
+    let nobody = run_words(&["node", "show", ""]);
+    assert_eq!(nobody.code, 2);
+    assert!(nobody.stderr.contains("farrier node list"), "{}", nobody.stderr);
 
     std::fs::write(path("good"), "[network]\nbridge = \"br0\"\naddress = \"192.168.2.2/24\"\n").unwrap();
     std::fs::write(path("bad"), "[network]\nbrigde = \"br0\"\n").unwrap();

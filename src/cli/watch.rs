@@ -3,19 +3,20 @@
 //! On a terminal the table stays at the bottom and is left standing, cursor and all, when Ctrl-C ends it. Elsewhere
 //! each event is one line: text, or JSON with `--json`.
 
-use std::io::{IsTerminal, Write as _};
+use std::io::Write as _;
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use super::client::{Client, EventStream, WatchEvent};
 use super::error::CommandError;
-use super::node::list_table;
+use super::node::node_cells;
+use super::table::Table;
 use super::text::{Style, Tone, inert};
 use super::timeline::describe;
-use crate::clock::Clock;
+use super::view::View;
+use crate::clock::{Clock, Timestamp};
 use crate::operator::api::{EventMessage, NodeSummary};
 
 /// Events within this time are drawn together.
@@ -30,8 +31,7 @@ pub(super) async fn run(client: &Client, json: bool, style: Style) -> Result<Str
     let failed = |error: std::io::Error| CommandError::Failed(format!("signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let live = std::io::stdout().is_terminal() && !json;
-    let mut screen = Screen::new(live, style);
+    let mut screen = Screen::new(json);
     let followed = tokio::select! {
         followed = follow(client, stream, &mut screen, json, style) => followed,
         _ = interrupt.recv() => Ok(()),
@@ -53,7 +53,7 @@ async fn follow(
     loop {
         let event = tokio::select! {
             event = stream.next() => event?,
-            () = sleep_until(redraw_at), if screen.live => {
+            () = sleep_until(redraw_at), if screen.view.is_live() => {
                 let nodes: Vec<NodeSummary> = client.get("/api/v1/nodes").await?;
                 screen.draw(&nodes, style);
                 redraw_at = Instant::now() + REDRAW_EVERY;
@@ -64,7 +64,7 @@ async fn follow(
             return Err(CommandError::unreachable(client.socket(), "it ended the stream; it is stopping"));
         };
         let line = if json { event_json(&event) } else { event_line(&event, style) };
-        if !screen.print(&line) {
+        if !screen.view.say(&line) {
             return Ok(());
         }
         redraw_at = redraw_at.min(Instant::now() + REDRAW_AFTER);
@@ -103,65 +103,70 @@ fn whose(message: &EventMessage) -> String {
     }
 }
 
-/// The live table: one bar without a bar per line; indicatif knows the terminal's width and redraws in place.
+/// The live table, and what it showed last.
 struct Screen {
-    live: bool,
-    area: MultiProgress,
-    rows: Vec<ProgressBar>,
+    view: View,
     last: Vec<String>,
 }
 
 impl Screen {
-    fn new(live: bool, _style: Style) -> Screen {
-        let target = if live { ProgressDrawTarget::stdout() } else { ProgressDrawTarget::hidden() };
-        Screen { live, area: MultiProgress::with_draw_target(target), rows: Vec::new(), last: Vec::new() }
+    fn new(json: bool) -> Screen {
+        let view = if json { View::lines_only() } else { View::of_stdout() };
+        Screen { view, last: Vec::new() }
     }
 
     fn draw(&mut self, nodes: &[NodeSummary], style: Style) {
         let mut lines = vec![String::new()];
-        lines.extend(list_table(&nodes[..nodes.len().min(ROWS_MAX)], Clock::start().now()).lines(style));
+        lines.extend(watch_table(&nodes[..nodes.len().min(ROWS_MAX)], Clock::start().now()).lines(style));
         if nodes.len() > ROWS_MAX {
             lines.push(format!("and {} more: `farrier node list`", nodes.len() - ROWS_MAX));
         }
         if nodes.is_empty() {
             lines.push("no nodes yet: netboot a machine on the bridge".to_owned());
         }
-        while self.rows.len() > lines.len() {
-            if let Some(row) = self.rows.pop() {
-                self.area.remove(&row);
-            }
-        }
-        while self.rows.len() < lines.len() {
-            // The template is a constant; should it ever be refused, the default still shows the message.
-            let look =
-                ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-            self.rows.push(self.area.add(ProgressBar::new_spinner().with_style(look)));
-        }
-        for (row, line) in self.rows.iter().zip(&lines) {
-            row.set_message(line.clone());
-            row.tick();
-        }
+        self.view.draw(&lines);
         self.last = lines;
-    }
-
-    /// False when nobody reads any more.
-    fn print(&self, line: &str) -> bool {
-        if self.live {
-            self.area.println(line).is_ok()
-        } else {
-            let mut stdout = std::io::stdout().lock();
-            writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_ok()
-        }
     }
 
     /// Takes the live area away and leaves its last state as ordinary text.
     fn leave(&mut self) {
-        if self.live {
-            let _ = self.area.clear();
+        if self.view.is_live() {
+            self.view.clear();
             let mut stdout = std::io::stdout().lock();
             for line in &self.last {
                 let _ = writeln!(stdout, "{line}");
             }
         }
+    }
+}
+
+/// What `node list` shows, with what changes on the left: a narrow terminal cuts lines at its right end.
+fn watch_table(nodes: &[NodeSummary], now: Timestamp) -> Table {
+    let mut table = Table::new(&["NODE", "STAGE", "STATE", "SEEN", "ADDRESS", "FIRMWARE", "MAC", ">BOOT"]);
+    for node in nodes {
+        let (tone, cells) = node_cells(node, now);
+        let [name, mac, address, firmware, state, stage, boot, seen] = cells;
+        // Without a name and cut off, the MAC is all that tells rows apart.
+        let (name, mac) = if node.name.is_none() { (mac, name) } else { (name, mac) };
+        table.row(tone, [name, stage, state, seen, address, firmware, mac, boot]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::summary;
+
+    #[test]
+    fn a_narrow_terminal_keeps_who_and_how_far() {
+        let mut nameless = summary();
+        nameless.name = None;
+        let now = nameless.last_seen_at.unwrap();
+        let lines = watch_table(&[summary(), nameless], now).lines(Style::PLAIN);
+        let cut = |row: usize, columns: usize| lines[row].chars().take(columns).collect::<String>();
+        assert!(cut(1, 40).contains("rack1-node07") && cut(1, 40).contains("enrolled"), "{lines:?}");
+        assert!(cut(2, 40).contains("52:54:00:00:00:01") && cut(2, 40).contains("enrolled"), "{lines:?}");
+        assert!(cut(1, 60).contains("manageable") && cut(1, 60).contains("now"), "{lines:?}");
     }
 }

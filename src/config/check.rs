@@ -355,8 +355,22 @@ impl Check<'_> {
                 let rule = format!("from {} to {}, in whole seconds", whole(min), whole(max));
                 Err(self.refuse(key, quoted(&text), rule, way_out))
             }
-            Err(_) => {
-                Err(self.refuse(key, quoted(&text), "a number with a unit is wanted: s, m, h or d", way_out))
+            Err(error) => {
+                let rule = match error {
+                    _ if text.trim_start().starts_with('-') => {
+                        format!("a duration is not negative: from {} to {}", whole(min), whole(max))
+                    }
+                    humantime::DurationError::NumberOverflow => {
+                        format!("the number is too large: from {} to {}", whole(min), whole(max))
+                    }
+                    humantime::DurationError::InvalidCharacter(_)
+                    | humantime::DurationError::NumberExpected(_)
+                    | humantime::DurationError::UnknownUnit { .. }
+                    | humantime::DurationError::Empty => {
+                        "a number with a unit is wanted: s, m, h or d".to_owned()
+                    }
+                };
+                Err(self.refuse(key, quoted(&text), rule, way_out))
             }
         }
     }

@@ -10,8 +10,10 @@ use super::{NetworkConfig, PoolRange, Reservation};
 use crate::net::MacAddr;
 use crate::node::NodeName;
 
-/// The pool is held in memory address by address; no bridge carries more machines.
-pub(super) const POOL_MAX: u32 = 65_536;
+/// What a /12 holds. Every address that was ever given is held in memory; no bridge carries more machines.
+pub(super) const POOL_MAX: u32 = 1 << 20;
+/// Nobody who says nothing means more than this.
+const DEFAULT_POOL_MAX: u32 = 1 << 16;
 /// Reservations are read with the configuration; more machines than this belong into `farrier node add`.
 const RESERVATIONS_MAX: usize = 4096;
 
@@ -50,7 +52,7 @@ pub(super) fn default_pool(network: &NetworkConfig) -> Option<PoolRange> {
         first = address + 1;
     }
     let (first, last) = best?;
-    Some(PoolRange { first: first.into(), last: last.min(first + (POOL_MAX - 1)).into() })
+    Some(PoolRange { first: first.into(), last: last.min(first + (DEFAULT_POOL_MAX - 1)).into() })
 }
 
 impl Check<'_> {

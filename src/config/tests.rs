@@ -208,6 +208,13 @@ fn each_other_mistake_names_key_value_rule_and_way_out() {
             "192.168.2.128",
         ),
         mistake("[dhcp]\nlease = \"59s\"", (5, "dhcp.lease", "\"59s\""), "from 60s to 365d", "\"12h\""),
+        mistake("[dhcp]\nlease = \"-1h\"", (5, "dhcp.lease", "\"-1h\""), "not negative", "\"12h\""),
+        mistake(
+            "[dhcp]\nlease = \"99999999999999999999h\"",
+            (5, "dhcp.lease", "\"99999999999999999999h\""),
+            "too large",
+            "\"12h\"",
+        ),
         mistake("[dhcp]\nlease = \"soon\"", (5, "dhcp.lease", "\"soon\""), "unit", "\"12h\""),
         mistake("[dhcp]\nlease = 3600", (5, "dhcp.lease", "3600"), "expected a string", "kind of value"),
         mistake("[dhcp]\nunknown = \"enrol\"", (5, "dhcp.unknown", "\"enrol\""), "\"approve\"", "\"enroll\""),

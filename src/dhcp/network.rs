@@ -17,6 +17,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -36,9 +37,11 @@ use crate::store::Store;
 use crate::telemetry::Tally;
 
 mod outbound;
+mod recently;
 mod worker;
 
 use outbound::Outbound;
+use recently::Recently;
 use worker::{FailedBatch, Progress, Worker};
 
 /// The word for this service in counters.
@@ -120,6 +123,8 @@ enum Command {
 pub struct DhcpHandle {
     commands: mpsc::Sender<Command>,
     waker: Arc<EventFd>,
+    recently: Recently,
+    started: Instant,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -145,7 +150,10 @@ impl DhcpHandle {
 
     /// The client at this address fetches files: its offer is in use, requested or not.
     pub fn in_use(&self, address: Ipv4Addr) {
-        self.tell(Command::InUse(address));
+        // Asked for each fetch; a message and a wake-up for each would cost more than the fetch of a script.
+        if self.recently.is_news(address, self.started.elapsed().as_secs()) {
+            self.tell(Command::InUse(address));
+        }
     }
 
     /// Stops receiving, lets commits under way finish and their replies leave, and ends the thread.
@@ -168,6 +176,11 @@ impl Drop for DhcpHandle {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Whether the sockets can be had, by having them for a moment.
+pub fn probe(bridge: &Bridge) -> Result<(), BindError> {
+    Outbound::open(bridge, &Arc::default()).map(drop)
 }
 
 /// Opens the sockets and starts the thread.
@@ -207,5 +220,11 @@ pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, Bind
     };
     let thread =
         thread::Builder::new().name("dhcp".to_owned()).spawn(move || worker.run()).map_err(system)?;
-    Ok(DhcpHandle { commands, waker, thread: Mutex::new(Some(thread)) })
+    Ok(DhcpHandle {
+        commands,
+        waker,
+        recently: Recently::default(),
+        started: Instant::now(),
+        thread: Mutex::new(Some(thread)),
+    })
 }

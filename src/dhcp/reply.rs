@@ -15,6 +15,8 @@ use crate::dhcp::wire::{self, MessageType, OptionCode, ReplyHeader};
 use crate::net::MacAddr;
 
 pub(super) const CLIENT_PORT: u16 = 68;
+/// RFC 2131 §4.1: relay agents listen where servers do.
+const SERVER_PORT: u16 = 67;
 /// RFC 2131 §2: what every client takes when option 57 says nothing.
 const MESSAGE_SIZE_DEFAULT: u16 = 576;
 /// Larger replies would be fragmented, which boot ROMs do not reassemble; OVMF's REQUEST allows 65280.
@@ -52,11 +54,16 @@ pub struct Addressing {
     pub broadcast_flag: bool,
     /// The address granted (`yiaddr`).
     pub granted: Option<Ipv4Addr>,
+    /// Where the relay agent takes answers, if the request came through one.
+    pub relay: Option<SocketAddrV4>,
 }
 
-/// RFC 2131 §4.1, for `giaddr` zero.
+/// RFC 2131 §4.1.
 pub fn destination(addressing: &Addressing) -> Destination {
-    let Addressing { kind, mac, current, source, broadcast_flag, granted } = *addressing;
+    let Addressing { kind, mac, current, source, broadcast_flag, granted, relay } = *addressing;
+    if let Some(relay) = relay {
+        return Destination::Unicast(relay);
+    }
     // "In all cases, when giaddr is zero, the server broadcasts any DHCPNAK messages": a client that is wrong about
     // its address may not be reachable by it.
     match (kind, current, granted) {
@@ -126,7 +133,15 @@ impl Draft<'_> {
         ReplyHeader {
             htype: message.htype(),
             xid: message.xid(),
-            flags: message.flags(),
+            flags: match (self.kind, self.request.relay, self.request.current) {
+                // RFC 2131 §4.3.2: a client that is wrong about its address is reached by broadcast only, and so may
+                // be one that asks for configuration without saying where it is.
+                (ReplyKind::Nak, Some(_), _) => message.flags() | wire::BROADCAST_FLAG,
+                (ReplyKind::Ack, Some(_), None) if self.granted.is_none() => {
+                    message.flags() | wire::BROADCAST_FLAG
+                }
+                (ReplyKind::Offer | ReplyKind::Ack | ReplyKind::Nak, _, _) => message.flags(),
+            },
             ciaddr: match self.kind {
                 ReplyKind::Ack => self.request.current.unwrap_or(Ipv4Addr::UNSPECIFIED),
                 ReplyKind::Offer | ReplyKind::Nak => Ipv4Addr::UNSPECIFIED,
@@ -136,12 +151,14 @@ impl Draft<'_> {
                 Some(_) => self.settings.server(),
                 None => Ipv4Addr::UNSPECIFIED,
             },
+            giaddr: message.giaddr(),
             chaddr: message.chaddr(),
             file: self.boot_file.as_ref().map_or(b"", |boot_file| boot_file.file.as_bytes()),
         }
     }
 
-    /// RFC 2131 table 3: message type, server identifier, a text; and the client identifier (RFC 6842 §3). Nothing else.
+    /// RFC 2131 table 3: message type, server identifier, a text; the client identifier (RFC 6842 §3) and what the
+    /// relay agent added (RFC 3046 §2.2). Nothing else.
     fn nak(&self) -> Vec<u8> {
         let message_type = [u8::from(MessageType::Nak)];
         let server = self.settings.server().octets();
@@ -150,7 +167,13 @@ impl Draft<'_> {
         options.push(OptionCode::ServerIdentifier, &server);
         options.push(OptionCode::Message, self.reason.as_bytes());
         options.push_some(OptionCode::ClientIdentifier, self.request.client_id);
+        options.push_some(OptionCode::RelayAgentInformation, self.agent_information());
         options.emit(&self.header(), self.payload_limit())
+    }
+
+    /// Option 82 as it came, always the last (RFC 3046 §2.2).
+    fn agent_information(&self) -> Option<&[u8]> {
+        self.request.relay.and_then(|relay| relay.information)
     }
 
     fn grant(&self) -> Vec<u8> {
@@ -210,6 +233,7 @@ impl Draft<'_> {
             options.push(wire::IPXE_ENCAPSULATED, &NO_PROXY_DHCP);
         }
         options.push_some(OptionCode::ClientIdentifier, self.request.client_id);
+        options.push_some(OptionCode::RelayAgentInformation, self.agent_information());
         options.emit(&self.header(), self.payload_limit())
     }
 
@@ -232,7 +256,8 @@ pub fn destination_of(
         mac: request.mac,
         current: match request.kind {
             // INFORM from a client that left `ciaddr` empty: it is reached where it sent from.
-            MessageKind::Inform => request.current.or(Some(*source.ip())),
+            MessageKind::Inform if request.relay.is_none() => request.current.or(Some(*source.ip())),
+            MessageKind::Inform => request.current,
             MessageKind::Discover | MessageKind::Request | MessageKind::Decline | MessageKind::Release => {
                 request.current
             }
@@ -240,6 +265,23 @@ pub fn destination_of(
         source,
         broadcast_flag: request.message.broadcast(),
         granted,
+        relay: match (request.kind, request.current) {
+            // RFC 2131 §4.3.5: straight to a client that says where it is.
+            (MessageKind::Inform, Some(_)) => None,
+            (MessageKind::Inform, None) => relay_of(request, source),
+            (
+                MessageKind::Discover | MessageKind::Request | MessageKind::Decline | MessageKind::Release,
+                _,
+            ) => relay_of(request, source),
+        },
+    })
+}
+
+/// Where the relay agent of this request takes answers.
+pub(super) fn relay_of(request: &Request<'_>, source: SocketAddrV4) -> Option<SocketAddrV4> {
+    request.relay.map(|relay| {
+        let port = if relay.own_port { source.port() } else { SERVER_PORT };
+        SocketAddrV4::new(relay.agent, port)
     })
 }
 
@@ -289,8 +331,8 @@ fn seconds(duration: Duration) -> [u8; 4] {
 /// Options of a reply in wire order; each code once.
 #[derive(Default)]
 struct OptionList<'a> {
-    /// The 16 options we ever send fit; `push` ignores a code that is already there.
-    slots: [Option<(OptionCode, &'a [u8])>; 16],
+    /// The 17 options we ever send fit; `push` ignores a code that is already there.
+    slots: [Option<(OptionCode, &'a [u8])>; 17],
     len: usize,
 }
 

@@ -1,8 +1,9 @@
 //! Message → request in our words, or the reason it is refused.
 //!
 //! This is the border between the two vocabularies: above it nobody says `ciaddr` or "option 50". What reaches
-//! [`Request`] was sent by an Ethernet station on our own link, is a message type a server handles, and has been
-//! cleaned of the contradictions the field is known for (protocol: clear `ciaddr` beside option 50, and in DISCOVER).
+//! [`Request`] was sent by an Ethernet station, on our own link or through a relay agent, is a message type a server
+//! handles, and has been cleaned of the contradictions the field is known for (protocol: clear `ciaddr` beside option
+//! 50, and in DISCOVER).
 
 use std::net::Ipv4Addr;
 
@@ -59,6 +60,40 @@ pub enum RequestState {
     Bare,
 }
 
+/// The relay agent a request came through (RFC 2131 §4.1, RFC 3046).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relay<'a> {
+    /// `giaddr`: where answers go, and which link the client is on unless `link` says so.
+    pub agent: Ipv4Addr,
+    /// Option 82 byte for byte, to be echoed.
+    pub information: Option<&'a [u8]>,
+    /// The link the client is on, where `giaddr` does not tell (RFC 3527).
+    pub link: Option<Ipv4Addr>,
+    /// The agent takes answers at the port it sent from (RFC 8357).
+    pub own_port: bool,
+}
+
+impl<'a> Relay<'a> {
+    fn read(message: &'a Message<'a>) -> Option<Relay<'a>> {
+        const LINK_SELECTION: u8 = 5;
+        const SOURCE_PORT: u8 = 19;
+        let agent = message.giaddr();
+        // Option 82 without an agent is a client's claim, and is not looked at (RFC 3046 §2.1).
+        if agent.is_unspecified() {
+            return None;
+        }
+        let information = message.options().bytes(OptionCode::RelayAgentInformation);
+        let sub_option = |code| information.and_then(|field| wire::agent_sub_option(field, code));
+        let link = sub_option(LINK_SELECTION).and_then(|data| data.first_chunk::<4>());
+        Some(Relay {
+            agent,
+            information,
+            link: link.copied().map(Ipv4Addr::from),
+            own_port: sub_option(SOURCE_PORT).is_some(),
+        })
+    }
+}
+
 /// One request. Borrows from the message it was read from.
 #[derive(Debug)]
 pub struct Request<'a> {
@@ -75,6 +110,7 @@ pub struct Request<'a> {
     pub client_id: Option<&'a [u8]>,
     pub class: ClientClass,
     pub uuid: Option<Uuid>,
+    pub relay: Option<Relay<'a>>,
 }
 
 impl<'a> Request<'a> {
@@ -93,10 +129,6 @@ impl<'a> Request<'a> {
         let kind = kind_of(message_type)?;
         if message.hops() > HOPS_MAX {
             return Err(Silence::TooManyHops);
-        }
-        // TODO-correctness: relays (RFC 3046) are not served yet; refused as a whole rather than half answered.
-        if !message.giaddr().is_unspecified() {
-            return Err(Silence::Relayed);
         }
         let requested = options.address(OptionCode::RequestedIpAddress).filter(|it| !it.is_unspecified());
         let current = match kind {
@@ -124,6 +156,7 @@ impl<'a> Request<'a> {
             client_id: options.bytes(OptionCode::ClientIdentifier).filter(|id| id.len() <= CLIENT_ID_LEN_MAX),
             class: client::classify(&boot_options),
             uuid: boot_options.uuid.and_then(client::smbios_uuid),
+            relay: Relay::read(message),
         })
     }
 
@@ -134,6 +167,8 @@ impl<'a> Request<'a> {
             (None, Some(address), _) => RequestState::InitReboot { address },
             // RFC 2131 forbids option 54 here; clients that send it mean the same.
             (_, None, Some(address)) if sent_to.is_broadcast() => RequestState::Rebinding { address },
+            // A relay agent forwards only what it heard as a broadcast; who renews, asks us directly.
+            (_, None, Some(address)) if self.relay.is_some() => RequestState::Rebinding { address },
             (_, None, Some(address)) => RequestState::Renewing { address },
             (_, None, None) => RequestState::Bare,
         }

@@ -29,7 +29,7 @@ use crate::clock::Timestamp;
 use crate::config::{Config, Identity, PoolRange};
 use crate::dhcp::lease::table::LeaseTable;
 use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
-use crate::dhcp::request::{MessageKind, Request};
+use crate::dhcp::request::{MessageKind, Relay, Request};
 use crate::dhcp::server::declines::Declines;
 use crate::dhcp::server::handling::Visit;
 use crate::dhcp::wire::Message;
@@ -81,6 +81,18 @@ impl Settings {
 
     pub fn server(&self) -> Ipv4Addr {
         self.network.ip()
+    }
+
+    /// Whether clients behind this relay agent are on our subnet: only there do we have addresses to give.
+    fn serves(&self, relay: &Relay<'_>) -> bool {
+        // Not our own address: an answer to ourselves helps nobody.
+        let on_our_subnet = |address: Ipv4Addr| {
+            self.network.contains(address)
+                && address != self.network.network()
+                && address != self.network.broadcast()
+                && address != self.server()
+        };
+        on_our_subnet(relay.agent) && relay.link.is_none_or(|link| self.network.contains(link))
     }
 
     /// An address of the subnet that a client may have: not the network's own, the broadcast's, ours or the gateway's.
@@ -171,6 +183,8 @@ pub struct Report {
     pub mac: MacAddr,
     pub class: ClientClass,
     pub uuid: Option<Uuid>,
+    /// The directory knows this MAC: somebody has a timeline for it.
+    pub known: bool,
     /// `discover`, `request`, …
     pub message: &'static str,
     pub xid: u32,
@@ -213,6 +227,9 @@ impl DhcpServer {
             Ok(request) => request,
             Err(silence) => return Outcome::silent(silence),
         };
+        if request.relay.is_some_and(|relay| !self.settings.serves(&relay)) {
+            return Outcome::silent(Silence::Relayed);
+        }
         let standing = directory.standing(request.mac, now);
         let plan = decision::decide(request.class, &standing, self.settings.unknown, &self.settings.loaders);
         let key = match (self.settings.identity, request.client_id) {
@@ -231,6 +248,7 @@ impl DhcpServer {
             mac: request.mac,
             class: request.class,
             uuid: request.uuid,
+            known: matches!(standing, Standing::Known(_)),
             message: request.kind.as_str(),
             xid: message.xid(),
             nothing_to_boot,

@@ -136,6 +136,15 @@ impl ClientMessage {
         self
     }
 
+    /// As a relay agent forwards it: `giaddr` set, option 82 behind the client's own, sent to us from its port 67.
+    pub(crate) fn relayed(mut self, agent: Ipv4Addr, information: &[u8]) -> ClientMessage {
+        self.bytes_fixed[3] = 1;
+        self.bytes_fixed[24..28].copy_from_slice(&agent.octets());
+        self.source = SocketAddrV4::new(agent, 67);
+        self.destination = SERVER;
+        if information.is_empty() { self } else { self.option(82, information) }
+    }
+
     /// OVMF as captured: architecture 7, UUID, 1472 bytes at most, broadcast flag.
     pub(crate) fn uefi(self) -> ClientMessage {
         let mut uuid = vec![0];

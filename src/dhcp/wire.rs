@@ -27,7 +27,7 @@ const FILE: usize = 108;
 const COOKIE: usize = 236;
 const OPTIONS: usize = 240;
 const CHADDR_LEN: usize = 16;
-const BROADCAST_FLAG: u16 = 0x8000;
+pub const BROADCAST_FLAG: u16 = 0x8000;
 /// A reply shorter than this is dropped by some relays and ROMs (RFC 951 has 300-byte messages).
 pub const REPLY_LEN_MIN: usize = 300;
 /// `file` holds a name and its NUL (RFC 2131 §2).
@@ -37,7 +37,7 @@ pub const FILE_LEN_MAX: usize = 127;
 pub const IPXE_ENCAPSULATED: OptionCode = OptionCode::Unknown(175);
 
 /// The options of a request that we look at; all others are skipped.
-const WANTED: [OptionCode; 14] = [
+const WANTED: [OptionCode; 15] = [
     OptionCode::MessageType,
     OptionCode::ServerIdentifier,
     OptionCode::RequestedIpAddress,
@@ -52,6 +52,7 @@ const WANTED: [OptionCode; 14] = [
     OptionCode::VendorExtensions,
     IPXE_ENCAPSULATED,
     OptionCode::OptionOverload,
+    OptionCode::RelayAgentInformation,
 ];
 
 /// Why bytes are not a DHCP message.
@@ -210,6 +211,27 @@ impl<'a> Options<'a> {
     }
 }
 
+/// Whether these bytes are a DISCOVER, and of which MAC, at a glance: enough to decide that they are not worth more.
+pub fn discover_of(bytes: &[u8]) -> Option<[u8; 6]> {
+    /// Wherever firmware puts the message type, it is among the first options.
+    const LOOKED_AT: usize = 4;
+    if bytes.get(..3)? != [BOOTREQUEST, 1, 6] {
+        return None;
+    }
+    let mut rest = bytes.get(OPTIONS..)?;
+    for _ in 0..LOOKED_AT {
+        match rest {
+            [53, 1, kind, ..] if *kind == u8::from(MessageType::Discover) => {
+                return bytes.get(CHADDR..)?.first_chunk::<6>().copied();
+            }
+            [53, ..] => return None,
+            [_, len, behind @ ..] => rest = behind.get(usize::from(*len)..)?,
+            [] | [_] => return None,
+        }
+    }
+    None
+}
+
 /// The data of one sub-option of an encapsulated vendor field (RFC 2132 §8.4): first instance, if whole.
 pub fn sub_option(field: &[u8], wanted: u8) -> Option<&[u8]> {
     let mut rest = field;
@@ -229,6 +251,19 @@ pub fn sub_option(field: &[u8], wanted: u8) -> Option<&[u8]> {
     }
 }
 
+/// The data of one sub-option of the relay agent information option, which has neither PAD nor END (RFC 3046 §2.0).
+pub fn agent_sub_option(field: &[u8], wanted: u8) -> Option<&[u8]> {
+    let mut rest = field;
+    loop {
+        let (&[code, len], behind) = rest.split_first_chunk::<2>()?;
+        let (data, next) = behind.split_at_checked(usize::from(len))?;
+        if code == wanted {
+            return Some(data);
+        }
+        rest = next;
+    }
+}
+
 /// The fixed part of a reply; what is not here is zero (RFC 2131 table 3).
 #[derive(Clone, Copy, Debug)]
 pub struct ReplyHeader<'a> {
@@ -238,6 +273,7 @@ pub struct ReplyHeader<'a> {
     pub ciaddr: Ipv4Addr,
     pub yiaddr: Ipv4Addr,
     pub siaddr: Ipv4Addr,
+    pub giaddr: Ipv4Addr,
     pub chaddr: &'a [u8],
     /// At most [`FILE_LEN_MAX`] bytes are written, so that a NUL always follows.
     pub file: &'a [u8],
@@ -268,6 +304,7 @@ pub fn emit<'a>(
     bytes[12..16].copy_from_slice(&header.ciaddr.octets());
     bytes[16..20].copy_from_slice(&header.yiaddr.octets());
     bytes[20..24].copy_from_slice(&header.siaddr.octets());
+    bytes[24..28].copy_from_slice(&header.giaddr.octets());
     bytes[CHADDR..CHADDR + hardware_len].copy_from_slice(&header.chaddr[..hardware_len]);
     let file_len = header.file.len().min(FILE_LEN_MAX);
     bytes[FILE..FILE + file_len].copy_from_slice(&header.file[..file_len]);

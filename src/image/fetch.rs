@@ -28,6 +28,8 @@ pub enum Fetched {
     Present(PathBuf),
     /// Taken out of this version of its package.
     Extracted { path: PathBuf, package: String, version: String },
+    /// No package holds it; it is looked for here, should somebody bring it.
+    NotPackaged(PathBuf),
     /// For example: this machine's apt does not know packages of that architecture.
     Failed(FetchError),
 }
@@ -46,6 +48,7 @@ pub fn fetch_loaders<'a>(
         let found = [&file.path, &kept].into_iter().find(|path| path.is_file());
         let result = match found {
             Some(path) => Fetched::Present(path.clone()),
+            None if !file.packaged => Fetched::NotPackaged(kept),
             None => {
                 progress.set_message(format!("fetching {} for {}", file.package, file.name));
                 match extract(&packages, file, &kept, progress) {
@@ -103,14 +106,20 @@ mod tests {
         let kept = kept_at(state.path(), path);
         assert!(kept.starts_with(state.path()));
         write_whole(&kept, b"loader").unwrap();
-        let file = LoaderFile {
+        let mut file = LoaderFile {
             name: LoaderName("loader.efi".to_owned()),
             package: "no-such-package".to_owned(),
+            packaged: true,
             path: path.to_owned(),
             second: None,
             note: String::new(),
         };
         let fetched = fetch_loaders([&file], state.path(), &ProgressBar::hidden()).unwrap();
         assert!(matches!(&fetched[&file.name], Fetched::Present(place) if *place == kept));
+
+        fs::remove_file(&kept).unwrap();
+        file.packaged = false;
+        let fetched = fetch_loaders([&file], state.path(), &ProgressBar::hidden()).unwrap();
+        assert!(matches!(&fetched[&file.name], Fetched::NotPackaged(place) if *place == kept));
     }
 }

@@ -30,14 +30,27 @@ pub struct Loaders {
 
 /// A file of the table that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "loader {name} is not at {path} ({reason}): install package {package}, or run `farrier image build loaders`"
-)]
+#[error("loader {name} is not at {path} ({reason}): {}", self.way_out())]
 pub struct MissingLoader {
     pub name: LoaderName,
     pub path: PathBuf,
     pub package: String,
+    /// False where no package holds it.
+    pub packaged: bool,
     pub reason: String,
+}
+
+impl MissingLoader {
+    fn way_out(&self) -> String {
+        match self.packaged {
+            true => format!("install package {}, or run `farrier image build loaders`", self.package),
+            false => format!(
+                "Debian's {} lacks it; put it there or at <state>/loaders{}",
+                self.package,
+                self.path.display()
+            ),
+        }
+    }
 }
 
 impl Loaders {
@@ -54,6 +67,7 @@ impl Loaders {
                     name: file.name.clone(),
                     path: file.path.clone(),
                     package: file.package.clone(),
+                    packaged: file.packaged,
                     reason: reason.to_string(),
                 }),
             }
@@ -90,16 +104,34 @@ impl Loaders {
         self.lacking().into_iter().map(|(firmware, _)| firmware).filter(wanted).collect()
     }
 
-    /// Says once what is missing, and how much that matters.
+    /// Says once what is missing, and how much that matters; firmware whose loader nobody packages shares a line.
     pub fn log_lacking(&self, named: &BTreeSet<Firmware>) {
         let wanting = self.wanting(named);
         for (firmware, missing) in self.lacking() {
             if wanting.contains(&firmware) {
                 tracing::warn!("machines with {firmware} get no loader: {missing}");
-            } else {
+            } else if missing.packaged {
                 tracing::info!("machines with {firmware} get no loader: {missing}");
             }
         }
+        if let Some(line) = self.unpackaged_line(&wanting) {
+            tracing::info!("{line}");
+        }
+    }
+
+    fn unpackaged_line(&self, told: &BTreeSet<Firmware>) -> Option<String> {
+        let lacking = self.lacking();
+        let rare: Vec<String> = lacking
+            .iter()
+            .filter(|(firmware, missing)| !missing.packaged && !told.contains(firmware))
+            .map(|(firmware, _)| firmware.to_string())
+            .collect();
+        (!rare.is_empty()).then(|| {
+            format!(
+                "machines with {} get no loader: no package has one, and none is below <state>/loaders; `farrier image build loaders` names the files",
+                rare.join(", ")
+            )
+        })
     }
 }
 
@@ -152,6 +184,7 @@ mod tests {
                 name: file.name.clone(),
                 path: state.path().join(&file.path),
                 package: file.package.clone(),
+                packaged: file.packaged,
                 reason: "none".to_owned(),
             };
             let is_there = |name: &LoaderName| there.contains(&name.0.as_str());
@@ -163,13 +196,23 @@ mod tests {
         };
         let x86_bios = loaders(&["undionly.kpxe"]);
         let lacking: Vec<_> = x86_bios.lacking().into_iter().map(|(firmware, _)| firmware).collect();
-        assert_eq!(lacking, [Firmware::UefiX64, Firmware::UefiX64Http, Firmware::UefiArm64]);
+        let (packaged, rare): (Vec<Firmware>, Vec<Firmware>) = lacking.into_iter().partition(|firmware| {
+            x86_bios.lacking().iter().any(|(lacks, file)| lacks == firmware && file.packaged)
+        });
+        assert_eq!(packaged, [Firmware::UefiX64, Firmware::UefiX64Http, Firmware::UefiArm64]);
+        assert_eq!(rare.len(), 9);
+        let line = x86_bios.unpackaged_line(&BTreeSet::from([Firmware::UefiIa32])).unwrap();
+        assert!(
+            line.contains("uefi-riscv64-http, uefi-loongarch64,") && !line.contains("uefi-ia32,"),
+            "{line}"
+        );
         assert_eq!(x86_bios.wanting(&BTreeSet::new()), BTreeSet::new());
         let named = BTreeSet::from([Firmware::UefiArm64]);
         assert_eq!(x86_bios.wanting(&named), named);
         let none = loaders(&["uefi-x64/shimx64.efi"]);
         assert_eq!(none.wanting(&BTreeSet::new()), BTreeSet::from(USUAL));
-        assert_eq!(x86_bios.lacking()[0].1.package, "shim-signed");
+        let x64 = x86_bios.lacking().into_iter().find(|(firmware, _)| *firmware == Firmware::UefiX64);
+        assert_eq!(x64.unwrap().1.package, "shim-signed");
     }
 
     #[test]
@@ -182,6 +225,7 @@ mod tests {
             std::fs::create_dir_all(place.parent().unwrap()).unwrap();
             std::fs::write(place, missing.name.0.as_bytes()).unwrap();
             assert!(missing.to_string().contains(&missing.package));
+            assert_eq!(missing.to_string().contains("image build loaders"), missing.packaged);
         }
         let present = Loaders::read(table.clone(), state.path());
         assert_eq!(present.missing(), []);

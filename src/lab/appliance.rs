@@ -100,11 +100,12 @@ pub fn database_files(state: &StateDir) -> Vec<PathBuf> {
     ["farrier.db", "farrier.db-wal", "farrier.db-shm"].map(|name| state.appliance_state().join(name)).to_vec()
 }
 
-/// Waits until the appliance says that it serves.
-pub fn await_ready(state: &StateDir, within: Duration) -> anyhow::Result<()> {
+/// Waits until the appliance answers, which is the last thing it starts. Its readiness is another matter: a lab may
+/// lack an image, to see what comes of that.
+pub fn await_serving(state: &StateDir, within: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + within;
     loop {
-        if is_ready(state).unwrap_or(false) {
+        if is_serving(state).unwrap_or(false) {
             return Ok(());
         }
         let record = state.read_run_record()?.context("the lab has ended")?;
@@ -114,7 +115,7 @@ pub fn await_ready(state: &StateDir, within: Duration) -> anyhow::Result<()> {
         }
         if Instant::now() >= deadline {
             bail!(
-                "the appliance is not ready within {} s; {}",
+                "the appliance does not answer within {} s; {}",
                 within.as_secs(),
                 last_lines(&state.appliance_log())
             );
@@ -123,10 +124,10 @@ pub fn await_ready(state: &StateDir, within: Duration) -> anyhow::Result<()> {
     }
 }
 
-fn is_ready(state: &StateDir) -> io::Result<bool> {
+fn is_serving(state: &StateDir) -> io::Result<bool> {
     let mut stream = connect(&state.operator_socket())?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: farrier\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: farrier\r\nConnection: close\r\n\r\n")?;
     let mut status = [0; 12];
     stream.read_exact(&mut status)?;
     Ok(&status == b"HTTP/1.1 200")

@@ -123,6 +123,7 @@ pub enum ParseLabError {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileLab {
+    #[serde(default)]
     lab: FileLabTable,
     #[serde(default)]
     appliance: toml::Table,
@@ -298,6 +299,12 @@ mod tests {
     use super::*;
 
     const ONE: &str = "[lab]\n[[machine]]\nname = 'a'\nfirmware = 'uefi'\nmac = '52:54:00:00:00:01'\n";
+
+    #[test]
+    fn machines_alone_make_a_lab() {
+        let without = LabConfig::parse(&ONE.replace("[lab]\n", "")).unwrap();
+        assert_eq!(without, LabConfig::parse(ONE).unwrap());
+    }
 
     #[test]
     fn the_built_in_lab_has_one_machine_per_firmware_and_says_its_defaults() {

@@ -12,10 +12,10 @@ use tokio::time::{Instant, interval, sleep_until};
 use crate::cli::client::{Client, EventStream, WatchEvent, segment};
 use crate::cli::text::Style;
 use crate::cli::timeline::stage_word;
+use crate::cli::view::View;
 use crate::clock::{Clock, Timestamp};
 use crate::lab::Lab;
 use crate::lab::progress::{MachineProgress, live_table, seconds};
-use crate::lab::view::View;
 use crate::node::timeline::Boot;
 
 /// Four redraws a second: a running clock that does not stutter.

@@ -113,7 +113,7 @@ impl Lab {
             ends_with_launcher: options.ends_with_launcher,
             clock: Clock::start(),
         };
-        if let Err(error) = lab.await_ready(&options.services) {
+        if let Err(error) = lab.await_serving(&options.services) {
             lab.end_supervisor();
             return Err(error);
         }
@@ -185,9 +185,9 @@ impl Lab {
         }
     }
 
-    fn await_ready(&self, services: &Services) -> anyhow::Result<()> {
+    fn await_serving(&self, services: &Services) -> anyhow::Result<()> {
         if matches!(services, Services::Appliance { .. }) {
-            appliance::await_ready(&self.state, READY_WITHIN)?;
+            appliance::await_serving(&self.state, READY_WITHIN)?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 //! - [`machine`], [`qmp`]: QEMU's arguments, and the machine's power switch
 //! - [`plan`], [`topology`], [`supervisor`]: the process in the namespace and what it is told
 //! - [`appliance`], [`launch`]: configuration for the appliance; starting and ending it all
-//! - [`progress`], [`follow`], [`view`], [`console`]: what the machines are doing, for people
+//! - [`progress`], [`follow`], [`console`]: what the machines are doing, for people
 //! - [`prepare`]: deploy image and loaders, made when missing
 //! - [`state`], [`process`]: what is on disk, and which processes are ours
 
@@ -27,6 +27,5 @@ pub mod qmp;
 pub mod state;
 pub mod supervisor;
 pub mod topology;
-pub mod view;
 
 pub use launch::{Lab, LabOptions, Services};

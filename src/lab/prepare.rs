@@ -45,6 +45,9 @@ pub fn prepare(
             Fetched::Extracted { package, version, .. } => {
                 tell(&format!("boot loader {name} taken out of {package} {version}"));
             }
+            Fetched::NotPackaged(path) => {
+                bail!("boot loader {name} is in no package; put it at {}", path.display())
+            }
             Fetched::Failed(error) => bail!("boot loader {name} cannot be had: {error}"),
         }
     }

@@ -44,7 +44,8 @@ pub enum BridgeError {
     )]
     Missing { name: BridgeName, address: Ipv4Network },
     #[error(
-        "network.bridge = \"{name}\": this interface is not a bridge, and farrier serves a bridge only; name another, or make one and attach this: `ip link add br0 type bridge && ip link set {name} master br0`"
+        "network.bridge = \"{name}\": this interface is not a bridge, and farrier serves a bridge only; {}",
+        bridge_way_out(name)
     )]
     NotABridge { name: BridgeName },
     #[error("network.bridge = \"{name}\": the bridge is down: `ip link set {name} up`")]
@@ -56,6 +57,19 @@ pub enum BridgeError {
     NoAddress { name: BridgeName, address: Ipv4Network, present: Vec<Ipv4Network> },
     #[error("network.bridge = \"{name}\": the kernel does not tell about it")]
     Unreadable { name: BridgeName, source: io::Error },
+}
+
+fn bridge_way_out(name: &BridgeName) -> String {
+    let make = "name another, or make one";
+    match name.0.as_str() {
+        // The kernel lets no bridge have it as a port.
+        "lo" => {
+            format!("{make} (the loopback interface cannot be attached to it): `ip link add br0 type bridge`")
+        }
+        name => {
+            format!("{make} and attach this: `ip link add br0 type bridge && ip link set {name} master br0`")
+        }
+    }
 }
 
 fn list(networks: &[Ipv4Network]) -> String {

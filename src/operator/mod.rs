@@ -43,7 +43,7 @@ mod tests;
 
 pub use socket::SocketError;
 
-/// What is left of the two seconds a stop may take after the other services have drained.
+/// Half of what a supervisor waits; the boot plane drains in the same second.
 const STOP_WITHIN: Duration = Duration::from_millis(1000);
 
 /// What the operator plane asks of the running appliance; the composition root answers.

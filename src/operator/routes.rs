@@ -146,11 +146,15 @@ async fn healthz() -> Json<Health> {
 async fn readyz(State(parts): State<Shared>) -> Response {
     let stopped: Vec<String> =
         parts.appliance.services().into_iter().filter(|service| !service.running).map(|s| s.name).collect();
-    let store = parts.appliance.store();
-    let reason = match (stopped.is_empty(), store.last_error) {
-        (false, _) => Some(format!("not running: {}", stopped.join(", "))),
-        (true, Some(error)) => Some(format!("store: {error}")),
-        (true, None) => None,
+    let (store, image) = (parts.appliance.store(), parts.appliance.image());
+    let reason = match (stopped.is_empty(), store.last_error, image.present) {
+        (false, _, _) => Some(format!("not running: {}", stopped.join(", "))),
+        (true, Some(error), _) => Some(format!("store: {error}")),
+        (true, None, false) => Some(format!(
+            "degraded: no deploy image of profile `{0}`: machines get an address and a script, and no kernel; `farrier image build deploy --profile {0}`, then reload",
+            image.profile
+        )),
+        (true, None, true) => None,
     };
     let status = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, axum::Json(Health { ok: reason.is_none(), reason })).into_response()

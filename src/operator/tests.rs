@@ -1,6 +1,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -28,6 +29,7 @@ const HELD: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 130);
 /// An appliance that runs nothing but its operator plane.
 struct Quiet {
     clock: Clock,
+    has_image: Arc<AtomicBool>,
 }
 
 impl ApplianceView for Quiet {
@@ -40,7 +42,7 @@ impl ApplianceView for Quiet {
     }
 
     fn image(&self) -> ImageStatus {
-        ImageStatus { profile: "metal".to_owned(), present: true }
+        ImageStatus { profile: "metal".to_owned(), present: self.has_image.load(Ordering::Relaxed) }
     }
 
     fn store(&self) -> StoreStatus {
@@ -71,6 +73,7 @@ struct Rig {
     handle: OperatorHandle,
     client: Client,
     loopback: SocketAddr,
+    has_image: Arc<AtomicBool>,
 }
 
 impl Rig {
@@ -91,9 +94,10 @@ impl Rig {
         let shared: Arc<dyn crate::store::Store> = Arc::clone(&store) as _;
         let key = TokenKey::from_bytes([7; 32]);
         let registry = Arc::new(Registry::new(shared, Snapshot::default(), settings, key));
+        let has_image = Arc::new(AtomicBool::new(true));
         let parts = OperatorParts {
             registry: Arc::clone(&registry),
-            appliance: Arc::new(Quiet { clock }),
+            appliance: Arc::new(Quiet { clock, has_image: Arc::clone(&has_image) }),
             tally: Arc::default(),
             problems: ProblemLog::new(clock),
             config: Arc::new(ArcSwap::from_pointee(config.clone())),
@@ -104,7 +108,7 @@ impl Rig {
         let listeners = Listeners::open(&config.operator, HandedOver::default()).unwrap();
         let loopback = listeners.loopback_address().unwrap();
         let handle = start(parts, listeners).unwrap();
-        Rig { directory, registry, store, handle, client: Client::new(socket), loopback }
+        Rig { directory, registry, store, handle, client: Client::new(socket), loopback, has_image }
     }
 
     fn socket(&self) -> PathBuf {
@@ -270,7 +274,7 @@ async fn events_are_streamed_and_end_with_the_appliance() {
     let WatchEvent::Timeline(message) = stream.next().await.unwrap().unwrap() else { panic!("lagged") };
     assert!(matches!(message.event.happening, Happening::Removed { .. }));
     assert_eq!((message.node_name, message.node_mac), (node.summary.name, Some(MAC)));
-    let _seen: Option<NodeId> = rig.registry.seen(&stranger(), Clock::start().now());
+    let _seen: Option<NodeId> = rig.registry.granted(&stranger(), Clock::start().now());
     let _approved: NodeDetail =
         rig.client.post("/api/v1/nodes/52:54:00:00:00:02/approve", &()).await.unwrap();
     let WatchEvent::Timeline(message) = stream.next().await.unwrap().unwrap() else { panic!("lagged") };
@@ -299,6 +303,19 @@ async fn the_loopback_listener_reads_only_and_only_under_its_name() {
     }
     let answer = rig.raw_loopback(&get("/api/v1/status", "rebound.example.org")).await;
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_deploy_image_it_is_healthy_and_not_ready() {
+    let rig = Rig::start();
+    rig.has_image.store(false, Ordering::Relaxed);
+    let healthy = rig.raw_loopback(&get("/healthz", "localhost")).await;
+    assert!(healthy.starts_with("HTTP/1.1 200 "), "{healthy}");
+    let answer = rig.raw_loopback(&get("/readyz", "localhost")).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    for part in ["degraded", "`metal`", "farrier image build deploy"] {
+        assert!(answer.contains(part), "{part}: {answer}");
+    }
 }
 
 #[tokio::test]

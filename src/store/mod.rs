@@ -17,6 +17,7 @@ use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
 
 pub mod memory;
+pub mod place;
 pub mod sqlite;
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ use crate::tftp::transfer::{Limits, Transfer};
 use crate::tftp::wire::{self, ErrorCode, Mode, Operation, RequestError};
 use crate::tftp::{FileSource, TransferReport};
 
-const PORT: u16 = 69;
+pub const PORT: u16 = 69;
 /// The word our counters stand under.
 const SERVICE: &str = "tftp";
 /// Requests taken from port 69 before transfers have their turn.
@@ -43,7 +43,8 @@ const EVENTS_MAX: usize = 256;
 const HEADERS_LEN: u32 = 32;
 /// What every Ethernet carries.
 const MTU_DEFAULT: u32 = 1500;
-/// More would overrun a client's receive queue (208 KiB on Linux, less in a ROM).
+/// More would overrun a client's receive queue (208 KiB on Linux, less in a ROM). ROMs themselves ask for 4 to 16
+/// (edk2: 4), so the cap is for who knows what it asks for: tools that want a large image in few round trips.
 const WINDOWSIZE_MAX: u16 = 64;
 /// A request seen again within this time is a repetition, afterwards a new start.
 const REPETITION_WINDOW: Duration = Duration::from_secs(5);

@@ -177,7 +177,9 @@ impl Transfer {
             Content::Octet { last: size / u64::from(blksize) + 1, bytes }
         };
         let negotiating = !granted.is_empty();
-        let timer = RetransmissionTimer::new(granted.timeout.map(|secs| Duration::from_secs(secs.into())));
+        let timer = RetransmissionTimer::new(
+            granted.timeout.map(|timeout| Duration::from_secs(timeout.seconds.into())),
+        );
         Self {
             content,
             size,

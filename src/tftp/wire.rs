@@ -12,6 +12,8 @@
 //! the last complete option, numbers larger than their option allows (they are clamped by the answer). An option
 //! whose value is no number, or is below its minimum, is ignored as if it had not been sent (RFC 2347).
 
+use std::fmt;
+
 /// A request may not be longer (RFC 2347).
 pub const REQUEST_LEN_MAX: usize = 512;
 /// Longer names are outside every namespace.
@@ -57,6 +59,36 @@ pub enum Mode {
     Mail,
 }
 
+/// Seconds between retransmissions, 1–255, as many digits wide as they were asked for: some clients compare the text of
+/// the answer with their own (RFC 2349: "the value specified by the client").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeoutSecs {
+    pub seconds: u8,
+    width: usize,
+}
+
+impl TimeoutSecs {
+    /// No more digits than the range has, so that an OACK stays as short as it is.
+    const WIDTH_MAX: usize = 3;
+
+    fn parse(text: &[u8], number: u64) -> Option<TimeoutSecs> {
+        let seconds = u8::try_from(number).ok().filter(|&seconds| seconds >= 1)?;
+        (text.len() <= Self::WIDTH_MAX).then_some(TimeoutSecs { seconds, width: text.len() })
+    }
+}
+
+impl From<u8> for TimeoutSecs {
+    fn from(seconds: u8) -> Self {
+        TimeoutSecs { seconds, width: 0 }
+    }
+}
+
+impl fmt::Display for TimeoutSecs {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:0width$}", self.seconds, width = self.width)
+    }
+}
+
 /// What the client proposes. Absent: not asked for, or not usable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestedOptions {
@@ -64,8 +96,7 @@ pub struct RequestedOptions {
     pub blksize: Option<u16>,
     /// Asked for the size of the file.
     pub tsize: bool,
-    /// Seconds, 1–255.
-    pub timeout: Option<u8>,
+    pub timeout: Option<TimeoutSecs>,
     /// 1–65535; larger values read as 65535.
     pub windowsize: Option<u16>,
 }
@@ -75,7 +106,7 @@ pub struct RequestedOptions {
 pub struct GrantedOptions {
     pub blksize: Option<u16>,
     pub tsize: Option<u64>,
-    pub timeout: Option<u8>,
+    pub timeout: Option<TimeoutSecs>,
     pub windowsize: Option<u16>,
 }
 
@@ -174,7 +205,7 @@ fn parse_options(mut rest: &[u8]) -> RequestedOptions {
             options.tsize = true;
         } else if name.eq_ignore_ascii_case(b"timeout") {
             // Echoed exactly or not at all (RFC 2349), hence not clamped.
-            options.timeout = options.timeout.or(u8::try_from(number).ok().filter(|&seconds| seconds >= 1));
+            options.timeout = options.timeout.or(TimeoutSecs::parse(value, number));
         } else if name.eq_ignore_ascii_case(b"windowsize") {
             options.windowsize = options.windowsize.or(within(1, u16::MAX.into()).map(|value| value as u16));
         }
@@ -229,16 +260,16 @@ pub fn emit_oack(options: &GrantedOptions) -> Vec<u8> {
     let mut datagram = Vec::with_capacity(80);
     datagram.extend_from_slice(&OPCODE_OACK.to_be_bytes());
     let granted = [
-        ("blksize", options.blksize.map(u64::from)),
-        ("tsize", options.tsize),
-        ("timeout", options.timeout.map(u64::from)),
-        ("windowsize", options.windowsize.map(u64::from)),
+        ("blksize", options.blksize.map(|value| value.to_string())),
+        ("tsize", options.tsize.map(|value| value.to_string())),
+        ("timeout", options.timeout.map(|value| value.to_string())),
+        ("windowsize", options.windowsize.map(|value| value.to_string())),
     ];
     for (name, value) in granted {
         if let Some(value) = value {
             datagram.extend_from_slice(name.as_bytes());
             datagram.push(0);
-            datagram.extend_from_slice(value.to_string().as_bytes());
+            datagram.extend_from_slice(value.as_bytes());
             datagram.push(0);
         }
     }

@@ -51,6 +51,10 @@ impl Nodes for Notes {
         self.0.lock().unwrap().push((client.mac, "seen".to_owned()));
     }
 
+    fn granted(&self, client: &Client, _now: Timestamp) {
+        self.0.lock().unwrap().push((client.mac, "granted".to_owned()));
+    }
+
     fn record(&self, mac: MacAddr, happening: Happening, _now: Timestamp) {
         let Happening::Dhcp { message, answer, .. } = happening else { panic!("{happening:?}") };
         let answer = answer.unwrap_or_else(|reason| format!("silence: {reason}"));
@@ -210,7 +214,10 @@ fn an_ack_leaves_when_its_binding_is_on_disk_and_not_before() {
     assert_eq!(bench.reply(), (mac(1), ACK, address));
     assert_eq!(bench.reply(), (mac(1), ACK, address));
     assert_eq!(bench.store.load().unwrap().bindings[0].address, address);
-    assert_eq!(bench.notes_of(1), ["seen", "discover offer", "seen", "request ack", "seen", "request ack"]);
+    assert_eq!(
+        bench.notes_of(1),
+        ["seen", "discover offer", "granted", "request ack", "granted", "request ack"]
+    );
     let leases = bench.dhcp.leases();
     let states: Vec<_> = leases.iter().map(|lease| (lease.mac, lease.state)).collect();
     assert!(states.contains(&(mac(1), LeaseState::Bound)) && states.contains(&(mac(2), LeaseState::Offered)));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::dhcp::network::{BindError, SERVICE};
 use crate::dhcp::server::{Destination, Reply, Report, Service, Silence};
-use crate::net::frame::FrameSender;
+use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
 use crate::net::{Bridge, MacAddr};
 use crate::telemetry::Tally;
@@ -65,33 +65,72 @@ impl Outbound {
         }
     }
 
-    pub(super) fn send(&self, parcel: &Parcel) {
-        let payload = parcel.reply.bytes.as_slice();
-        let frame = |mac, address| {
-            let port = match parcel.service {
-                Service::Dhcp => DHCP_PORT,
-                Service::BootServer => BOOT_SERVER_PORT,
+    /// Sends replies in one system call for each way they take.
+    pub(super) fn send(&self, parcels: &[Parcel]) {
+        for way in [Way::Udp(Service::Dhcp), Way::Udp(Service::BootServer), Way::Frame] {
+            let those: Vec<&Parcel> = parcels.iter().filter(|parcel| way_of(parcel) == way).collect();
+            if those.is_empty() {
+                continue;
+            }
+            let results = match way {
+                Way::Udp(service) => {
+                    let messages: Vec<Outgoing<'_>> =
+                        those.iter().filter_map(|parcel| self.message(parcel)).collect();
+                    sys::send_batch(self.socket(service), &messages)
+                }
+                Way::Frame => {
+                    let deliveries: Vec<Delivery<'_>> =
+                        those.iter().filter_map(|parcel| delivery(parcel)).collect();
+                    self.frames.send_batch(&deliveries)
+                }
             };
-            self.frames.send(mac, SocketAddrV4::new(address, CLIENT_PORT), port, payload)
-        };
-        let sent = match parcel.reply.destination {
-            // Not by the kernel's UDP: it leaves the checksum to the device, and a virtual one leaves it undone. Clients
-            // without an address read raw frames, and some of them check.
-            Destination::Broadcast => frame(MacAddr::BROADCAST, Ipv4Addr::BROADCAST),
-            Destination::Unicast(to) => self.send_udp(parcel.service, to, payload),
-            Destination::Frame { mac, address } => frame(mac, address),
-        };
-        match &sent {
-            Ok(()) => self.tally.count(SERVICE, parcel.reply.kind.as_str()),
-            Err(_) => self.tally.count(SERVICE, "send-failed"),
+            for (parcel, sent) in those.into_iter().zip(results) {
+                match &sent {
+                    Ok(()) => self.tally.count(SERVICE, parcel.reply.kind.as_str()),
+                    Err(_) => self.tally.count(SERVICE, "send-failed"),
+                }
+                log_reply(parcel, &sent);
+            }
         }
-        log_reply(parcel, &sent);
     }
 
-    fn send_udp(&self, service: Service, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
-        let message = Outgoing { payload, to, from: self.from };
-        sys::send_batch(self.socket(service), &[message]).pop().unwrap_or(Ok(()))
+    fn message<'a>(&self, parcel: &'a Parcel) -> Option<Outgoing<'a>> {
+        let to = match parcel.reply.destination {
+            Destination::Unicast(to) => to,
+            Destination::Broadcast | Destination::Frame { .. } => return None,
+        };
+        Some(Outgoing { payload: &parcel.reply.bytes, to, from: self.from })
     }
+}
+
+/// The socket a reply leaves by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Udp(Service),
+    Frame,
+}
+
+fn way_of(parcel: &Parcel) -> Way {
+    match parcel.reply.destination {
+        Destination::Unicast(_) => Way::Udp(parcel.service),
+        Destination::Broadcast | Destination::Frame { .. } => Way::Frame,
+    }
+}
+
+fn delivery(parcel: &Parcel) -> Option<Delivery<'_>> {
+    let (to, address) = match parcel.reply.destination {
+        // Not by the kernel's UDP: it leaves the checksum to the device, and a virtual one leaves it undone. Clients
+        // without an address read raw frames, and some of them check.
+        Destination::Broadcast => (MacAddr::BROADCAST, Ipv4Addr::BROADCAST),
+        Destination::Frame { mac, address } => (mac, address),
+        Destination::Unicast(_) => return None,
+    };
+    let source_port = match parcel.service {
+        Service::Dhcp => DHCP_PORT,
+        Service::BootServer => BOOT_SERVER_PORT,
+    };
+    let destination = SocketAddrV4::new(address, CLIENT_PORT);
+    Some(Delivery { to, destination, source_port, payload: &parcel.reply.bytes })
 }
 
 /// One line, at `info` for clients that want to boot and at `debug` for all others.

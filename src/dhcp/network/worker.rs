@@ -13,16 +13,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use crate::boot::client::{Client, ClientClass};
-use crate::boot::decision::NothingToBoot;
+use crate::boot::decision::{NothingToBoot, Standing};
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE};
 use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
-use crate::net::{Bridge, MacAddr};
+use crate::dhcp::wire;
 use crate::net::link::LinkWatch;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
+use crate::net::{Bridge, MacAddr};
 use crate::node::timeline::Happening;
 use crate::store::{Change, CommitError, Store};
 use crate::telemetry::Tally;
@@ -30,8 +31,9 @@ use crate::telemetry::Tally;
 /// A DHCP request fits the Ethernet MTU; what exceeds this is none.
 const DATAGRAM_BYTES_MAX: usize = 2048;
 
-/// Batches that may wait for the disk. With a stalled disk the thread then stops receiving, and clients ask again.
-const PENDING_BATCHES_MAX: usize = 64;
+/// Replies that may wait for the disk: a quarter of a second's at full speed, so that a slow sync does not stop the
+/// thread. With a stalled disk it stops receiving here, and clients ask again.
+const PENDING_REPLIES_MAX: usize = 4096;
 
 /// How long to wait for a bridge that is gone, in case its return went unnoticed; and after an error of a socket.
 const RETRY: Duration = Duration::from_secs(1);
@@ -42,6 +44,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// What one receive asks of the disk, and what leaves once that is done.
 #[derive(Default)]
 struct Batch {
+    /// Replies that rest on nothing new.
+    ready: Vec<Parcel>,
     changes: Vec<Change>,
     parcels: Vec<Parcel>,
 }
@@ -49,6 +53,7 @@ struct Batch {
 /// Which descriptors have something to say.
 #[derive(Clone, Copy, Default)]
 struct Ready {
+    orders: bool,
     dhcp: bool,
     boot_server: bool,
     links: bool,
@@ -74,8 +79,12 @@ pub(super) struct Worker {
 /// What the worker remembers between turns.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// Batches handed to the store and not yet called back.
+    /// Replies in batches handed to the store and not yet called back.
     pending: Arc<AtomicUsize>,
+    /// Receives in a row that filled the inbox.
+    full_batches: u32,
+    /// Told to stop: every commit that ends is news.
+    draining: Arc<AtomicBool>,
     /// A socket failed: leave it alone until then.
     muted_until: Option<Instant>,
     /// Said once, until it is up again.
@@ -91,12 +100,14 @@ pub(super) struct Progress {
 impl Worker {
     pub(super) fn run(mut self) {
         let mut inbox = Inbox::new(BATCH_MAX, DATAGRAM_BYTES_MAX);
+        let mut ordered = true;
         loop {
-            if self.obey() {
+            if ordered && self.obey() {
                 break;
             }
             self.server.expire(self.clock.now());
             let ready = self.wait();
+            ordered = ready.orders;
             if ready.links || self.outbound.is_none() {
                 self.watch.clear();
                 self.look_at_bridge();
@@ -140,7 +151,7 @@ impl Worker {
     fn wait(&self) -> Ready {
         let now = Instant::now();
         let muted = self.progress.muted_until.is_some_and(|until| now < until);
-        let receiving = self.progress.pending.load(Ordering::Acquire) < PENDING_BATCHES_MAX && !muted;
+        let receiving = self.progress.pending.load(Ordering::SeqCst) < PENDING_REPLIES_MAX && !muted;
         let sockets = self.outbound.as_ref().filter(|_| receiving);
         let mut polled = vec![
             PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
@@ -161,7 +172,7 @@ impl Worker {
         let ready = |index: usize| {
             polled.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
         };
-        Ready { links: ready(1), dhcp: ready(2), boot_server: ready(3) }
+        Ready { orders: ready(0), links: ready(1), dhcp: ready(2), boot_server: ready(3) }
     }
 
     fn timeout(&self, muted: bool) -> PollTimeout {
@@ -225,10 +236,20 @@ impl Worker {
         }
         let now = self.clock.now();
         let mut batch = Batch::default();
+        let mut room = self.room_for_strangers(inbox);
         for (arrival, bytes) in inbox.iter() {
             if arrival.truncated {
                 self.tally.count(SERVICE, "oversized");
                 continue;
+            }
+            if let Some(room) = &mut room
+                && self.is_stranger_starting(bytes, now)
+            {
+                if *room == 0 {
+                    self.tally.count(SERVICE, "shed");
+                    continue;
+                }
+                *room -= 1;
             }
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
@@ -236,8 +257,9 @@ impl Worker {
             self.watch_pool(&outcome);
             self.take_note(&outcome, now);
             self.tell_lacking_loader(&outcome);
-            self.answer(outcome, service, outbound, &mut batch);
+            self.answer(outcome, service, &mut batch);
         }
+        outbound.send(&std::mem::take(&mut batch.ready));
         self.submit(batch, outbound);
     }
 
@@ -260,6 +282,31 @@ impl Worker {
         }
     }
 
+    /// While requests queue up: how many strangers of this batch are offered an address. Otherwise `None`.
+    ///
+    /// Every message that waits in the kernel's queue keeps another out of it, and an offer whose REQUEST is lost there
+    /// is work for nothing. So under overload as many exchanges are begun as are being finished, and a few more, should
+    /// there be room; strangers left out ask again in seconds. Known nodes are not counted.
+    fn room_for_strangers(&mut self, inbox: &Inbox) -> Option<usize> {
+        /// Full batches in a row that are an overload and no burst: a rack switched on is fewer messages.
+        const OVERLOAD_BATCHES: u32 = 16;
+        /// Begun beyond those that finish.
+        const MORE: usize = 4;
+        let received = inbox.iter().count();
+        self.progress.full_batches =
+            if received < BATCH_MAX { 0 } else { self.progress.full_batches.saturating_add(1) };
+        if self.progress.full_batches < OVERLOAD_BATCHES {
+            return None;
+        }
+        let starting = inbox.iter().filter(|(_, bytes)| wire::discover_of(bytes).is_some()).count();
+        Some(received - starting + MORE)
+    }
+
+    fn is_stranger_starting(&self, bytes: &[u8], now: Timestamp) -> bool {
+        wire::discover_of(bytes)
+            .is_some_and(|mac| matches!(self.registry.standing(MacAddr(mac), now), Standing::Stranger))
+    }
+
     /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
     fn take_note(&self, outcome: &Outcome, now: Timestamp) {
         for change in &outcome.changes {
@@ -279,11 +326,13 @@ impl Worker {
             }
         }
         let Some(report) = &outcome.report else { return };
+        let mut has_timeline = report.known;
         if let Answer::Reply(reply) = &outcome.answer {
             // Grants came with the changes. What else names an address (port 4011, INFORM) has it from the client.
             if let (ReplyKind::Offer, Some(address)) = (reply.kind, reply.address) {
                 self.addresses.set(address, report.mac);
             }
+            has_timeline |= report.class.wants_boot();
             if reply.kind != ReplyKind::Nak && report.class.wants_boot() {
                 let client = Client { mac: report.mac, class: report.class, uuid: report.uuid };
                 // An offer costs a client nothing and makes nobody a node, nor does an answer without a lease.
@@ -292,6 +341,10 @@ impl Worker {
                     false => self.registry.seen(&client, now),
                 }
             }
+        }
+        // Everything below allocates, and of most clients in a busy network nothing is kept.
+        if !has_timeline {
+            return;
         }
         let (answer, address, boot_file) = match &outcome.answer {
             Answer::Reply(reply) => {
@@ -346,8 +399,8 @@ impl Worker {
         self.registry.record(report.mac, happening, now);
     }
 
-    /// Sends what rests on nothing new, and puts the rest into the batch.
-    fn answer(&self, outcome: Outcome, service: Service, outbound: &Outbound, batch: &mut Batch) {
+    /// Puts an answer into the batch: to leave at once if it rests on nothing new, else with its changes.
+    fn answer(&self, outcome: Outcome, service: Service, batch: &mut Batch) {
         let Outcome { answer, changes, report } = outcome;
         let waits = !changes.is_empty();
         batch.changes.extend(changes);
@@ -361,7 +414,7 @@ impl Worker {
                 if waits {
                     batch.parcels.push(parcel);
                 } else {
-                    outbound.send(&parcel);
+                    batch.ready.push(parcel);
                 }
             }
         }
@@ -371,8 +424,15 @@ impl Worker {
         if batch.changes.is_empty() && batch.parcels.is_empty() {
             return;
         }
-        self.progress.pending.fetch_add(1, Ordering::AcqRel);
-        let done = Done { pending: Arc::clone(&self.progress.pending), waker: Arc::clone(&self.waker) };
+        // A batch without replies waits as well.
+        let weight = batch.parcels.len().max(1);
+        self.progress.pending.fetch_add(weight, Ordering::SeqCst);
+        let done = Done {
+            weight,
+            pending: Arc::clone(&self.progress.pending),
+            draining: Arc::clone(&self.progress.draining),
+            waker: Arc::clone(&self.waker),
+        };
         let outbound = Arc::clone(outbound);
         let commands = self.commands.clone();
         let store_fails = Arc::clone(&self.progress.store_fails);
@@ -383,7 +443,7 @@ impl Worker {
                     if store_fails.swap(false, Ordering::Relaxed) {
                         tracing::info!("leases are stored again");
                     }
-                    batch.parcels.iter().for_each(|parcel| outbound.send(parcel));
+                    outbound.send(&batch.parcels);
                     drop(done);
                 }
                 Err(error) => {
@@ -397,7 +457,7 @@ impl Worker {
 
     /// Nobody was told of these grants, so they never were.
     fn take_back(&mut self, failed: &FailedBatch) {
-        let FailedBatch { batch: Batch { changes, parcels }, error, _done } = failed;
+        let FailedBatch { batch: Batch { ready: _, changes, parcels }, error, _done } = failed;
         let now = self.clock.now();
         self.server.forget(changes, now);
         if !self.progress.store_fails.swap(true, Ordering::Relaxed) {
@@ -412,9 +472,10 @@ impl Worker {
     /// Waits for commits under way; their replies leave meanwhile.
     fn drain(mut self) {
         let until = Instant::now() + DRAIN_MAX;
+        self.progress.draining.store(true, Ordering::SeqCst);
         loop {
             self.obey();
-            if self.progress.pending.load(Ordering::Acquire) == 0 {
+            if self.progress.pending.load(Ordering::SeqCst) == 0 {
                 return;
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -448,16 +509,21 @@ pub(super) struct FailedBatch {
     _done: Done,
 }
 
-/// One batch's place among the pending; given back when its callback has run, or is dropped without.
+/// One batch's weight among the pending; given back when its callback has run, or is dropped without.
 struct Done {
+    weight: usize,
     pending: Arc<AtomicUsize>,
+    draining: Arc<AtomicBool>,
     waker: Arc<EventFd>,
 }
 
 impl Drop for Done {
     fn drop(&mut self) {
-        self.pending.fetch_sub(1, Ordering::AcqRel);
-        // The thread may be waiting for just that: to receive again, to drain, or to take a failure back.
-        let _ = self.waker.write(1);
+        let before = self.pending.fetch_sub(self.weight, Ordering::SeqCst);
+        // The thread may be waiting for just that: to receive again, or to drain. Otherwise each commit would wake it
+        // for nothing.
+        if before >= PENDING_REPLIES_MAX || self.draining.load(Ordering::SeqCst) {
+            let _ = self.waker.write(1);
+        }
     }
 }

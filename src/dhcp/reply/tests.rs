@@ -32,7 +32,8 @@ fn a_reply_goes_where_rfc_2131_section_4_1_says() {
         (Nak, granted, from(68), false, None, Destination::Broadcast),
     ];
     for (kind, current, source, broadcast_flag, granted, expected) in table {
-        let addressing = Addressing { kind, mac: client, current, source, broadcast_flag, granted };
+        let addressing =
+            Addressing { kind, mac: client, current, source, broadcast_flag, granted, relay: None };
         assert_eq!(destination(&addressing), expected, "{addressing:?}");
     }
 }

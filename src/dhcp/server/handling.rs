@@ -232,7 +232,9 @@ impl DhcpServer {
 
     /// RFC 2131 §4.3.5: configuration for a client that has an address from elsewhere.
     pub(super) fn inform(&self, visit: &Visit<'_>) -> Result<Reply, Silence> {
-        self.reachable(visit)?;
+        if visit.request.relay.is_none() || visit.request.current.is_some() {
+            self.reachable(visit)?;
+        }
         let destination = reply::destination_of(visit.request, ReplyKind::Ack, None, visit.received.source);
         Ok(self.draft(visit, ReplyKind::Ack, destination).compose())
     }
@@ -254,12 +256,18 @@ impl DhcpServer {
         if boot_item.is_some_and(|[_, _, layer, _]| layer & BIS != 0) {
             return Err(Silence::BisRefused);
         }
-        let address = self.reachable(visit)?;
-        let port = match (visit.received.service, visit.received.source.ip().is_unspecified()) {
-            (_, false) | (Service::BootServer, true) => visit.received.source.port(),
-            (Service::Dhcp, true) => reply::CLIENT_PORT,
+        let source = visit.received.source;
+        let to = match reply::relay_of(request, source) {
+            Some(relay) => relay,
+            None => {
+                let port = match (visit.received.service, source.ip().is_unspecified()) {
+                    (_, false) | (Service::BootServer, true) => source.port(),
+                    (Service::Dhcp, true) => reply::CLIENT_PORT,
+                };
+                SocketAddrV4::new(self.reachable(visit)?, port)
+            }
         };
-        let destination = Destination::Unicast(SocketAddrV4::new(address, port));
+        let destination = Destination::Unicast(to);
         let draft = self.draft(visit, ReplyKind::Ack, destination);
         if draft.boot_file.is_none() {
             return Err(Silence::NothingToBoot);

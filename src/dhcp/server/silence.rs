@@ -37,7 +37,7 @@ silences! {
     UnknownMessage => "unknown-message",
     /// RFC 1542 §4.1.1.
     TooManyHops => "too-many-hops",
-    /// Came through a relay agent; relays are not served.
+    /// Came through a relay agent from a link that is not ours.
     Relayed => "relayed",
     /// A DISCOVER that names a server is a contradiction.
     DiscoverNamesServer => "discover-names-server",

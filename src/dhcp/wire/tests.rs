@@ -10,6 +10,7 @@ fn header<'a>(file: &'a [u8], chaddr: &'a [u8]) -> ReplyHeader<'a> {
         flags: BROADCAST_FLAG,
         ciaddr: Ipv4Addr::UNSPECIFIED,
         yiaddr: Ipv4Addr::new(192, 168, 2, 50),
+        giaddr: Ipv4Addr::UNSPECIFIED,
         siaddr: Ipv4Addr::new(192, 168, 2, 2),
         chaddr,
         file,

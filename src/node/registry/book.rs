@@ -12,10 +12,11 @@ use std::net::Ipv4Addr;
 
 use crate::boot::decision::{KnownNode, Standing, UnknownPolicy};
 use crate::clock::Timestamp;
+use crate::config::Reservation;
 use crate::net::MacAddr;
 use crate::node::registry::entry::{Act, Effects, Entry, Worth, new_node};
 use crate::node::registry::waiting::WaitingRoom;
-use crate::node::registry::{Census, NodeRef, OperatorError, RegistrySettings};
+use crate::node::registry::{Census, NodeRef, OperatorError, RegistrySettings, ReservationConflict};
 use crate::node::state::ProvisionState;
 use crate::node::timeline::history::{Bounds, History};
 use crate::node::timeline::{Boot, Happening, TimelineEvent};
@@ -38,7 +39,7 @@ pub(super) struct Book {
     by_name: BTreeMap<NodeName, NodeId>,
     /// Addresses operators fixed when they registered a node.
     by_address: BTreeMap<Ipv4Addr, MacAddr>,
-    /// Addresses the configuration fixes; they win.
+    /// Addresses the configuration fixes, where no operator has: see [`Book::conflicts`].
     configured: BTreeMap<MacAddr, Ipv4Addr>,
     configured_by_address: BTreeMap<Ipv4Addr, MacAddr>,
     /// Reservations of the configuration whose node is not looked at yet.
@@ -106,6 +107,9 @@ impl Book {
             return done;
         }
         for reservation in self.settings.reservations.clone() {
+            if self.by_address.get(&reservation.address).is_some_and(|owner| *owner != reservation.mac) {
+                continue;
+            }
             let name = reservation.name.filter(|name| !self.by_name.contains_key(name));
             let id = match self.by_mac.get(&reservation.mac) {
                 Some(id) => *id,
@@ -134,6 +138,34 @@ impl Book {
 
     pub(super) fn waiting(&mut self) -> &mut WaitingRoom {
         &mut self.waiting
+    }
+
+    /// The reservations of the configuration that contradict an operator's, which stays as it is.
+    pub(super) fn conflicts(&self) -> Vec<ReservationConflict> {
+        let conflict = |reservation: &Reservation| {
+            let (mac, address) = (reservation.mac, reservation.address);
+            let elsewhere = self.by_address.get(&address).filter(|owner| **owner != mac);
+            let otherwise = || {
+                let entry = self.nodes.get(self.by_mac.get(&mac)?)?;
+                let port = entry.node.ports.iter().find(|port| port.mac == mac)?;
+                port.reserved.filter(|fixed| *fixed != address).map(|fixed| (mac, fixed))
+            };
+            let (owner, fixed) = elsewhere.map(|owner| (*owner, address)).or_else(otherwise)?;
+            let node = self.by_mac.get(&owner).and_then(|id| self.nodes.get(id));
+            let name = node.and_then(|entry| entry.node.name.as_ref());
+            Some(ReservationConflict {
+                mac,
+                name: reservation
+                    .name
+                    .as_ref()
+                    .map_or_else(|| "without a name".to_owned(), NodeName::to_string),
+                address,
+                owner,
+                owner_name: name.map_or_else(|| owner.to_string(), NodeName::to_string),
+                fixed,
+            })
+        };
+        self.settings.reservations.iter().filter_map(conflict).collect()
     }
 
     /// Whether a node may be added.
@@ -174,6 +206,9 @@ impl Book {
         self.unindex(id);
         let entry = self.nodes.remove(&id)?;
         self.events -= entry.history.event_count();
+        // An address that has become free may be one the configuration could not have until now.
+        let freed = entry.node.ports.iter().any(|port| port.reserved.is_some());
+        self.unregistered |= freed && !self.settings.reservations.is_empty();
         Some(entry)
     }
 
@@ -193,14 +228,8 @@ impl Book {
                 (false, false) => Bounds::USUAL,
             };
             let approved = entry.node.approved || self.settings.unknown == UnknownPolicy::Enroll;
-            let mut act = Act {
-                entry,
-                now,
-                approved,
-                bounds,
-                effects: Effects::default(),
-                node_changed: false,
-            };
+            let mut act =
+                Act { entry, now, approved, bounds, effects: Effects::default(), node_changed: false };
             let result = change(&mut act);
             let Act { entry, mut effects, node_changed, .. } = act;
             if node_changed {
@@ -284,15 +313,13 @@ impl Book {
     }
 
     fn reserved(&self, entry: &Entry, mac: MacAddr) -> Option<Ipv4Addr> {
-        if let Some(address) = self.configured.get(&mac) {
-            return Some(*address);
-        }
         let port = entry.node.ports.iter().find(|port| port.mac == mac)?;
-        port.reserved.filter(|address| self.reserved_for(*address) == Some(mac))
+        let address = port.reserved.or_else(|| self.configured.get(&mac).copied());
+        address.filter(|address| self.reserved_for(*address) == Some(mac))
     }
 
     pub(super) fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
-        self.configured_by_address.get(&address).or_else(|| self.by_address.get(&address)).copied()
+        self.by_address.get(&address).or_else(|| self.configured_by_address.get(&address)).copied()
     }
 
     pub(super) fn locate(&self, reference: &NodeRef) -> Result<NodeId, OperatorError> {

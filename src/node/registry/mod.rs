@@ -64,6 +64,22 @@ pub struct RegistrySettings {
     pub reservations: Vec<Reservation>,
 }
 
+/// A reservation of the configuration that is not applied, because an operator has fixed addresses otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "dhcp.reservation {mac} ({name}) = {address} is not applied: an operator fixed {fixed} for {owner_name} ({owner}), and what is registered is not overridden by the configuration: give the reservation another address and reload, take it out, or `farrier node remove {owner}` first"
+)]
+pub struct ReservationConflict {
+    pub mac: MacAddr,
+    /// The name it was to give, or words for none.
+    pub name: String,
+    pub address: Ipv4Addr,
+    /// The port an operator registered, with the name of its node, if it has one, and its address.
+    pub owner: MacAddr,
+    pub owner_name: String,
+    pub fixed: Ipv4Addr,
+}
+
 /// Nodes by state; a state nobody is in is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
@@ -141,6 +157,7 @@ impl Registry {
             book: Mutex::new(book),
         };
         registry.submit_housekeeping(changes);
+        registry.report_conflicts();
         registry
     }
 
@@ -148,6 +165,18 @@ impl Registry {
     pub fn reconfigure(&self, settings: RegistrySettings, now: Timestamp) {
         self.lock().configure(settings);
         drop(self.lock_at(now));
+        self.report_conflicts();
+    }
+
+    /// Reservations of the configuration that contradict an operator's, and wait until they do not.
+    pub fn reservation_conflicts(&self) -> Vec<ReservationConflict> {
+        self.lock().conflicts()
+    }
+
+    fn report_conflicts(&self) {
+        for conflict in self.reservation_conflicts() {
+            tracing::warn!("{conflict}");
+        }
     }
 
     /// What the boot decision needs to know of this MAC.
@@ -158,6 +187,13 @@ impl Registry {
     /// The MAC this address is fixed for.
     pub fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
         self.lock().reserved_for(address)
+    }
+
+    /// The name of the node with this port; asked for each script, so the record is not copied.
+    pub fn name_of(&self, mac: MacAddr) -> Option<NodeName> {
+        let book = self.lock();
+        let id = book.owner_of(mac)?;
+        book.get(id)?.node.name.clone()
     }
 
     pub fn find(&self, reference: &NodeRef) -> Option<Node> {

@@ -57,9 +57,20 @@ impl Bench {
 
     fn seen(&self, last: u16, at: u64) -> Option<NodeId> {
         let client = Client { mac: mac(last), class: FIRMWARE, uuid: None };
-        let id = self.registry.seen(&client, after(at));
+        let id = self.registry.granted(&client, after(at));
         self.registry.record(mac(last), discover(last), after(at));
         id
+    }
+
+    /// A DISCOVER is answered with an OFFER.
+    fn offered(&self, last: u16, at: u64) {
+        let client = Client { mac: mac(last), class: FIRMWARE, uuid: None };
+        self.registry.seen(&client, after(at));
+        self.registry.record(mac(last), discover(last), after(at));
+    }
+
+    fn is_stranger(&self, last: u16, at: u64) -> bool {
+        self.registry.standing(mac(last), after(at)) == Standing::Stranger
     }
 
     fn file(&self, last: u16, stage: Stage, name: &str, at: u64) {
@@ -122,9 +133,13 @@ impl Bench {
         let snapshot = self.store.load().unwrap();
         let book = self.registry.lock();
         let mut events = 0;
+        let mut timelines: BTreeMap<NodeId, Vec<&TimelineEvent>> = BTreeMap::new();
+        for event in &snapshot.events {
+            timelines.entry(event.node).or_default().push(event);
+        }
         for node in &snapshot.nodes {
             let entry = book.get(node.id).unwrap();
-            let stored: Vec<_> = snapshot.events.iter().filter(|event| event.node == node.id).collect();
+            let stored = timelines.remove(&node.id).unwrap_or_default();
             let kept: Vec<_> = entry.history.all_events().map(|event| &**event).collect();
             assert_eq!(kept, stored);
             assert_eq!(Node { last_seen_at: node.last_seen_at, ..entry.node.clone() }, *node);
@@ -475,6 +490,43 @@ fn reservations_of_the_configuration_are_registered_nodes() {
 }
 
 #[test]
+fn a_reservation_of_the_configuration_never_overrides_an_operators() {
+    let bench = Bench::new(UnknownPolicy::Ignore);
+    let five = NewNode { name: "five".parse().ok(), macs: vec![(mac(5), Some(ADDRESS))] };
+    bench.registry.register(five, START).unwrap();
+    let mut settings = settings(UnknownPolicy::Ignore);
+    settings.reservations = vec![reservation(6, ADDRESS, "six"), reservation(5, OTHER_ADDRESS, "five")];
+    bench.registry.reconfigure(settings.clone(), after(1));
+    let started = Bench::with(Arc::clone(&bench.store), settings);
+    for bench in [&bench, &started] {
+        let conflicts = bench.registry.reservation_conflicts();
+        assert_eq!(conflicts.len(), 2, "another port's address, and another address of the same port");
+        let told = conflicts[0].to_string();
+        for part in ["six", "52:54:00:00:00:06", "five", "52:54:00:00:00:05", "192.168.2.50", "reload"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        assert_eq!(bench.known(5, 2).reserved, Some(ADDRESS));
+        assert_eq!(bench.registry.reserved_for(ADDRESS), Some(mac(5)));
+        assert_eq!(bench.registry.standing(mac(6), after(2)), Standing::Stranger);
+    }
+    started.assert_stored();
+}
+
+#[test]
+fn a_refused_reservation_holds_once_its_address_is_free() {
+    let bench = Bench::new(UnknownPolicy::Ignore);
+    let five = NewNode { name: "five".parse().ok(), macs: vec![(mac(5), Some(ADDRESS))] };
+    bench.registry.register(five, START).unwrap();
+    let mut settings = settings(UnknownPolicy::Ignore);
+    settings.reservations = vec![reservation(6, ADDRESS, "six")];
+    bench.registry.reconfigure(settings, after(1));
+    bench.registry.remove(&"five".parse().unwrap(), after(2)).unwrap();
+    assert_eq!(bench.known(6, 3).reserved, Some(ADDRESS));
+    assert_eq!(bench.registry.reservation_conflicts(), []);
+    bench.assert_stored();
+}
+
+#[test]
 fn a_nic_of_another_node_is_never_stolen() {
     let bench = Bench::new(UnknownPolicy::Enroll);
     let (first, second) = (bench.seen(1, 0).unwrap(), bench.seen(2, 0).unwrap());
@@ -523,7 +575,7 @@ fn two_boards_with_one_uuid_are_told_apart() {
     let uuid = Uuid::from_u128(0x1234);
     let seen = |last| {
         let client = Client { mac: mac(last), class: FIRMWARE, uuid: Some(uuid) };
-        bench.registry.seen(&client, START)
+        bench.registry.granted(&client, START)
     };
     let id = seen(1);
     assert_eq!(bench.registry.find(&NodeRef::Uuid(uuid)).map(|node| node.id), id);
@@ -561,7 +613,7 @@ fn an_agent_whose_answer_was_lost_gets_the_same_session_again() {
     let bench = Bench::new(UnknownPolicy::Enroll);
     bench.seen(1, 0);
     let (older, token) = (bench.token(1, 1), bench.token(1, 1));
-    let (nonce, other) = (AgentNonce::random().unwrap(), AgentNonce::random().unwrap());
+    let (nonce, other) = (AgentNonce::numbered(1), AgentNonce::numbered(2));
     let session = bench.hello_with(&token, &nonce, 1, 2).unwrap();
     let before = (bench.node(1), bench.happenings(1));
     assert_eq!(bench.hello_with(&token, &nonce, 1, 3).as_ref(), Ok(&session));
@@ -591,13 +643,13 @@ fn a_redemption_under_way_or_failed_is_not_confirmed_before_it_is_stored() {
     let bench = Bench::new(UnknownPolicy::Approve);
     bench.seen(1, 0);
     bench.registry.approve(&NodeRef::Mac(mac(1)), after(1)).unwrap();
-    let (token, nonce) = (bench.token(1, 1), AgentNonce::random().unwrap());
+    let (token, nonce) = (bench.token(1, 1), AgentNonce::numbered(1));
     bench.store.fail_next_commits(2);
     for at in [2, 3] {
         let failed = bench.hello_with(&token, &nonce, 1, at);
         assert!(matches!(failed, Err(AgentRefusal::NotDurable(_))), "{failed:?}");
     }
-    let stranger = AgentNonce::random().unwrap();
+    let stranger = AgentNonce::numbered(2);
     assert_eq!(bench.hello_with(&token, &stranger, 1, 4), Err(AgentRefusal::TokenSpent));
     let session = bench.hello_with(&token, &nonce, 1, 5).unwrap();
     bench.registry.tick(after(6));
@@ -622,3 +674,5 @@ fn an_inventory_may_be_reported_again() {
     assert_eq!(bench.node(2).id, node.id);
     bench.assert_stored();
 }
+
+mod strangers;

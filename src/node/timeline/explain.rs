@@ -15,22 +15,12 @@ pub(super) fn stopped_at(log: &BootLog) -> String {
     problem.unwrap_or_else(|| awaited(log))
 }
 
+/// A step that was tried and did not succeed; it carries its stage all the same.
 fn is_problem(happening: &Happening) -> bool {
-    match happening {
-        Happening::Agent { call: AgentCall::Failure { .. } } => true,
-        Happening::Dhcp { answer, .. } => answer.is_err(),
-        Happening::Agent { .. }
-        | Happening::File { .. }
-        | Happening::Script { .. }
-        | Happening::AgentRefused { .. }
-        | Happening::OrderGiven { .. }
-        | Happening::State { .. }
-        | Happening::Approved
-        | Happening::Registered
-        | Happening::Removed { .. }
-        | Happening::BootLoop { .. }
-        | Happening::PortConflict { .. } => false,
-    }
+    matches!(
+        happening,
+        Happening::Agent { call: AgentCall::Failure { .. } } | Happening::Dhcp { answer: Err(_), .. }
+    )
 }
 
 fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {

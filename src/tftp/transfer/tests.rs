@@ -99,11 +99,16 @@ fn the_oack_grants_only_what_was_asked_for_and_clamps() {
         (RequestedOptions { blksize: Some(8), ..none }, "blksize 8 "),
         (RequestedOptions { blksize: Some(65464), ..none }, "blksize 1468 "),
         (RequestedOptions { tsize: true, ..none }, "tsize 5000 "),
-        (RequestedOptions { timeout: Some(255), ..none }, "timeout 255 "),
+        (RequestedOptions { timeout: Some(255.into()), ..none }, "timeout 255 "),
         (RequestedOptions { windowsize: Some(4), ..none }, "windowsize 4 "),
         (RequestedOptions { windowsize: Some(65535), ..none }, "windowsize 64 "),
         (
-            RequestedOptions { blksize: Some(1024), tsize: true, timeout: Some(2), windowsize: Some(1) },
+            RequestedOptions {
+                blksize: Some(1024),
+                tsize: true,
+                timeout: Some(2.into()),
+                windowsize: Some(1),
+            },
             "blksize 1024 tsize 5000 timeout 2 windowsize 1 ",
         ),
     ] {

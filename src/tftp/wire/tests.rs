@@ -62,8 +62,12 @@ fn values_out_of_range_are_clamped_or_ignored() {
         (b"blksize", b"512x", RequestedOptions::default()),
         (b"blksize", b"", RequestedOptions::default()),
         (b"timeout", b"0", RequestedOptions::default()),
-        (b"Timeout", b"1", RequestedOptions { timeout: Some(1), ..Default::default() }),
-        (b"timeout", b"255", RequestedOptions { timeout: Some(255), ..Default::default() }),
+        (b"Timeout", b"1", RequestedOptions { timeout: TimeoutSecs::parse(b"1", 1), ..Default::default() }),
+        (
+            b"timeout",
+            b"255",
+            RequestedOptions { timeout: TimeoutSecs::parse(b"255", 255), ..Default::default() },
+        ),
         (b"timeout", b"256", RequestedOptions::default()),
         (b"windowsize", b"0", RequestedOptions::default()),
         (b"windowsize", b"65535", RequestedOptions { windowsize: Some(65535), ..Default::default() }),
@@ -150,7 +154,7 @@ fn an_oack_holds_what_was_granted() {
     let granted = GrantedOptions {
         blksize: Some(1468),
         tsize: Some(5_000_000_000),
-        timeout: Some(3),
+        timeout: Some(3.into()),
         windowsize: Some(16),
     };
     assert_eq!(
@@ -195,7 +199,20 @@ proptest! {
         if let Ok(request) = parse_request(&datagram) {
             prop_assert!(!request.name.is_empty() && request.name.len() <= NAME_LEN_MAX);
             prop_assert!(request.options.blksize.is_none_or(|blksize| (8..=65464).contains(&blksize)));
-            prop_assert!(request.options.windowsize != Some(0) && request.options.timeout != Some(0));
+            prop_assert!(request.options.windowsize != Some(0) && request.options.timeout != Some(0.into()));
         }
     }
+}
+
+#[test]
+fn a_timeout_is_echoed_as_it_was_written() {
+    let request = |value: &str| format!("\0\x01f\0octet\0timeout\0{value}\0").into_bytes();
+    for value in ["7", "07", "007", "255"] {
+        let request = request(value);
+        let timeout = parse_request(&request).unwrap().options.timeout;
+        assert_eq!(u64::from(timeout.unwrap().seconds), parse_number(value.as_bytes()).unwrap());
+        let oack = emit_oack(&GrantedOptions { timeout, ..GrantedOptions::default() });
+        assert_eq!(oack, format!("\0\x06timeout\0{value}\0").into_bytes());
+    }
+    assert_eq!(parse_request(&request("0007")).unwrap().options.timeout, None);
 }

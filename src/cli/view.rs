@@ -18,6 +18,15 @@ impl View {
         View { live, area: MultiProgress::with_draw_target(target), rows: Vec::new() }
     }
 
+    /// Ordinary lines only, even on a terminal.
+    pub fn lines_only() -> View {
+        View {
+            live: false,
+            area: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+            rows: Vec::new(),
+        }
+    }
+
     /// Shows nothing at all.
     pub fn hidden() -> View {
         View {
@@ -53,13 +62,13 @@ impl View {
         }
     }
 
-    /// A line that stays. A reader that has gone misses nothing.
-    pub fn say(&self, line: &str) {
+    /// A line that stays. False when nobody reads any more.
+    pub fn say(&self, line: &str) -> bool {
         if self.live {
-            let _ = self.area.println(line);
+            self.area.println(line).is_ok()
         } else {
             let mut stdout = std::io::stdout().lock();
-            let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+            writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_ok()
         }
     }
 

@@ -1,0 +1,164 @@
+//! Many DHCP clients behind one relay agent, at a steady rate, each exchange timed.
+//!
+//! perfdhcp tells averages and extremes; service levels are percentiles. Open loop: a slow answer delays no request.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use farrier::net::MacAddr;
+use farrier::net::sys::{self, Inbox, Outgoing};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::bed::{Machine, SERVER};
+
+/// The first MAC of perfdhcp's clients; they count up from here.
+pub const FIRST_MAC: u64 = 0x000c_0102_0304;
+/// Answers later than this count as lost: firmware would have asked again.
+pub const LOST_AFTER: Duration = Duration::from_secs(1);
+
+pub fn client_mac(number: u64) -> MacAddr {
+    let bytes = (FIRST_MAC + number).to_be_bytes();
+    MacAddr([bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]])
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub rate: f64,
+    pub duration: Duration,
+    pub clients: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// Milliseconds from DISCOVER to OFFER and from REQUEST to ACK.
+    pub offers: Vec<f64>,
+    pub acks: Vec<f64>,
+    pub started: u64,
+}
+
+impl Answers {
+    pub fn lost(&self) -> u64 {
+        self.started - self.acks.len() as u64
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Exchange {
+    asked: Instant,
+    /// Set while the REQUEST is under way.
+    offered: Option<Ipv4Addr>,
+    over: bool,
+}
+
+/// Runs `load` from this machine as a relay agent.
+pub fn run(machine: &Machine, load: Load) -> Answers {
+    let socket = machine.udp_socket(machine.address, 67);
+    let mut inbox = Inbox::new(sys::BATCH_MAX, 1500);
+    let mut answers = Answers::default();
+    let mut exchanges: Vec<Exchange> =
+        Vec::with_capacity((load.rate * load.duration.as_secs_f64()) as usize + 1);
+    let began = Instant::now();
+    loop {
+        let now = Instant::now();
+        let since = now - began;
+        if since >= load.duration + LOST_AFTER {
+            return answers;
+        }
+        let due = (since.min(load.duration).as_secs_f64() * load.rate) as usize;
+        while exchanges.len() < due {
+            let number = exchanges.len();
+            let message = compose(machine.address, number as u32, number as u64 % load.clients, None);
+            send(&socket, &message);
+            exchanges.push(Exchange { asked: Instant::now(), offered: None, over: false });
+            answers.started += 1;
+        }
+        let mut waiting = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        // Waking a little late is corrected by the schedule above.
+        let _ = poll(&mut waiting, PollTimeout::from(1_u8));
+        while sys::recv_batch(&socket, &mut inbox).is_ok_and(|count| count > 0) {
+            let now = Instant::now();
+            for (_, bytes) in inbox.iter() {
+                handle(bytes, now, &mut exchanges, &mut answers, |number, client, address| {
+                    let client = client % load.clients;
+                    send(&socket, &compose(machine.address, number, client, Some(address)));
+                });
+            }
+        }
+    }
+}
+
+fn handle(
+    bytes: &[u8],
+    now: Instant,
+    exchanges: &mut [Exchange],
+    answers: &mut Answers,
+    request: impl Fn(u32, u64, Ipv4Addr),
+) {
+    let (Some(xid), Some(kind)) = (bytes.get(4..8), bytes.get(242)) else { return };
+    let xid = u32::from_be_bytes([xid[0], xid[1], xid[2], xid[3]]);
+    let Some(exchange) = exchanges.get_mut(xid as usize).filter(|exchange| !exchange.over) else { return };
+    let took = now - exchange.asked;
+    if took > LOST_AFTER {
+        exchange.over = true;
+        return;
+    }
+    let millis = took.as_secs_f64() * 1000.0;
+    match (kind, exchange.offered) {
+        (2, None) => {
+            answers.offers.push(millis);
+            let address = Ipv4Addr::new(bytes[16], bytes[17], bytes[18], bytes[19]);
+            request(xid, u64::from(xid), address);
+            exchange.offered = Some(address);
+            exchange.asked = Instant::now();
+        }
+        (5, Some(_)) => {
+            answers.acks.push(millis);
+            exchange.over = true;
+        }
+        _ => {}
+    }
+}
+
+fn send(socket: &std::net::UdpSocket, message: &[u8]) {
+    // Index 0: whatever interface the address is on. A full queue is a lost request, as on any wire.
+    let Ok(std::net::SocketAddr::V4(own)) = socket.local_addr() else { return };
+    let to = SocketAddrV4::new(SERVER, 67);
+    sys::send_batch(socket, &[Outgoing { payload: message, to, from: (*own.ip(), 0) }]);
+}
+
+/// DISCOVER, or the REQUEST for `address`.
+pub fn compose(relay: Ipv4Addr, xid: u32, client: u64, address: Option<Ipv4Addr>) -> Vec<u8> {
+    let mut bytes = vec![0; 240];
+    bytes[..4].copy_from_slice(&[1, 1, 6, 1]);
+    bytes[4..8].copy_from_slice(&xid.to_be_bytes());
+    bytes[24..28].copy_from_slice(&relay.octets());
+    bytes[28..34].copy_from_slice(&client_mac(client).0);
+    bytes[236..240].copy_from_slice(&[99, 130, 83, 99]);
+    bytes.extend_from_slice(&[53, 1, if address.is_some() { 3 } else { 1 }]);
+    if let Some(address) = address {
+        bytes.extend_from_slice(&[54, 4]);
+        bytes.extend_from_slice(&SERVER.octets());
+        bytes.extend_from_slice(&[50, 4]);
+        bytes.extend_from_slice(&address.octets());
+    }
+    bytes.extend_from_slice(&[55, 7, 1, 28, 2, 3, 15, 6, 12, 255]);
+    bytes
+}
+
+/// Asks until the server answers; when it first did.
+pub fn first_answer(machine: &Machine) -> Instant {
+    let socket = machine.udp_socket(machine.address, 67);
+    let mut inbox = Inbox::new(1, 1500);
+    let message = compose(machine.address, 1, 1, None);
+    let until = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < until {
+        send(&socket, &message);
+        let mut waiting = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut waiting, PollTimeout::from(1_u8));
+        if sys::recv_batch(&socket, &mut inbox).is_ok_and(|count| count > 0) {
+            return Instant::now();
+        }
+    }
+    panic!("the server did not answer within a minute");
+}

@@ -1,0 +1,127 @@
+//! farrier and the servers it replaces, side by side: `make bench`.
+//!
+//! One part per argument (`dhcp`, `tftp`, `http`, `mixed`, `footprint`; all of them without one). Environment:
+//! - `FARRIER_BINARIES`: directory of the release binaries
+//! - `ROUNDS`: rounds, 5 by default; each round lets every server have its turn
+//! - `SECONDS`: length of one measurement, 4 by default
+//! - `ONLY`: comma-separated names of servers, to look at some of them; their section is not complete then
+//! - `VERBOSE`: every single measurement
+//!
+//! A part writes its section of `benches/RESULTS.md`. `bed` is the wire, `server` starts and weighs the servers,
+//! `state` is what they find on disk, the `*_client`s are load generators where the field has none that is lean
+//! enough, and `proof` reads strace.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a load keeps to a schedule; nothing here waits for a condition by sleeping long enough"
+)]
+
+mod bed;
+mod dhcp;
+mod dhcp_client;
+mod footprint;
+mod http;
+mod mixed;
+mod null_server;
+mod proof;
+mod report;
+mod server;
+mod state;
+mod tftp;
+mod tftp_client;
+
+use std::fs;
+use std::time::Duration;
+
+use server::Kind;
+
+/// What the environment asks for.
+pub struct Plan {
+    pub rounds: u32,
+    pub seconds: u64,
+    pub verbose: bool,
+    only: Option<Vec<String>>,
+    /// The machine, in a line.
+    machine: String,
+}
+
+impl Plan {
+    fn from_environment() -> Plan {
+        let number = |name: &str, default| match std::env::var(name) {
+            Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text}: a number is wanted")),
+            Err(_) => default,
+        };
+        let rounds = number("ROUNDS", 5);
+        let seconds = number("SECONDS", 4);
+        let only = std::env::var("ONLY").ok();
+        Plan {
+            rounds: u32::try_from(rounds).unwrap_or(u32::MAX).max(1),
+            seconds: seconds.max(1),
+            verbose: std::env::var_os("VERBOSE").is_some(),
+            only: only.map(|names| names.split(',').map(|name| name.trim().to_owned()).collect()),
+            machine: machine(rounds, seconds),
+        }
+    }
+
+    pub fn duration(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+
+    pub fn skips(&self, kind: Kind) -> bool {
+        self.only.as_ref().is_some_and(|only| !only.iter().any(|name| name == kind.name()))
+    }
+
+    /// Whether some servers are left out.
+    pub fn is_partial(&self) -> bool {
+        self.only.is_some()
+    }
+
+    /// Versions of what is compared, in a line.
+    pub fn versions(&self, kinds: &[Kind]) -> String {
+        let versions: Vec<String> = kinds.iter().map(|kind| kind.version()).collect();
+        format!("Compared: {}.", versions.join(", "))
+    }
+}
+
+fn machine(rounds: u64, seconds: u64) -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let model = model.trim_start_matches([' ', '\t', ':']);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib: u64 = memory.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or(0);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    format!(
+        "{cores} cores of {model}, {:.1} GiB, Linux {}; {rounds} rounds of {seconds} s; load average before: {}.",
+        kib as f64 / 1024.0 / 1024.0,
+        kernel.trim(),
+        load.split(' ').next().unwrap_or_default()
+    )
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    if arguments.iter().any(|word| word == null_server::ARGUMENT) {
+        null_server::run();
+    }
+    const PARTS: [&str; 5] = ["dhcp", "tftp", "http", "mixed", "footprint"];
+    if let Some(unknown) = arguments.iter().find(|word| !PARTS.contains(&word.as_str())) {
+        eprintln!("farrier bench: no part is called {unknown}; there are {}", PARTS.join(", "));
+        std::process::exit(2);
+    }
+    bed::isolated();
+    let plan = Plan::from_environment();
+    let wanted = |part: &&str| arguments.is_empty() || arguments.iter().any(|word| word == part);
+    let bed = bed::Bed::new(http::MACHINES);
+    for part in PARTS.iter().filter(|part| wanted(part)) {
+        match *part {
+            "dhcp" => dhcp::run(&bed, &plan),
+            "tftp" => tftp::run(&bed, &plan),
+            "http" => http::run(&bed, &plan),
+            "mixed" => mixed::run(&bed, &plan),
+            "footprint" => footprint::run(&bed, &plan),
+            other => unreachable!("{other} is not among the parts"),
+        }
+    }
+}
