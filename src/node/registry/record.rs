@@ -93,7 +93,9 @@ impl Registry {
         let mut book = self.lock_at(now);
         let id = match book.owner_of(client.mac) {
             Some(id) => id,
-            None if client.class.wants_boot() => self.create(&mut book, client.mac, now)?,
+            None if client.class.wants_boot() => {
+                return self.create(&mut book, client.mac, Some(client), now);
+            }
             None => return None,
         };
         let ((), effects) = book.change(id, now, |act| note_client(act, client))?;
@@ -106,13 +108,19 @@ impl Registry {
     pub fn asks_for_script(&self, mac: MacAddr, now: Timestamp) -> Option<NodeId> {
         let mut book = self.lock_at(now);
         match book.owner_of(mac) {
-            None if book.waiting().has(mac, now) => self.create(&mut book, mac, now),
+            None if book.waiting().has(mac, now) => self.create(&mut book, mac, None, now),
             owner => owner,
         }
     }
 
     /// Makes a stranger a node, with all that is known of it.
-    fn create(&self, book: &mut Book, mac: MacAddr, now: Timestamp) -> Option<NodeId> {
+    fn create(
+        &self,
+        book: &mut Book,
+        mac: MacAddr,
+        client: Option<&Client>,
+        now: Timestamp,
+    ) -> Option<NodeId> {
         if !may_become_a_node(book, mac) {
             return None;
         }
@@ -133,12 +141,16 @@ impl Registry {
         let id = book.insert(Entry::new(Node { ports, ..node }));
         let catch_up = |act: &mut Act<'_>| {
             act.entry.node.last_seen_at = Some(now);
-            act.node_changed = true;
-            let Some(stranger) = stranger else { return };
-            note_client(act, &stranger.client);
-            for (at, happening) in stranger.happenings {
-                act.note_at(happening, at);
+            if let Some(stranger) = stranger {
+                note_client(act, &stranger.client);
+                for (at, happening) in stranger.happenings {
+                    act.note_at(happening, at);
+                }
             }
+            if let Some(client) = client {
+                note_client(act, client);
+            }
+            act.node_changed = true;
         };
         let ((), effects) = book.change(id, now, catch_up)?;
         self.settle(id, effects);
@@ -150,7 +162,9 @@ impl Registry {
     pub fn record(&self, mac: MacAddr, happening: Happening, now: Timestamp) {
         let mut book = self.lock_at(now);
         let created = match book.owner_of(mac) {
-            None if is_fetch(&happening) && book.waiting().has(mac, now) => self.create(&mut book, mac, now),
+            None if is_fetch(&happening) && book.waiting().has(mac, now) => {
+                self.create(&mut book, mac, None, now)
+            }
             owner => owner,
         };
         let Some(id) = created else {
