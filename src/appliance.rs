@@ -27,6 +27,7 @@ use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
+use crate::net::neighbours;
 use crate::node::registry::{Registry, RegistrySettings};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::operator::api::{BridgeStatus, ImageStatus, ServiceStatus, StoreStatus};
@@ -107,6 +108,7 @@ impl Appliance {
         clock: Clock,
     ) -> Result<Appliance, StartError> {
         let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
+        neighbours::warn_if_below(u32::from(config.dhcp.pool.last) - u32::from(config.dhcp.pool.first) + 1);
         let table = loader_table(&config)?;
         let listeners = Listeners::open(&config.operator, handed).map_err(StartError::Operator)?;
 

@@ -291,6 +291,7 @@ impl BootContent {
         if named.is_some_and(|named| named != mac) {
             return Err(Unserved::ForeignMac);
         }
+        let _whose = self.registry.asks_for_script(mac, now);
         let plan = match self.registry.standing(mac, now) {
             // Removed while it booted, or one too many to keep: it waits, and boots once somebody registers it.
             Standing::Stranger => ScriptPlan::AwaitApproval,

@@ -51,13 +51,19 @@ const SERVICE: &str = "dhcp";
 pub trait Nodes: Directory + Send + Sync {
     /// A client that wants to boot gets an answer.
     fn seen(&self, client: &Client, now: Timestamp);
-    /// A message of this MAC, and what came of it; nothing to remember for strangers.
+    /// A client that wants to boot gets the address it requested.
+    fn granted(&self, client: &Client, now: Timestamp);
+    /// A message of this MAC, and what came of it; of strangers, those are remembered that got an answer lately.
     fn record(&self, mac: MacAddr, happening: Happening, now: Timestamp);
 }
 
 impl Nodes for Registry {
     fn seen(&self, client: &Client, now: Timestamp) {
         let _whose = Registry::seen(self, client, now);
+    }
+
+    fn granted(&self, client: &Client, now: Timestamp) {
+        let _whose = Registry::granted(self, client, now);
     }
 
     fn record(&self, mac: MacAddr, happening: Happening, now: Timestamp) {

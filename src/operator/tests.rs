@@ -274,7 +274,7 @@ async fn events_are_streamed_and_end_with_the_appliance() {
     let WatchEvent::Timeline(message) = stream.next().await.unwrap().unwrap() else { panic!("lagged") };
     assert!(matches!(message.event.happening, Happening::Removed { .. }));
     assert_eq!((message.node_name, message.node_mac), (node.summary.name, Some(MAC)));
-    let _seen: Option<NodeId> = rig.registry.seen(&stranger(), Clock::start().now());
+    let _seen: Option<NodeId> = rig.registry.granted(&stranger(), Clock::start().now());
     let _approved: NodeDetail =
         rig.client.post("/api/v1/nodes/52:54:00:00:00:02/approve", &()).await.unwrap();
     let WatchEvent::Timeline(message) = stream.next().await.unwrap().unwrap() else { panic!("lagged") };

@@ -17,7 +17,9 @@ use farrier::dhcp::lease::LeaseState;
 use farrier::dhcp::network::{self, BindError, DhcpHandle, DhcpParts, Nodes};
 use farrier::dhcp::server::Directory;
 use farrier::net::{Bridge, MacAddr};
+use farrier::node::registry::{Registry, RegistrySettings};
 use farrier::node::timeline::Happening;
+use farrier::node::token::TokenKey;
 use farrier::store::Store;
 use farrier::store::memory::MemoryStore;
 use farrier::telemetry::Tally;
@@ -49,6 +51,10 @@ impl Directory for Notes {
 impl Nodes for Notes {
     fn seen(&self, client: &Client, _now: Timestamp) {
         self.0.lock().unwrap().push((client.mac, "seen".to_owned()));
+    }
+
+    fn granted(&self, client: &Client, _now: Timestamp) {
+        self.0.lock().unwrap().push((client.mac, "granted".to_owned()));
     }
 
     fn record(&self, mac: MacAddr, happening: Happening, _now: Timestamp) {
@@ -210,7 +216,10 @@ fn an_ack_leaves_when_its_binding_is_on_disk_and_not_before() {
     assert_eq!(bench.reply(), (mac(1), ACK, address));
     assert_eq!(bench.reply(), (mac(1), ACK, address));
     assert_eq!(bench.store.load().unwrap().bindings[0].address, address);
-    assert_eq!(bench.notes_of(1), ["seen", "discover offer", "seen", "request ack", "seen", "request ack"]);
+    assert_eq!(
+        bench.notes_of(1),
+        ["seen", "discover offer", "granted", "request ack", "granted", "request ack"]
+    );
     let leases = bench.dhcp.leases();
     let states: Vec<_> = leases.iter().map(|lease| (lease.mac, lease.state)).collect();
     assert!(states.contains(&(mac(1), LeaseState::Bound)) && states.contains(&(mac(2), LeaseState::Offered)));
@@ -378,4 +387,54 @@ fn a_second_server_on_the_same_bridge_does_not_start() {
     assert!(matches!(error, BindError::PortTaken { port: 67, .. }), "{error}");
     drop(first);
     drop(network::start(parts(bridge)).unwrap());
+}
+
+/// With the registry itself: offers make nobody a node and strangers get their share of the pool, until one goes on.
+#[test]
+fn a_flood_of_strangers_leaves_no_nodes_and_gets_its_share() {
+    if !isolated("dhcp::a_flood_of_strangers_leaves_no_nodes_and_gets_its_share") {
+        return;
+    }
+    let (bridge, wire) = make_bridge("br0", "192.168.2.2/24");
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let settings = RegistrySettings {
+        unknown: UnknownPolicy::Enroll,
+        call_deadline: Duration::from_secs(600),
+        reservations: Vec::new(),
+    };
+    let snapshot = store.load().unwrap();
+    let key = TokenKey::load_or_create(&snapshot, &*store).unwrap();
+    let registry = Arc::new(Registry::new(Arc::clone(&store), snapshot, settings, key));
+    let DhcpParts { config, loaders, bindings, addresses, tally, clock, .. } = parts(bridge.clone());
+    let dhcp = network::start(DhcpParts {
+        bridge,
+        config,
+        loaders,
+        bindings,
+        registry: Arc::clone(&registry),
+        store: Arc::clone(&store),
+        addresses,
+        tally: Arc::clone(&tally),
+        clock,
+    })
+    .unwrap();
+    let (flood, share) = (120, 201 / 4);
+    for round in 1..=2 {
+        for client in 1..=flood {
+            wire.send(&broadcast(client, DISCOVER, None));
+            let answered = u64::from(client) + (round - 1) * u64::from(flood);
+            let both = || tally.value("dhcp", "offer") + tally.value("dhcp", "offer-limit") == answered;
+            eventually("an answer or none", || both().then_some(()));
+        }
+        assert_eq!(dhcp.pool_use().offered, share, "asking again gains nothing");
+        assert!(registry.nodes().is_empty() && store.load().unwrap().nodes.is_empty());
+    }
+    let (to, kind, address) = wire.expect("an offer", reply);
+    assert_eq!((to, kind), (mac(1), OFFER));
+    wire.send(&broadcast(1, REQUEST, Some(address)));
+    eventually("granted", || (tally.value("dhcp", "ack") == 1).then_some(()));
+    let nodes = registry.nodes();
+    assert_eq!((nodes.len(), nodes[0].ports[0].mac), (1, mac(1)));
+    let boots = registry.boots(nodes[0].id);
+    assert_eq!(boots[0].events.len(), 3, "both its DISCOVERs are told: {boots:?}");
 }

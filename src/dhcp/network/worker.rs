@@ -332,10 +332,14 @@ impl Worker {
             if let (ReplyKind::Offer, Some(address)) = (reply.kind, reply.address) {
                 self.addresses.set(address, report.mac);
             }
+            has_timeline |= report.class.wants_boot();
             if reply.kind != ReplyKind::Nak && report.class.wants_boot() {
                 let client = Client { mac: report.mac, class: report.class, uuid: report.uuid };
-                self.registry.seen(&client, now);
-                has_timeline = true;
+                // An offer costs a client nothing and makes nobody a node, nor does an answer without a lease.
+                match grants(&outcome.changes, report.mac) {
+                    true => self.registry.granted(&client, now),
+                    false => self.registry.seen(&client, now),
+                }
             }
         }
         // Everything below allocates, and of most clients in a busy network nothing is kept.
@@ -483,6 +487,19 @@ impl Worker {
             let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         }
     }
+}
+
+/// Whether this client's lease is among the changes.
+fn grants(changes: &[Change], mac: MacAddr) -> bool {
+    changes.iter().any(|change| match change {
+        Change::PutBinding(binding) => binding.state == BindingState::Bound && binding.mac == mac,
+        Change::DropBinding { .. }
+        | Change::PutNode(_)
+        | Change::DropNode(_)
+        | Change::PutEvent(_)
+        | Change::DropBoot { .. }
+        | Change::PutSecret { .. } => false,
+    })
 }
 
 /// What the disk refused; it counts as pending until the server has forgotten it.

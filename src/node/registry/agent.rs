@@ -21,7 +21,7 @@ use crate::node::registry::book::Book;
 use crate::node::registry::entry::Act;
 use crate::node::state::Order;
 use crate::node::timeline::{AgentCall, EVENT_TEXT_MAX, Happening};
-use crate::node::token::{AgentNonce, BootToken, Redeemer, Session, TokenFault};
+use crate::node::token::{AgentNonce, BootToken, Redeemer, Session, TOKEN_LIFETIME, TokenFault};
 use crate::node::transition::Event;
 use crate::node::{Node, NodeId, NodeName, Port};
 use crate::store::{Change, CommitError};
@@ -94,14 +94,17 @@ impl AgentRefusal {
 impl Registry {
     /// A boot token for the kernel command line of an approved node that is to boot the ramdisk; `None` for others.
     pub fn issue_token(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Option<String> {
-        {
-            let book = self.lock_at(now);
-            let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
-            if !book.lets_in(entry) || entry.node.next_boot != NextBoot::Ramdisk {
-                return None;
-            }
+        let mut book = self.lock_at(now);
+        let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
+        if !book.lets_in(entry) || entry.node.next_boot != NextBoot::Ramdisk {
+            return None;
         }
-        self.tokens.issue_boot_token(mac, address, now)
+        let id = entry.node.id;
+        let token = self.tokens.issue_boot_token(mac, address, now)?;
+        let ((), effects) =
+            book.change(id, now, |act| act.entry.token_until = Some(now.plus(TOKEN_LIFETIME)))?;
+        self.settle(id, effects);
+        Some(token)
     }
 
     /// Redeems a boot token. Durable before it returns. A second use is refused and shown on the timeline, unless

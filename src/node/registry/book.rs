@@ -4,7 +4,8 @@
 //! the timeline events and store changes that come of it and keeps the indexes true.
 //!
 //! A node is *unproven* while nobody vouches for it: seen on the wire, never approved, never called home. Anyone on
-//! the bridge can make those up, so they are few, keep a short timeline, and the oldest makes room for the next.
+//! the bridge can make those up, so they are bounded, keep a short timeline, and make room for the next: first those
+//! whose boot has come least far, then the oldest, and one in the middle of its boot only if all are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -13,7 +14,8 @@ use crate::boot::decision::{KnownNode, Standing, UnknownPolicy};
 use crate::clock::Timestamp;
 use crate::config::Reservation;
 use crate::net::MacAddr;
-use crate::node::registry::entry::{Act, Effects, Entry, new_node};
+use crate::node::registry::entry::{Act, Effects, Entry, Worth, new_node};
+use crate::node::registry::waiting::WaitingRoom;
 use crate::node::registry::{Census, NodeRef, OperatorError, RegistrySettings, ReservationConflict};
 use crate::node::state::ProvisionState;
 use crate::node::timeline::history::{Bounds, History};
@@ -21,10 +23,12 @@ use crate::node::timeline::{Boot, Happening, TimelineEvent};
 use crate::node::{Node, NodeId, NodeName, Origin, PORTS_MAX, Port};
 use crate::store::{Change, Snapshot};
 
-/// Nodes known at once: twice what one appliance is built for.
-pub const NODES_MAX: usize = 20_000;
-/// Unproven nodes known at once: more than any rack row brings up between two looks of an operator.
-pub const UNPROVEN_MAX: usize = 1024;
+/// Nodes known at once: however many unproven ones there are, as many others fit, which is more than one appliance is
+/// built for.
+pub const NODES_MAX: usize = 2 * UNPROVEN_MAX;
+/// Unproven nodes known at once. 10 000 new machines that are switched on together are all unproven until their agents
+/// call, and none of them may push out another; 16 384 take about 115 MB (7 KB each with the shortest timeline).
+pub const UNPROVEN_MAX: usize = 16_384;
 /// Events in memory at which everybody's timeline is kept short: about 60 MB.
 pub const TIMELINE_EVENTS_MAX: usize = 262_144;
 
@@ -40,7 +44,11 @@ pub(super) struct Book {
     configured_by_address: BTreeMap<Ipv4Addr, MacAddr>,
     /// Reservations of the configuration whose node is not looked at yet.
     unregistered: bool,
-    unproven: BTreeSet<(Timestamp, NodeId)>,
+    /// In the order in which they have to go.
+    unproven: BTreeSet<Worth>,
+    /// Unproven nodes by the end of their boot token.
+    tokens: BTreeSet<(Timestamp, NodeId)>,
+    waiting: WaitingRoom,
     events: usize,
 }
 
@@ -57,6 +65,8 @@ impl Book {
             configured_by_address: BTreeMap::new(),
             unregistered: false,
             unproven: BTreeSet::new(),
+            tokens: BTreeSet::new(),
+            waiting: WaitingRoom::default(),
             events: 0,
         };
         let mut changes = Vec::new();
@@ -126,6 +136,10 @@ impl Book {
         done
     }
 
+    pub(super) fn waiting(&mut self) -> &mut WaitingRoom {
+        &mut self.waiting
+    }
+
     /// The reservations of the configuration that contradict an operator's, which stays as it is.
     pub(super) fn conflicts(&self) -> Vec<ReservationConflict> {
         let conflict = |reservation: &Reservation| {
@@ -154,18 +168,30 @@ impl Book {
         self.settings.reservations.iter().filter_map(conflict).collect()
     }
 
-    /// Whether a node may be added: there is room, or an unproven one can go.
+    /// Whether a node may be added.
     pub(super) fn has_room(&self) -> bool {
         self.nodes.len() < NODES_MAX
     }
 
     /// The unproven node that has to go before another unproven one comes.
-    pub(super) fn evict_for_newcomer(&mut self) -> Option<Entry> {
-        if self.unproven.len() < UNPROVEN_MAX {
+    pub(super) fn evict_for_newcomer(&mut self, now: Timestamp) -> Option<Entry> {
+        if self.unproven.len() < UNPROVEN_MAX && self.has_room() {
             return None;
         }
-        let (_, id) = *self.unproven.first()?;
+        self.expire_tokens(now);
+        let id = self.unproven.first()?.id;
         self.remove(id)
+    }
+
+    /// A token that has lapsed protects nobody.
+    fn expire_tokens(&mut self, now: Timestamp) {
+        while let Some((_, id)) = self.tokens.first().copied().filter(|(until, _)| *until < now) {
+            self.unindex(id);
+            if let Some(entry) = self.nodes.get_mut(&id) {
+                entry.token_until = None;
+            }
+            self.index(id);
+        }
     }
 
     pub(super) fn insert(&mut self, entry: Entry) -> NodeId {
@@ -196,16 +222,14 @@ impl Book {
         self.unindex(id);
         let outcome = self.nodes.get_mut(&id).map(|entry| {
             let before = entry.history.event_count();
-            let tight = self.events > TIMELINE_EVENTS_MAX || entry.is_unproven();
-            let approved = entry.node.approved || self.settings.unknown == UnknownPolicy::Enroll;
-            let mut act = Act {
-                entry,
-                now,
-                approved,
-                bounds: if tight { Bounds::TIGHT } else { Bounds::USUAL },
-                effects: Effects::default(),
-                node_changed: false,
+            let bounds = match (self.events > TIMELINE_EVENTS_MAX, entry.is_unproven()) {
+                (true, true) => Bounds::TIGHTEST,
+                (true, false) | (false, true) => Bounds::TIGHT,
+                (false, false) => Bounds::USUAL,
             };
+            let approved = entry.node.approved || self.settings.unknown == UnknownPolicy::Enroll;
+            let mut act =
+                Act { entry, now, approved, bounds, effects: Effects::default(), node_changed: false };
             let result = change(&mut act);
             let Act { entry, mut effects, node_changed, .. } = act;
             if node_changed {
@@ -362,7 +386,8 @@ impl Book {
             self.by_name.insert(name.clone(), id);
         }
         if entry.is_unproven() {
-            self.unproven.insert((entry.node.created_at, id));
+            self.unproven.insert(entry.worth());
+            self.tokens.extend(entry.token_until.map(|until| (until, id)));
         }
     }
 
@@ -377,6 +402,9 @@ impl Book {
         if let Some(name) = &entry.node.name {
             self.by_name.remove(name);
         }
-        self.unproven.remove(&(entry.node.created_at, id));
+        self.unproven.remove(&entry.worth());
+        if let Some(until) = entry.token_until {
+            self.tokens.remove(&(until, id));
+        }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use crate::boot::client::{Client, ClientClass};
 use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
 use crate::node::registry::record::LoaderFetches;
+use crate::node::registry::waiting::WAITING_LIFETIME;
 use crate::node::state::ProvisionState;
 use crate::node::timeline::history::{Bounds, History};
-use crate::node::timeline::{Happening, TimelineEvent};
+use crate::node::timeline::{Happening, Stage, TimelineEvent};
 use crate::node::transition::{self, Event, Refusal};
 use crate::node::{Node, NodeId, Origin};
 use crate::store::Change;
@@ -18,6 +20,8 @@ pub(super) struct Entry {
     pub(super) loaders: LoaderFetches,
     /// Since when its inventory is awaited; counted anew after a restart.
     pub(super) awaited_since: Option<Timestamp>,
+    /// Until when the newest boot token issued to it is good; not kept over a restart.
+    pub(super) token_until: Option<Timestamp>,
     /// `last_seen_at` as last stored.
     pub(super) seen_stored_at: Option<Timestamp>,
 }
@@ -29,7 +33,14 @@ impl Entry {
 
     pub(super) fn with_history(node: Node, history: History) -> Entry {
         let seen_stored_at = node.last_seen_at;
-        Entry { node, history, loaders: Default::default(), awaited_since: None, seen_stored_at }
+        Entry {
+            node,
+            history,
+            loaders: Default::default(),
+            awaited_since: None,
+            token_until: None,
+            seen_stored_at,
+        }
     }
 
     /// What watchers are told when the node is gone.
@@ -42,6 +53,37 @@ impl Entry {
     pub(super) fn is_unproven(&self) -> bool {
         self.node.origin == Origin::Seen && !self.node.approved
     }
+
+    /// Who it was to DHCP, if it was here a moment ago.
+    pub(super) fn as_client(&self, now: Timestamp) -> Option<Client> {
+        let mac = self.node.ports.first()?.mac;
+        let firmware = self.node.firmware?;
+        let recent = now.since(self.node.last_seen_at?) <= WAITING_LIFETIME;
+        let class = ClientClass::Firmware { firmware };
+        recent.then_some(Client { mac, class, uuid: self.node.uuid })
+    }
+
+    /// Which unproven node has to go first: the least of these.
+    pub(super) fn worth(&self) -> Worth {
+        Worth {
+            boots_now: self.token_until.is_some() || self.node.state == ProvisionState::Inspecting,
+            stage: self.history.current_stage(),
+            created_at: self.node.created_at,
+            id: self.node.id,
+        }
+    }
+}
+
+/// What is lost with an unproven node, in order of weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Worth {
+    /// It holds a boot token, or its ramdisk was served: without its node its agent would be turned away.
+    boots_now: bool,
+    /// How far its current boot has come.
+    stage: Option<Stage>,
+    /// The older goes first.
+    created_at: Timestamp,
+    pub(super) id: NodeId,
 }
 
 /// One change to one node under way.
@@ -65,7 +107,12 @@ pub(super) struct Effects {
 
 impl Act<'_> {
     pub(super) fn note(&mut self, happening: Happening) {
-        let noted = self.entry.history.note(self.entry.node.id, happening.bounded(), self.now, self.bounds);
+        self.note_at(happening, self.now);
+    }
+
+    /// What happened before the node was one.
+    pub(super) fn note_at(&mut self, happening: Happening, at: Timestamp) {
+        let noted = self.entry.history.note(self.entry.node.id, happening.bounded(), at, self.bounds);
         self.effects.changes.extend(noted.changes);
         self.effects.events.extend(noted.event);
     }

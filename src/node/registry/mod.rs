@@ -12,7 +12,8 @@
 //!
 //! - `book`: nodes and their indexes, bounded
 //! - `entry`: one node, and one change to it under way
-//! - `record`: what happens on the wire: enrolment on sight, timeline, boot loops, deadlines
+//! - `waiting`: boot clients that were answered and are no nodes yet
+//! - `record`: what happens on the wire: enrolment, timeline, boot loops, deadlines
 //! - `operator`: register, approve, order, remove
 //! - `agent`: boot tokens, sessions, inventory, orders obeyed
 
@@ -43,11 +44,13 @@ mod book;
 mod entry;
 mod operator;
 mod record;
+mod waiting;
 
 pub use agent::{AgentRefusal, AgentSession, Hello};
 pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use record::{BOOT_LOOP_AT, BOOT_LOOP_WINDOW};
+pub use waiting::{WAITING_HAPPENINGS_MAX, WAITING_LIFETIME, WAITING_MAX};
 
 /// Events a slow watcher may fall behind before it loses the oldest; one busy second of a 64-node rack.
 pub const WATCH_BACKLOG: usize = 1024;

@@ -1,4 +1,4 @@
-//! What happens on the wire: enrolment on sight, the timeline, boot loops, deadlines.
+//! What happens on the wire: enrolment, the timeline, boot loops, deadlines.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use crate::boot::decision::UnknownPolicy;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::registry::Registry;
+use crate::node::registry::book::Book;
 use crate::node::registry::entry::{Act, Entry, new_node};
 use crate::node::state::ProvisionState;
 use crate::node::timeline::{FileOutcome, Happening, Stage};
@@ -73,41 +74,101 @@ impl LoaderFetches {
 }
 
 impl Registry {
-    /// A client got an answer from DHCP. Creates the node on sight if policy allows; tells whose it is.
+    /// A client got an answer from DHCP. Tells whose it is; a stranger stays one, and what it does is kept for later.
     pub fn seen(&self, client: &Client, now: Timestamp) -> Option<NodeId> {
         let mut book = self.lock_at(now);
-        let id = match book.owner_of(client.mac) {
-            Some(id) => id,
-            None => {
-                if !client.class.wants_boot() || !client.mac.is_station() {
-                    return None;
-                }
-                match book.settings().unknown {
-                    UnknownPolicy::Ignore => return None,
-                    UnknownPolicy::Enroll | UnknownPolicy::Approve => {}
-                }
-                let evicted = book.evict_for_newcomer();
-                if let Some(evicted) = evicted {
-                    self.submit_for(evicted.node.id, vec![Change::DropNode(evicted.node.id)]);
-                    self.announce(vec![evicted.farewell(now)]);
-                }
-                if !book.has_room() {
-                    return None;
-                }
-                let node = new_node(Origin::Seen, now)?;
-                let ports = vec![Port { mac: client.mac, reserved: None }];
-                book.insert(Entry::new(Node { ports, ..node }))
+        let Some(id) = book.owner_of(client.mac) else {
+            if client.class.wants_boot() && may_become_a_node(&book, client.mac) {
+                book.waiting().answered(client, now);
             }
+            return None;
         };
         let ((), effects) = book.change(id, now, |act| note_client(act, client))?;
         self.settle(id, effects);
         Some(id)
     }
 
-    /// Puts a happening on the timeline of the node with this port and lets state follow; strangers are ignored.
+    /// A client's request for an address was granted. Creates the node if policy allows; tells whose it is.
+    pub fn granted(&self, client: &Client, now: Timestamp) -> Option<NodeId> {
+        let mut book = self.lock_at(now);
+        let id = match book.owner_of(client.mac) {
+            Some(id) => id,
+            None if client.class.wants_boot() => {
+                return self.create(&mut book, client.mac, Some(client), now);
+            }
+            None => return None,
+        };
+        let ((), effects) = book.change(id, now, |act| note_client(act, client))?;
+        self.settle(id, effects);
+        Some(id)
+    }
+
+    /// A machine asks what to boot. ROMs that use an offer without requesting it may be no nodes yet, and machines that
+    /// had to make room for others are none any more: both are nodes from now on, if policy allows.
+    pub fn asks_for_script(&self, mac: MacAddr, now: Timestamp) -> Option<NodeId> {
+        let mut book = self.lock_at(now);
+        match book.owner_of(mac) {
+            None if book.waiting().has(mac, now) => self.create(&mut book, mac, None, now),
+            owner => owner,
+        }
+    }
+
+    /// Makes a stranger a node, with all that is known of it.
+    fn create(
+        &self,
+        book: &mut Book,
+        mac: MacAddr,
+        client: Option<&Client>,
+        now: Timestamp,
+    ) -> Option<NodeId> {
+        if !may_become_a_node(book, mac) {
+            return None;
+        }
+        if let Some(evicted) = book.evict_for_newcomer(now) {
+            self.submit_for(evicted.node.id, vec![Change::DropNode(evicted.node.id)]);
+            self.announce(vec![evicted.farewell(now)]);
+            // If it is in the middle of its boot after all, it is a node again when it asks for its script.
+            if let Some(client) = evicted.as_client(now) {
+                book.waiting().answered(&client, now);
+            }
+        }
+        if !book.has_room() {
+            return None;
+        }
+        let node = new_node(Origin::Seen, now)?;
+        let stranger = book.waiting().take(mac, now);
+        let ports = vec![Port { mac, reserved: None }];
+        let id = book.insert(Entry::new(Node { ports, ..node }));
+        let catch_up = |act: &mut Act<'_>| {
+            act.entry.node.last_seen_at = Some(now);
+            if let Some(stranger) = stranger {
+                note_client(act, &stranger.client);
+                for (at, happening) in stranger.happenings {
+                    act.note_at(happening, at);
+                }
+            }
+            if let Some(client) = client {
+                note_client(act, client);
+            }
+            act.node_changed = true;
+        };
+        let ((), effects) = book.change(id, now, catch_up)?;
+        self.settle(id, effects);
+        Some(id)
+    }
+
+    /// Puts a happening on the timeline of the node with this port and lets state follow. A stranger's waits until it
+    /// is a node; a stranger that waits and fetches something is one from then on.
     pub fn record(&self, mac: MacAddr, happening: Happening, now: Timestamp) {
         let mut book = self.lock_at(now);
-        let Some(id) = book.owner_of(mac) else {
+        let created = match book.owner_of(mac) {
+            None if is_fetch(&happening) && book.waiting().has(mac, now) => {
+                self.create(&mut book, mac, None, now)
+            }
+            owner => owner,
+        };
+        let Some(id) = created else {
+            book.waiting().note(mac, happening, now);
             return;
         };
         let outcome = book.change(id, now, |act| {
@@ -146,6 +207,30 @@ impl Registry {
         for id in self.take_unsaved(RESAVE_MAX) {
             self.submit_for(id, book.whole(id));
         }
+    }
+}
+
+fn may_become_a_node(book: &Book, mac: MacAddr) -> bool {
+    mac.is_station()
+        && match book.settings().unknown {
+            UnknownPolicy::Ignore => false,
+            UnknownPolicy::Enroll | UnknownPolicy::Approve => true,
+        }
+}
+
+fn is_fetch(happening: &Happening) -> bool {
+    match happening {
+        Happening::File { .. } | Happening::Script { .. } => true,
+        Happening::Dhcp { .. }
+        | Happening::Agent { .. }
+        | Happening::AgentRefused { .. }
+        | Happening::OrderGiven { .. }
+        | Happening::State { .. }
+        | Happening::Approved
+        | Happening::Registered
+        | Happening::Removed { .. }
+        | Happening::BootLoop { .. }
+        | Happening::PortConflict { .. } => false,
     }
 }
 

@@ -57,9 +57,20 @@ impl Bench {
 
     fn seen(&self, last: u16, at: u64) -> Option<NodeId> {
         let client = Client { mac: mac(last), class: FIRMWARE, uuid: None };
-        let id = self.registry.seen(&client, after(at));
+        let id = self.registry.granted(&client, after(at));
         self.registry.record(mac(last), discover(last), after(at));
         id
+    }
+
+    /// A DISCOVER is answered with an OFFER.
+    fn offered(&self, last: u16, at: u64) {
+        let client = Client { mac: mac(last), class: FIRMWARE, uuid: None };
+        self.registry.seen(&client, after(at));
+        self.registry.record(mac(last), discover(last), after(at));
+    }
+
+    fn is_stranger(&self, last: u16, at: u64) -> bool {
+        self.registry.standing(mac(last), after(at)) == Standing::Stranger
     }
 
     fn file(&self, last: u16, stage: Stage, name: &str, at: u64) {
@@ -122,9 +133,13 @@ impl Bench {
         let snapshot = self.store.load().unwrap();
         let book = self.registry.lock();
         let mut events = 0;
+        let mut timelines: BTreeMap<NodeId, Vec<&TimelineEvent>> = BTreeMap::new();
+        for event in &snapshot.events {
+            timelines.entry(event.node).or_default().push(event);
+        }
         for node in &snapshot.nodes {
             let entry = book.get(node.id).unwrap();
-            let stored: Vec<_> = snapshot.events.iter().filter(|event| event.node == node.id).collect();
+            let stored = timelines.remove(&node.id).unwrap_or_default();
             let kept: Vec<_> = entry.history.all_events().map(|event| &**event).collect();
             assert_eq!(kept, stored);
             assert_eq!(Node { last_seen_at: node.last_seen_at, ..entry.node.clone() }, *node);
@@ -560,7 +575,7 @@ fn two_boards_with_one_uuid_are_told_apart() {
     let uuid = Uuid::from_u128(0x1234);
     let seen = |last| {
         let client = Client { mac: mac(last), class: FIRMWARE, uuid: Some(uuid) };
-        bench.registry.seen(&client, START)
+        bench.registry.granted(&client, START)
     };
     let id = seen(1);
     assert_eq!(bench.registry.find(&NodeRef::Uuid(uuid)).map(|node| node.id), id);
@@ -659,3 +674,5 @@ fn an_inventory_may_be_reported_again() {
     assert_eq!(bench.node(2).id, node.id);
     bench.assert_stored();
 }
+
+mod strangers;

@@ -35,6 +35,8 @@ impl Bounds {
     pub const USUAL: Bounds = Bounds { boots: BOOTS_MAX, events_per_boot: EVENTS_PER_BOOT_MAX };
     /// For MACs nobody vouches for, which may be made up by the thousand; one whole boot still fits.
     pub const TIGHT: Bounds = Bounds { boots: 2, events_per_boot: 64 };
+    /// For the same when there are many of them: about 7 KB, since half of the events are kept for changes of state.
+    pub const TIGHTEST: Bounds = Bounds { boots: 1, ..Bounds::TIGHT };
 }
 
 #[derive(Debug, Default)]
@@ -161,6 +163,11 @@ impl History {
 
     pub fn newest_boot(&self) -> Option<BootProgress> {
         self.logs.back().filter(|log| log.number != 0).map(BootLog::progress)
+    }
+
+    /// How far the newest boot has come.
+    pub fn current_stage(&self) -> Option<Stage> {
+        self.logs.back().filter(|log| log.number != 0).and_then(|log| log.stage)
     }
 
     /// The log a happening belongs to: number 0 for what has nothing to do with a boot, or comes before the first.
