@@ -266,7 +266,7 @@ mod tests {
         let now = Instant::now();
         let mut out = Vec::new();
         let mut download = Download::start(&OVMF.tftp, SERVER, "a", false, false, now, &mut out);
-        assert_eq!(out.pop().unwrap(), (69, b"\0\x01a\0octet\0blksize\01468\0windowsize\04\0".to_vec()));
+        assert_eq!(out.pop().unwrap(), (69, b"\0\x01a\0octet\0blksize\x001468\0windowsize\x004\0".to_vec()));
         download.handle(PEER, b"\0\x06blksize\x001468\0windowsize\x004\0", now, &mut out);
         assert_eq!(out.pop().unwrap(), (4000, ack(0)));
         for number in 1..=3 {
