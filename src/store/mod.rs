@@ -1,4 +1,4 @@
-//! Durable state: what survives `kill -9` and a power cut.
+//! Durable state: synced to disk before anybody is told of it.
 //!
 //! The store knows four things: DHCP bindings, nodes, timeline events, and a few secrets. It is read whole at
 //! start ([`Store::load`]) and afterwards only written: every part keeps what it owns in memory, and hands the

@@ -1,0 +1,84 @@
+//! One token, one agent: whose call counts when answers are lost, repeated or raced.
+
+use super::*;
+
+/// Redemptions race: exactly one of many calls with the same token wins.
+#[test]
+fn of_many_agents_with_one_token_one_gets_in() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    bench.seen(1, 0);
+    let token = bench.token(1, 1);
+    let winners = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..8).map(|_| scope.spawn(|| bench.hello(&token, 1, 2).is_ok())).collect();
+        calls.into_iter().map(|call| call.join().unwrap()).filter(|won| *won).count()
+    });
+    assert_eq!(winners, 1);
+    assert_eq!(bench.hellos(1), 1);
+}
+
+#[test]
+fn an_agent_whose_answer_was_lost_gets_the_same_session_again() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    bench.seen(1, 0);
+    let (older, token) = (bench.token(1, 1), bench.token(1, 1));
+    let (nonce, other) = (AgentNonce::numbered(1), AgentNonce::numbered(2));
+    let session = bench.hello_with(&token, &nonce, 1, 2).unwrap();
+    let before = (bench.node(1), bench.happenings(1));
+    assert_eq!(bench.hello_with(&token, &nonce, 1, 3).as_ref(), Ok(&session));
+    assert_eq!((bench.node(1), bench.happenings(1)), before, "nothing happens a second time");
+    // Killed between the commit and the answer; and back only when the token would be too old for a first use.
+    let bench = bench.restart();
+    let late = 3 + TOKEN_LIFETIME.as_secs();
+    assert_eq!(bench.hello_with(&token, &nonce, 1, late).as_ref(), Ok(&session));
+    assert_eq!(bench.hellos(1), 1);
+
+    assert_eq!(bench.hello_with(&token, &other, 1, 5), Err(AgentRefusal::TokenSpent));
+    assert_eq!(bench.hello(&token, 1, 5), Err(AgentRefusal::TokenSpent));
+    assert_eq!(bench.hello_with(&older, &nonce, 1, 5), Err(AgentRefusal::TokenSpent), "another token");
+    let spent = Happening::AgentRefused { reason: "token-spent".to_owned() };
+    assert_eq!(bench.happenings(1).iter().filter(|happening| **happening == spent).count(), 3);
+    let elsewhere = bench.registry.hello(&said(&token, Some(nonce)), mac(1), OTHER_ADDRESS, after(6));
+    assert_eq!(elsewhere.unwrap_err(), AgentRefusal::WrongAddress);
+    bench.assert_stored();
+
+    let next = bench.token(1, 7);
+    bench.hello_with(&next, &other, 1, 7).unwrap();
+    assert_eq!(bench.hello_with(&token, &nonce, 1, 8), Err(AgentRefusal::TokenSpent), "it booted again");
+}
+
+#[test]
+fn a_redemption_under_way_or_failed_is_not_confirmed_before_it_is_stored() {
+    let bench = Bench::new(UnknownPolicy::Approve);
+    bench.seen(1, 0);
+    bench.registry.approve(&NodeRef::Mac(mac(1)), after(1)).unwrap();
+    let (token, nonce) = (bench.token(1, 1), AgentNonce::numbered(1));
+    bench.store.fail_next_commits(2);
+    for at in [2, 3] {
+        let failed = bench.hello_with(&token, &nonce, 1, at);
+        assert!(matches!(failed, Err(AgentRefusal::NotDurable(_))), "{failed:?}");
+    }
+    let stranger = AgentNonce::numbered(2);
+    assert_eq!(bench.hello_with(&token, &stranger, 1, 4), Err(AgentRefusal::TokenSpent));
+    let session = bench.hello_with(&token, &nonce, 1, 5).unwrap();
+    bench.registry.tick(after(6));
+    bench.assert_stored();
+    let bench = bench.restart();
+    assert_eq!(bench.registry.heartbeat(&session, mac(1), ADDRESS, after(7)), Ok(None));
+    assert_eq!(bench.hellos(1), 1);
+}
+
+#[test]
+fn an_inventory_may_be_reported_again() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    bench.seen(1, 0);
+    let session = bench.hello(&bench.token(1, 1), 1, 1).unwrap();
+    let report = |nics: &[u16], at| {
+        bench.registry.report_inventory(&session, mac(1), ADDRESS, inventory(nics), after(at)).unwrap()
+    };
+    report(&[1], 2);
+    let node = report(&[1, 2], 3);
+    assert_eq!((node.state, node.enrolled_at), (ProvisionState::Manageable, Some(after(2))));
+    assert_eq!(node.inventory.unwrap().nics.len(), 2, "what came late is in");
+    assert_eq!(bench.node(2).id, node.id);
+    bench.assert_stored();
+}
