@@ -11,7 +11,11 @@ ATFTPD  := $(ATFTPD_ROOT)/usr/sbin/atftpd
 VERSUS   = .ci/packages bench && $(CARGO) build --release --quiet --bins && \
 	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench versus --
 
-.PHONY: help demo test build bench bench-dhcp bench-tftp bench-http bench-micro bench-boot check deny clean
+PREFIX     ?= /usr/local
+SYSCONFDIR ?= /etc
+DEB_OUT    ?= target/deb
+
+.PHONY: help demo test test-api build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,10 +30,25 @@ test:            ## every test: parsers to real firmware
 	$(CARGO) build --release --bins
 	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test
 
+test-api:        ## the API against its OpenAPI document: schemathesis makes requests up
+	@.ci/packages test
+	$(CARGO) test --test it schema::
+
 build:           ## the release binaries
 	$(CARGO) build --release --bins
 
-bench: bench-dhcp bench-tftp bench-http bench-boot  ## side by side with the peers, into benches/RESULTS.md; ROUNDS=n
+install:         ## binaries, manual, completions, systemd unit, default configuration; PREFIX=, DESTDIR=
+	@[ -x $(RELEASE)/farrier ] || $(CARGO) build --release --quiet --bins
+	@DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) packaging/install put $(RELEASE)
+
+uninstall:       ## takes those away; a changed configuration stays
+	@DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) packaging/install remove $(RELEASE)
+
+deb:             ## a Debian package, in target/deb
+	@$(CARGO) build --release --quiet --bins
+	@packaging/deb/build $(RELEASE) $(DEB_OUT)
+
+bench: bench-dhcp bench-tftp bench-http bench-boot bench-storm  ## side by side with the peers, into benches/RESULTS.md; ROUNDS=n
 
 bench-dhcp:      ## exchanges a second, overload, latency, against Kea and dnsmasq
 	@$(VERSUS) dhcp
@@ -52,6 +71,16 @@ bench-boot:      ## power-on to enrolled, side by side with dnsmasq + nginx; ROU
 	@.ci/packages bench
 	@$(CARGO) build --release --quiet --bins
 	@FARRIER_BINARIES=$(CURDIR)/$(RELEASE) ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench boot
+
+bench-operator:  ## 10 000 nodes, 1 000 watchers, and what a busy operator plane does to DHCP
+	@.ci/packages bench
+	@$(CARGO) build --release --quiet --bins
+	@FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) bench --quiet --bench operator
+
+bench-storm:     ## 1 000 machines at once, here and on dnsmasq + nginx; 10 000; a flood of strangers; ROUNDS=n
+	@.ci/packages bench
+	@$(CARGO) build --release --quiet --bins
+	@FARRIER_BINARIES=$(CURDIR)/$(RELEASE) ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench storm
 
 check:           ## formatting and lints
 	$(CARGO) fmt --check

@@ -4,7 +4,7 @@
 //! need an address, the operator plane last, so that whoever it answers finds everything running. Stopping is the
 //! reverse, except that the store goes last: every ACK under way still finds its disk.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,18 +21,28 @@ use crate::bootplane::service::BootService;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::dhcp::address_book::AddressBook;
-use crate::dhcp::lease::{LeaseView, PoolUse};
+use crate::dhcp::lease::PoolUse;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
+use crate::explain::DeployImage;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
+use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
+use crate::net::link::Link;
 use crate::net::neighbours;
 use crate::node::registry::{Registry, RegistrySettings};
 use crate::node::token::{TokenKey, TokenKeyError};
-use crate::operator::api::{BridgeStatus, ImageStatus, ServiceStatus, StoreStatus};
+use crate::node::verdict::BridgeState;
+use crate::operator::access::Access;
+use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
+use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
-use crate::operator::{ApplianceView, HandedOver, Listeners, OperatorHandle, OperatorParts, SocketError};
+use crate::operator::sparing::Sparing;
+use crate::operator::views::{self, Leases};
+use crate::operator::{
+    ApplianceView, HandedOver, Listeners, OperatorHandle, OperatorParts, Premises, SocketError,
+};
 use crate::store::place::{self, UnusablePlaceError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{LoadError, Store};
@@ -110,13 +120,14 @@ impl Appliance {
         let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
         neighbours::warn_if_below(u32::from(config.dhcp.pool.last) - u32::from(config.dhcp.pool.first) + 1);
         let table = loader_table(&config)?;
-        let listeners = Listeners::open(&config.operator, handed).map_err(StartError::Operator)?;
+        let mut listeners = Listeners::open(&config, handed).map_err(StartError::Operator)?;
 
         // A start that fails is to leave nothing behind, so what can fail is tried before the state directory is made.
         place::check(&config.store.path)?;
         probe_ports(&bridge)?;
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
+        listeners.keep_certificate().map_err(StartError::Operator)?;
         let mut snapshot = store.load().map_err(StartError::Store)?;
         for damage in &snapshot.damage {
             tracing::warn!(path = %database.display(), "set aside on reading the store: {damage}");
@@ -127,10 +138,15 @@ impl Appliance {
 
         let durable: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
         let tally = Arc::new(Tally::default());
+        store.time_commits(Arc::clone(&tally));
         let addresses = Arc::new(AddressBook::default());
         let settings = registry_settings(&config);
+        let audit = Arc::new(AuditLog::new(std::mem::take(&mut snapshot.audit), Arc::clone(&durable), clock));
+        let tokens = std::mem::take(&mut snapshot.tokens);
+        let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
         let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
+        registry.started(clock.now());
         let config = Arc::new(ArcSwap::from_pointee(config));
 
         let dhcp = Arc::new(
@@ -160,6 +176,7 @@ impl Appliance {
             tally: Arc::clone(&tally),
             clock,
         }));
+        net::descriptors::raise_limit();
         let tftp = tftp::network::start(bridge.clone(), Arc::clone(&content) as _, Arc::clone(&tally))
             .map_err(|source| StartError::Service { service: "TFTP", source })?;
         let http = |source| StartError::Service { service: "HTTP", source };
@@ -170,14 +187,20 @@ impl Appliance {
         let advertiser = net::advertise::start(bridge.clone(), Arc::clone(&tally))
             .map_err(|source| StartError::Service { service: "router advertisement", source })?;
 
-        let loopback = listeners.loopback_address();
+        let page = listeners.describe_tcp();
+        if let Some(page) = &page {
+            tracing::info!("operators are served on {page}");
+        }
         let view = View {
             bridge,
-            loopback,
+            page,
             config: Arc::clone(&config),
             store,
             library: Arc::clone(&library),
             dhcp: Arc::clone(&dhcp),
+            leases: Sparing::default(),
+            pool_use: Sparing::default(),
+            content: Arc::clone(&content),
         };
         let operator = operator::start(
             OperatorParts {
@@ -185,6 +208,8 @@ impl Appliance {
                 appliance: Arc::new(view),
                 tally,
                 problems,
+                access,
+                audit,
                 config: Arc::clone(&config),
                 clock,
                 started_at: clock.now(),
@@ -344,20 +369,26 @@ async fn tick(registry: Arc<Registry>, mut door: Door, clock: Clock) {
 /// What the operator plane sees of the rest.
 struct View {
     bridge: Bridge,
-    loopback: Option<std::net::SocketAddr>,
+    /// Where operators are served by TCP.
+    page: Option<String>,
     config: Arc<ArcSwap<Config>>,
     store: Arc<SqliteStore>,
     library: Arc<Library>,
     dhcp: Arc<DhcpHandle>,
+    leases: Sparing<Leases>,
+    pool_use: Sparing<PoolUse>,
+    content: Arc<BootContent>,
 }
 
 impl ApplianceView for View {
     fn bridge(&self) -> BridgeStatus {
-        // A bridge made anew has another MAC.
         let found = Bridge::find(&self.bridge.name, self.bridge.address);
         BridgeStatus {
             name: self.bridge.name.to_string(),
             address: self.bridge.address.to_string(),
+            up: found.is_ok(),
+            reason: found.as_ref().err().map(ToString::to_string),
+            // A bridge made anew has another MAC.
             mac: found.map_or(self.bridge.mac, |bridge| bridge.mac),
         }
     }
@@ -376,8 +407,8 @@ impl ApplianceView for View {
             service("router-advertisement", format!("{bridge}, ICMPv6"), up),
             service("operator", self.config.load().operator.socket.display().to_string(), true),
         ];
-        if let Some(address) = self.loopback {
-            services.push(service("status", format!("http://{address}"), true));
+        if let Some(page) = &self.page {
+            services.push(service("page", page.clone(), true));
         }
         services
     }
@@ -389,14 +420,60 @@ impl ApplianceView for View {
 
     fn store(&self) -> StoreStatus {
         let path: PathBuf = self.config.load().store.path.join("farrier.db");
-        StoreStatus { path: path.display().to_string(), last_error: self.store.stats().last_error }
+        let stats = self.store.stats();
+        StoreStatus {
+            path: path.display().to_string(),
+            last_error: stats.last_error,
+            commits: stats.commits,
+            batches: stats.batches,
+            changes: stats.changes,
+            failed_commits: stats.failed_commits,
+            queued: stats.queued,
+            largest_group: stats.largest_group,
+            last_commit_micros: stats.last_commit_micros,
+        }
     }
 
-    fn leases(&self) -> Vec<LeaseView> {
-        self.dhcp.leases()
+    fn leases(&self) -> Arc<Leases> {
+        self.leases.get(|| Leases::new(self.dhcp.leases()))
     }
 
     fn pool_use(&self) -> PoolUse {
-        self.dhcp.pool_use()
+        *self.pool_use.get(|| self.dhcp.pool_use())
+    }
+
+    fn images(&self) -> Vec<ImageEntry> {
+        views::images(&self.library, &self.config.load().boot.profile)
+    }
+
+    fn premises(&self, mac: Option<MacAddr>) -> Premises {
+        let state = match Bridge::find(&self.bridge.name, self.bridge.address) {
+            Ok(_) => BridgeState::Up,
+            Err(BridgeError::Down { .. }) => BridgeState::Down,
+            Err(BridgeError::NoAddress { .. }) => BridgeState::WithoutAddress,
+            Err(
+                BridgeError::Missing { .. } | BridgeError::NotABridge { .. } | BridgeError::Unreadable { .. },
+            ) => BridgeState::Gone,
+        };
+        let link = Link::find(&self.bridge.name.0).ok().flatten();
+        let ports = link.and_then(|link| net::ports::of_bridge(link.index, mac).ok()).unwrap_or_default();
+        Premises { state, ports }
+    }
+
+    fn neighbour(&self, address: Ipv4Addr) -> Option<MacAddr> {
+        net::ports::neighbour(address).ok().flatten()
+    }
+
+    fn loader_table(&self) -> Arc<LoaderTable> {
+        Arc::new(self.content.loaders().table.clone())
+    }
+
+    fn deploy_image(&self) -> Option<DeployImage> {
+        let profile = self.library.profile(&self.config.load().boot.profile)?;
+        Some(DeployImage {
+            arguments: profile.arguments.clone(),
+            kernel_bytes: profile.kernel.size,
+            ramdisk_bytes: profile.ramdisk.size,
+        })
     }
 }

@@ -13,6 +13,7 @@ pub mod dhcp;
 pub mod node;
 pub mod tftp;
 
+pub mod explain;
 pub mod image;
 pub mod store;
 
@@ -20,6 +21,7 @@ pub mod net;
 
 pub mod bootplane;
 pub mod operator;
+pub mod page;
 
 pub mod appliance;
 

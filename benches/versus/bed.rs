@@ -35,14 +35,24 @@ pub fn isolated() {
         return;
     }
     let flags = if nix::unistd::geteuid().is_root() { "-n" } else { "-rn" };
-    let status = Command::new("unshare")
-        .arg(flags)
-        .arg(std::env::current_exe().expect("our own path"))
-        .args(std::env::args_os().skip(1))
-        .env(INSIDE, "1")
-        .status()
-        .expect("unshare (package util-linux) starts");
+    let mut command = Command::new("unshare");
+    command.arg(flags).arg(std::env::current_exe().expect("our own path")).args(std::env::args_os().skip(1));
+    // Whatever ends this process ends the one inside, and that one's servers are bound to it in the same way.
+    let mut inside =
+        sys::die_with_parent(command.env(INSIDE, "1")).spawn().expect("unshare (package util-linux)");
+    let status = inside.wait().expect("our own child");
     std::process::exit(status.code().unwrap_or(1));
+}
+
+/// Waits until no other benchmark runs on this machine: they would measure each other. Ends with the file's handle.
+pub fn take_turn() -> File {
+    let path = std::env::temp_dir().join("farrier-bench.lock");
+    let file = File::create(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    if file.try_lock().is_err() {
+        println!("another benchmark runs on this machine (it holds {}): waiting for it", path.display());
+        file.lock().expect("a lock can be waited for");
+    }
+    file
 }
 
 /// Runs a command that has to succeed; its output.

@@ -141,8 +141,14 @@ pub fn run(bed: &Bed, plan: &Plan) {
                 let cpu = server.used().since(before);
                 rates[index][place].push(done.bytes / done.seconds / 1e9);
                 cpus[index][place].push(cpu / (done.bytes / GIB));
+                println!(
+                    "  {} {profile} {connections}: {} GB/s, {} CPU s/GiB",
+                    kind.name(),
+                    digits(done.bytes / done.seconds / 1e9),
+                    digits(cpu / (done.bytes / GIB))
+                );
                 if plan.verbose {
-                    println!("  {} {profile} {connections}: {done:?}, {cpu:.2} s", kind.name());
+                    println!("    {done:?}, {cpu:.2} s");
                 }
             }
             if kind == Kind::Farrier {
@@ -151,9 +157,12 @@ pub fn run(bed: &Bed, plan: &Plan) {
                 scripts.push(done.requests / done.seconds);
                 script_p99.push(done.p99);
                 script_cpu.push(server.used().since(before) * 1e6 / done.requests.max(1.0));
-                if plan.verbose {
-                    println!("  scripts: {done:?}");
-                }
+                println!(
+                    "  {} scripts: {} /s, p99 {} ms",
+                    kind.name(),
+                    digits(done.requests / done.seconds),
+                    digits(done.p99)
+                );
                 assert!(done.errors < 1.0, "scripts: {done:?}");
             }
             memory[place].push(server.peak_memory());

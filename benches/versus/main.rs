@@ -3,7 +3,7 @@
 //! One part per argument (`dhcp`, `tftp`, `http`, `mixed`, `footprint`; all of them without one). Environment:
 //! - `FARRIER_BINARIES`: directory of the release binaries
 //! - `ROUNDS`: rounds, 5 by default; each round lets every server have its turn
-//! - `SECONDS`: length of one measurement, 4 by default
+//! - `MEASURE_SECONDS`: length of one measurement, 3 by default (`SECONDS` is bash's own)
 //! - `ONLY`: comma-separated names of servers, to look at some of them; their section is not complete then
 //! - `VERBOSE`: every single measurement
 //!
@@ -52,7 +52,7 @@ impl Plan {
             Err(_) => default,
         };
         let rounds = number("ROUNDS", 5);
-        let seconds = number("SECONDS", 4);
+        let seconds = number("MEASURE_SECONDS", 3);
         let only = std::env::var("ONLY").ok();
         Plan {
             rounds: u32::try_from(rounds).unwrap_or(u32::MAX).max(1),
@@ -111,6 +111,7 @@ fn main() {
         std::process::exit(2);
     }
     bed::isolated();
+    let _turn = bed::take_turn();
     let plan = Plan::from_environment();
     let wanted = |part: &&str| arguments.is_empty() || arguments.iter().any(|word| word == part);
     let bed = bed::Bed::new(http::MACHINES);

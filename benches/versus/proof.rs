@@ -35,7 +35,9 @@ pub fn under_strace(start: &Start<'_>, trace: &Path) -> Traced {
         "-e",
         "trace=fdatasync,fsync,recvmmsg,sendmmsg,sendmsg,sendto",
     ]);
-    command.arg("-o").arg(trace).arg(server.get_program()).args(server.get_args());
+    command.arg("-o").arg(trace);
+    // What is traced goes on when its tracer is killed, unless it asks for the same end.
+    command.args(["setpriv", "--pdeathsig", "KILL", "--"]).arg(server.get_program()).args(server.get_args());
     let log = File::create(trace.with_extension("log")).expect("a log");
     command.stdout(log.try_clone().expect("a log")).stderr(log);
     let strace = sys::die_with_parent(&mut command).spawn().expect("strace (package strace) starts");
@@ -67,6 +69,8 @@ pub fn check(trace: &str) -> Verdict {
     let mut requests: HashMap<u32, usize> = HashMap::new();
     // Thread → line at which its sync began.
     let mut syncing: HashMap<&str, usize> = HashMap::new();
+    // Thread → `synced_from` when its send began.
+    let mut sending: HashMap<&str, Option<usize>> = HashMap::new();
     // Begin of the sync that began last, of those that have ended.
     let mut synced_from: Option<usize> = None;
     for (number, line) in trace.lines().enumerate() {
@@ -90,11 +94,16 @@ pub fn check(trace: &str) -> Verdict {
             for (xid, _) in messages(call).into_iter().filter(|(_, kind)| *kind == 3) {
                 requests.insert(xid, number);
             }
-        } else if call.starts_with("send") {
+        } else if call.starts_with("send") || (call.starts_with("<... send") && call.contains(" resumed")) {
+            // A call that was cut in two began at its first line, wherever strace shows the messages.
+            let synced_then = sending.remove(thread).unwrap_or(synced_from);
+            if call.contains("<unfinished") {
+                sending.insert(thread, synced_then);
+            }
             for (xid, _) in messages(call).into_iter().filter(|(_, kind)| *kind == 5) {
                 verdict.acks += 1;
                 let arrived = requests.get(&xid).copied();
-                verdict.synced += usize::from(arrived.is_some() && synced_from > arrived);
+                verdict.synced += usize::from(arrived.is_some() && synced_then > arrived);
             }
         }
     }
@@ -103,8 +112,9 @@ pub fn check(trace: &str) -> Verdict {
 
 /// `-xx` writes paths as hexadecimal, too.
 fn is_of_log(call: &str) -> bool {
-    let suffix: String = "-wal".bytes().map(|byte| format!("\\x{byte:02x}")).collect();
-    call.contains("-wal>") || call.contains(&suffix)
+    const NAME: &str = "-wal";
+    let hexadecimal: String = NAME.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+    call.contains(NAME) || call.contains(&hexadecimal)
 }
 
 /// (xid, message type) of each DHCP message among the call's buffers.

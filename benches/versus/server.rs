@@ -271,12 +271,6 @@ impl Running {
         members.into_iter().map(|(pid, _)| status_kib(pid, "VmHWM:")).sum::<u64>() as f64 / 1024.0
     }
 
-    /// (resident, of that its own and not of files), MiB.
-    pub fn memory(&self) -> (f64, f64) {
-        let mib = |key| status_kib(self.pid(), key) as f64 / 1024.0;
-        (mib("VmRSS:"), mib("RssAnon:"))
-    }
-
     pub fn stop(mut self) {
         self.end();
     }

@@ -8,12 +8,13 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::net::MacAddr;
 
 /// The firmware families we have a loader row for. Text form is the key used in `pxe/loaders.toml` and `[boot.loaders]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Firmware {
     Bios,
@@ -33,7 +34,7 @@ pub enum Firmware {
 }
 
 /// What kind of program sent the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum ClientClass {
     /// A PXE or HTTP Boot ROM of a firmware we know.
@@ -218,6 +219,19 @@ impl Firmware {
     /// Fetches its loader by URL (UEFI HTTP Boot) instead of by TFTP.
     pub fn is_http(self) -> bool {
         self == self.over_http()
+    }
+
+    /// The same firmware booting by TFTP: what a loader file is made for.
+    pub fn platform(self) -> Firmware {
+        match self {
+            Firmware::Bios | Firmware::BiosHttp => Firmware::Bios,
+            Firmware::UefiIa32 | Firmware::UefiIa32Http => Firmware::UefiIa32,
+            Firmware::UefiX64 | Firmware::UefiX64Http => Firmware::UefiX64,
+            Firmware::UefiArm32 | Firmware::UefiArm32Http => Firmware::UefiArm32,
+            Firmware::UefiArm64 | Firmware::UefiArm64Http => Firmware::UefiArm64,
+            Firmware::UefiRiscv64 | Firmware::UefiRiscv64Http => Firmware::UefiRiscv64,
+            Firmware::UefiLoongarch64 | Firmware::UefiLoongarch64Http => Firmware::UefiLoongarch64,
+        }
     }
 
     /// The HTTP Boot sibling of this firmware.

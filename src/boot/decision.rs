@@ -5,6 +5,7 @@
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::loader::{LoaderName, LoaderTable};
@@ -39,7 +40,7 @@ pub struct KnownNode {
 }
 
 /// What the operator (or, later, an install intent) wants the next netboot to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NextBoot {
     /// Deploy kernel and ramdisk: the agent takes inventory and waits for orders.
@@ -76,7 +77,7 @@ pub enum BootPlan {
 }
 
 /// Why a client gets an address but no boot file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NothingToBoot {
     /// It did not ask: an operating system or the ramdisk.
@@ -100,7 +101,7 @@ pub enum RefusedBoot {
 }
 
 /// What an iPXE script or GRUB configuration is to do. Decided when the text is fetched, not when DHCP answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScriptPlan {
     /// Load the deploy kernel and ramdisk.

@@ -29,6 +29,11 @@ impl fmt::Display for LoaderName {
 #[serde(deny_unknown_fields)]
 pub struct LoaderFile {
     pub name: LoaderName,
+    /// What it runs on.
+    pub platform: Firmware,
+    /// By a key that firmware trusts, so that it starts under Secure Boot.
+    #[serde(default)]
+    pub signed: bool,
     /// Debian package that holds it, or would.
     pub package: String,
     /// False where Debian's package lacks it: an operator has to bring it.

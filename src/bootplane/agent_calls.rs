@@ -205,7 +205,8 @@ impl AgentCalls {
             | CallFault::Broken => false,
         };
         if let Some(owner) = self.addresses.owner(peer).filter(|_| is_final) {
-            let happening = Happening::AgentRefused { reason: fault.as_str().to_owned() };
+            let happening =
+                Happening::AgentRefused { reason: fault.as_str().to_owned(), token_issued_at: None };
             self.registry.record(owner, happening, self.clock.now());
         }
     }

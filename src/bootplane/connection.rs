@@ -5,7 +5,9 @@
 //!
 //! # Turns
 //! Downloads of one worker send one at a time, [`TURN_BYTES_MAX`] each, in the order they asked: each takes the
-//! worker's only permit for its turn. However many there are, only one of them is ever ahead of a script.
+//! worker's only permit for its turn, and gives it back when its task is run again, that is when everybody who was
+//! ready meanwhile has had a go. A permit given back in the same go would be free whenever another download asks for it,
+//! and a script would stand behind all that are ready; so, however many there are, only one of them is ahead of it.
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
@@ -32,10 +34,11 @@ use crate::bootplane::head::HEAD_BYTES_MAX;
 use crate::bootplane::limits::Limits;
 use crate::bootplane::line::Line;
 use crate::bootplane::pulse::{Judgement, Overdue};
+use crate::net::Urgency;
 
 /// Unsent bytes the kernel takes for one connection: what a slow reader ties up. They are pages of the file itself,
 /// and what is queued here the kernel sends on without waking us.
-const UNSENT_BYTES_MAX: u32 = 4 * 1024 * 1024;
+pub const UNSENT_BYTES_MAX: u32 = 4 * 1024 * 1024;
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +100,7 @@ pub async fn serve<A, F>(
     });
     let mut stopped = false;
     let mut alarm = pin!(sleep_until(Instant::now() + limits.head));
-    let closed = poll_fn(|context| {
+    let mut go = |context: &mut Context<'_>| {
         if !stopped && stopping.as_mut().poll(context).is_ready() {
             stopped = true;
             connection.as_mut().graceful_shutdown();
@@ -116,6 +119,15 @@ pub async fn serve<A, F>(
                 }
             }
         }
+    };
+    let closed = poll_fn(|context| {
+        line.end_turn();
+        let gone = go(context);
+        if line.has_turn() {
+            // To give it back.
+            context.waker().wake_by_ref();
+        }
+        gone
     })
     .await;
     ended(closed);
@@ -137,6 +149,8 @@ struct Stream {
     /// A place in the queue for the next turn.
     turn: Option<PlaceInQueue>,
     sent_this_turn: usize,
+    /// As the socket has it: prompt, like its listener, until it sends a file.
+    urgency: Urgency,
     write_closed: bool,
 }
 
@@ -144,7 +158,8 @@ type PlaceInQueue = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, Acq
 
 impl Stream {
     fn new(socket: TcpStream, line: Arc<Line>, turns: Arc<Semaphore>) -> Stream {
-        Stream { socket, line, turns, turn: None, sent_this_turn: 0, write_closed: false }
+        let urgency = Urgency::Prompt;
+        Stream { socket, line, turns, turn: None, sent_this_turn: 0, urgency, write_closed: false }
     }
 
     /// Pending once a turn is used up, with the next one asked for.
@@ -157,16 +172,19 @@ impl Stream {
         Poll::Pending
     }
 
-    /// This worker's permit to send a part of a file, which one connection has at a time.
-    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<io::Result<OwnedSemaphorePermit>> {
+    /// This worker's permit to send parts of files, which one connection has at a time; for this go of its task.
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.line.has_turn() {
+            return Poll::Ready(Ok(()));
+        }
         let place = self.turn.get_or_insert_with(|| Box::pin(Arc::clone(&self.turns).acquire_owned()));
         let permit = ready!(place.as_mut().poll(context));
         self.turn = None;
-        Poll::Ready(permit.map_err(io::Error::other))
+        self.line.begin_turn(permit.map_err(io::Error::other)?);
+        Poll::Ready(Ok(()))
     }
 
-    /// Sends a part of a file, and what is to be written before it. The permit goes to the next with every send: who
-    /// waits for its peer, or has come to its end, must not hold up the others.
+    /// Sends a part of a file, and what is to be written before it.
     fn poll_send_part(
         &mut self,
         context: &mut Context<'_>,
@@ -175,11 +193,19 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.socket.poll_write_ready(context))?;
-            let _permit = ready!(self.poll_turn(context))?;
+            ready!(self.poll_turn(context))?;
             match self.socket.try_io(Interest::WRITABLE, || send_part(&self.socket, slices, part)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
+        }
+    }
+
+    /// Text overtakes files on a full link; one connection carries both, one after the other.
+    fn hurry(&mut self, urgency: Urgency) {
+        if self.urgency != urgency {
+            self.urgency = urgency;
+            urgency.set_on(&self.socket);
         }
     }
 
@@ -213,6 +239,7 @@ impl AsyncWrite for Stream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_yield(context));
+        self.hurry(Urgency::Prompt);
         let count = ready!(Pin::new(&mut self.socket).poll_write(context, bytes))?;
         Poll::Ready(Ok(self.count_sent(count)))
     }
@@ -232,8 +259,14 @@ impl AsyncWrite for Stream {
             })
         };
         let count = match slices.iter().enumerate().find_map(place) {
-            None => ready!(Pin::new(&mut self.socket).poll_write_vectored(context, slices))?,
-            Some(part) => ready!(self.poll_send_part(context, slices, &part))?,
+            None => {
+                self.hurry(Urgency::Prompt);
+                ready!(Pin::new(&mut self.socket).poll_write_vectored(context, slices))?
+            }
+            Some(part) => {
+                self.hurry(Urgency::Bulk);
+                ready!(self.poll_send_part(context, slices, &part))?
+            }
         };
         Poll::Ready(Ok(self.count_sent(count)))
     }
@@ -316,11 +349,26 @@ mod tests {
     use super::*;
 
     async fn connected() -> (Stream, TcpStream) {
+        connected_to(&Arc::new(Semaphore::new(1))).await
+    }
+
+    async fn connected_to(turns: &Arc<Semaphore>) -> (Stream, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (socket, _) = listener.accept().await.unwrap();
         let line = Arc::new(Line::new(Instant::now()));
-        (Stream::new(socket, line, Arc::new(Semaphore::new(1))), peer)
+        (Stream::new(socket, line, Arc::clone(turns)), peer)
+    }
+
+    impl Stream {
+        /// As the kernel has it.
+        fn socket_priority(&self) -> Urgency {
+            match nix::sys::socket::getsockopt(&self.socket, nix::sys::socket::sockopt::Priority).unwrap() {
+                2 => Urgency::Bulk,
+                0 | 6 => Urgency::Prompt,
+                other => panic!("priority {other}"),
+            }
+        }
     }
 
     async fn write(stream: &mut Stream, slices: &[&[u8]]) -> io::Result<usize> {
@@ -351,6 +399,31 @@ mod tests {
             peer.read_exact(&mut received).await.unwrap();
             assert_eq!(received, expected, "{}", received.escape_ascii());
         }
+    }
+
+    #[tokio::test]
+    async fn one_download_has_the_turn_until_its_next_go_and_text_needs_none() {
+        let turns = Arc::new(Semaphore::new(1));
+        let (mut first, _peer) = connected_to(&turns).await;
+        let (mut second, _other_peer) = connected_to(&turns).await;
+        let mapped = mapped();
+        for stream in [&mut first, &mut second] {
+            stream.line.sending_from(Some(mapped.clone()));
+            assert_eq!(write(stream, &[b"text"]).await.unwrap(), 4);
+            assert_eq!(stream.socket_priority(), Urgency::Prompt);
+        }
+        assert_eq!(write(&mut first, &[&mapped.bytes[..4]]).await.unwrap(), 4);
+        assert_eq!(first.socket_priority(), Urgency::Bulk);
+        assert_eq!(write(&mut first, &[&mapped.bytes[4..5]]).await.unwrap(), 1);
+        let part = [IoSlice::new(&mapped.bytes[..4])];
+        let waits = poll_fn(|context| {
+            Poll::Ready(Pin::new(&mut second).poll_write_vectored(context, &part).is_pending())
+        });
+        assert!(waits.await);
+        assert_eq!(write(&mut second, &[b"text"]).await.unwrap(), 4);
+        first.line.end_turn();
+        assert_eq!(write(&mut second, &[&mapped.bytes[..4]]).await.unwrap(), 4);
+        assert!(second.line.has_turn() && !first.line.has_turn());
     }
 
     #[tokio::test]

@@ -28,8 +28,9 @@ use crate::image::library::{Blob, Library};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
 use crate::node::registry::Registry;
-use crate::node::timeline::{FileOutcome, Happening, Stage, Transport};
+use crate::node::timeline::{FileOutcome, Happening, Stage, TftpFacts, Transport};
 use crate::telemetry::Tally;
+use crate::telemetry::stages::Timed;
 use crate::tftp::{FileSource, NotServed, Opened, TransferReport};
 
 /// Misses of one machine on its timeline. GRUB's whole search has 12 names, shim's 4, PXELINUX' 11.
@@ -117,6 +118,8 @@ pub struct Ticket {
     pub size: u64,
     /// For scripts: what the text does.
     pub plan: Option<ScriptPlan>,
+    /// For scripts: issue time of the boot token in the text.
+    pub token_issued_at: Option<Timestamp>,
 }
 
 /// Why nothing is served.
@@ -172,6 +175,11 @@ impl BootContent {
         self.settings.store(Arc::new(settings));
     }
 
+    /// The loaders as they are served now.
+    pub fn loaders(&self) -> Arc<Loaders> {
+        self.loaders.load_full()
+    }
+
     /// What keeps machines from booting, a line each: no deploy image, damage. (Loaders tell for themselves.)
     pub fn problems(&self) -> Vec<String> {
         let damage = self.library.damage();
@@ -211,14 +219,32 @@ impl BootContent {
 
     /// A fetch of a whole file or part begins: a script is put on the timeline when it is handed out.
     pub fn began(&self, ticket: &Ticket, now: Timestamp) {
+        self.registry.fetch_began(ticket.mac, ticket.stage, now);
         if let Some(plan) = ticket.plan {
-            let happening = Happening::Script { name: ticket.name.clone(), plan };
+            let (name, token_issued_at) = (ticket.name.clone(), ticket.token_issued_at);
+            let happening = Happening::Script { name, plan, token_issued_at };
             self.registry.record(ticket.mac, happening, now);
         }
     }
 
     /// A fetch is over, well or not.
     pub fn finished(&self, ticket: &Ticket, sent: u64, took: Duration, outcome: FileOutcome, now: Timestamp) {
+        self.conclude(ticket, sent, took, outcome, None, now);
+    }
+
+    fn conclude(
+        &self,
+        ticket: &Ticket,
+        sent: u64,
+        took: Duration,
+        outcome: FileOutcome,
+        tftp: Option<TftpFacts>,
+        now: Timestamp,
+    ) {
+        // HEAD asks for no byte, and began nothing.
+        if ticket.transport == Transport::Tftp || outcome != FileOutcome::Probe {
+            self.registry.fetch_ended(ticket.mac);
+        }
         let word = match &outcome {
             FileOutcome::Complete => "complete",
             FileOutcome::Probe => "probe",
@@ -226,6 +252,11 @@ impl BootContent {
             FileOutcome::NotFound => "not-found",
             FileOutcome::Aborted(_) => "aborted",
         };
+        let timed = match ticket.transport {
+            Transport::Tftp => Timed::TftpTransfer,
+            Transport::Http => Timed::HttpRequest,
+        };
+        self.tally.took(timed, took);
         // TFTP counts and logs how its own transfers end.
         if ticket.transport == Transport::Http {
             self.tally.count("http", word);
@@ -244,6 +275,7 @@ impl BootContent {
             sent,
             took_millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             outcome,
+            tftp,
         };
         self.registry.record(ticket.mac, happening, now);
     }
@@ -259,7 +291,7 @@ impl BootContent {
         let loaders = self.loaders.load();
         let content = namespace::resolve(&name, &loaders.table).ok_or(Unserved::NoSuchName)?;
         let stage = namespace::stage_of(&content);
-        let ticket = Ticket { mac, transport, stage, name, size: 0, plan: None };
+        let ticket = Ticket { mac, transport, stage, name, size: 0, plan: None, token_issued_at: None };
         match content {
             Content::Loader(loader) => {
                 let blob = loaders.blob(&loader).ok_or(Unserved::NotInstalled)?;
@@ -287,6 +319,7 @@ impl BootContent {
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<Served, Unserved> {
+        let started = std::time::Instant::now();
         let mac = ticket.mac;
         if named.is_some_and(|named| named != mac) {
             return Err(Unserved::ForeignMac);
@@ -301,6 +334,8 @@ impl BootContent {
             ScriptPlan::Ramdisk => self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?,
             ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => String::new(),
         };
+        // Tokens are issued as of the time they are asked for.
+        let token_issued_at = (!token.is_empty()).then_some(now);
         let node = self.registry.name_of(mac);
         let settings = self.settings.load();
         // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
@@ -318,11 +353,12 @@ impl BootContent {
                 arguments: &arguments,
             },
         );
+        self.tally.took(Timed::ScriptRender, started.elapsed());
         Ok(Served {
             digest: None,
             modified: None,
             media_type: "text/plain",
-            ticket: Ticket { size: text.len() as u64, plan: Some(plan), ..ticket },
+            ticket: Ticket { size: text.len() as u64, plan: Some(plan), token_issued_at, ..ticket },
             bytes: text.into(),
             file: None,
         })
@@ -346,14 +382,20 @@ impl BootContent {
             self.tally.count("content", "miss-not-recorded");
             return;
         }
+        // A name of ours whose content is not there is no probe of a loader.
+        let stage = namespace::canonical(name)
+            .ok()
+            .and_then(|name| namespace::resolve(&name, &self.loaders.load().table))
+            .map(|content| namespace::stage_of(&content));
         let happening = Happening::File {
             transport,
-            stage: None,
+            stage,
             name: printable(name),
             size: None,
             sent: 0,
             took_millis: 0,
             outcome: FileOutcome::NotFound,
+            tftp: None,
         };
         self.registry.record(mac, happening, now);
     }
@@ -425,7 +467,10 @@ impl FileSource for BootContent {
         let Some((mac, stage)) = unpack_ticket(report.ticket) else { return };
         let name = namespace::canonical(report.name.as_bytes())
             .unwrap_or_else(|_| printable(report.name.as_bytes()));
-        let ticket = Ticket { mac, transport: Transport::Tftp, stage, name, size: report.size, plan: None };
-        self.finished(&ticket, report.sent, report.took, report.outcome, self.clock.now());
+        let (transport, size) = (Transport::Tftp, report.size);
+        let ticket = Ticket { mac, transport, stage, name, size, plan: None, token_issued_at: None };
+        let TransferReport { blksize, windowsize, retransmissions, .. } = report;
+        let facts = TftpFacts { blksize, windowsize, resent: retransmissions };
+        self.conclude(&ticket, report.sent, report.took, report.outcome, Some(facts), self.clock.now());
     }
 }

@@ -20,9 +20,11 @@ pub struct Limits {
     pub progress_bytes: u64,
     /// After the last answer, for the peer to read it and close: closing with unread input would discard the answer.
     pub linger: Duration,
-    /// Downloads of large files under way at which iPXE is told to come back (503, Retry-After). It honours that;
-    /// UEFI and GRUB give up on it, so they are always served.
+    /// Downloads of large files at once. Beyond them iPXE is told to come back (503, Retry-After), and everybody else
+    /// waits in a queue (see [`downloads`](crate::bootplane::downloads)).
     pub bulk_transfers: usize,
+    /// Downloads beyond those, for clients that would give up if they waited any longer.
+    pub bulk_reserve: usize,
     /// For connections to finish what they send when the appliance stops; then they are cut. Half of what a supervisor waits:
     /// on a busy machine the rest of the exit needs the other half.
     pub stop: Duration,
@@ -39,6 +41,7 @@ impl Default for Limits {
             progress_bytes: 30 * 1024,
             linger: Duration::from_secs(1),
             bulk_transfers: 512,
+            bulk_reserve: 512,
             stop: Duration::from_millis(1000),
         }
     }

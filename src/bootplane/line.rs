@@ -8,6 +8,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::bootplane::pulse::Pulse;
@@ -19,6 +20,8 @@ pub struct Line {
     /// What the answer under way is sent from. Answers follow one another: hyper asks for the next one only when
     /// all of this one is with the kernel.
     mapped: Mutex<Option<Mapped>>,
+    /// The worker's permit to send files, while this connection has it.
+    turn: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// A file, and the mapping of all of it.
@@ -30,11 +33,24 @@ pub struct Mapped {
 
 impl Line {
     pub fn new(now: Instant) -> Line {
-        Line { pulse: Pulse::new(now), mapped: Mutex::new(None) }
+        Line { pulse: Pulse::new(now), mapped: Mutex::new(None), turn: Mutex::new(None) }
     }
 
     pub fn sending_from(&self, mapped: Option<Mapped>) {
         *self.lock() = mapped;
+    }
+
+    pub fn begin_turn(&self, permit: OwnedSemaphorePermit) {
+        *self.lock_turn() = Some(permit);
+    }
+
+    pub fn has_turn(&self) -> bool {
+        self.lock_turn().is_some()
+    }
+
+    /// The permit goes to whoever has waited longest.
+    pub fn end_turn(&self) {
+        *self.lock_turn() = None;
     }
 
     /// The file that `slice` is a part of, and where in it; `None` for memory that is no file.
@@ -46,6 +62,10 @@ impl Line {
         let inside = !slice.is_empty() && within.start <= part.start && part.end <= within.end;
         // No larger than the mapping.
         inside.then(|| (Arc::clone(&mapped.file), (part.start.addr() - within.start.addr()) as u64))
+    }
+
+    fn lock_turn(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Mapped>> {

@@ -7,6 +7,7 @@
 //! - [`head`]: request heads checked more strictly than hyper does; pure
 //! - [`pulse`]: the timers of a connection; pure
 //! - [`service`]: one request, one answer
+//! - [`downloads`]: who may fetch a large file when all want to
 //! - [`files`]: RFC 9110 conditions and ranges; pure
 //! - [`content`]: what a node may fetch; TFTP asks it too
 //! - [`per_minute`]: how often misses, refusals and fetches are noted before they are only counted; pure
@@ -19,6 +20,7 @@ pub mod agent_calls;
 pub mod body;
 pub mod connection;
 pub mod content;
+pub mod downloads;
 pub mod files;
 pub mod head;
 pub mod limits;

@@ -19,7 +19,7 @@ use crate::bootplane::connection::{self, Closed};
 use crate::bootplane::limits::Limits;
 use crate::bootplane::service::BootService;
 use crate::bootplane::workers::Workers;
-use crate::telemetry::Tally;
+use crate::telemetry::{Level, Taken, Tally};
 
 /// Pause after `accept` failed for want of descriptors or memory: both come back when connections end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -82,6 +82,7 @@ async fn run(
 ) {
     let slots = Arc::new(Semaphore::new(parts.limits.connections));
     let peers = Arc::new(PeerSlots::default());
+    let open = parts.tally.level("http", "connections", parts.limits.connections as u64);
     let stopping = stop.clone();
     // Dropped when this task is, which ends every connection.
     let mut connections = JoinSet::new();
@@ -92,13 +93,14 @@ async fn run(
             _ = stop.wait_for(|stop| *stop) => break,
             Some(_) = connections.join_next() => continue,
         };
-        let taken_on = accepted.and_then(|(socket, peer, slot)| match admit(peer, slot, &peers, &parts) {
-            Some(admission) => {
-                let serve = serve(admission, stopping.clone(), &parts);
-                workers.serve(socket, &mut connections, serve)
-            }
-            None => Ok(()),
-        });
+        let taken_on =
+            accepted.and_then(|(socket, peer, slot)| match admit(peer, slot, &peers, &open, &parts) {
+                Some(admission) => {
+                    let serve = serve(admission, stopping.clone(), &parts);
+                    workers.serve(socket, &mut connections, serve)
+                }
+                None => Ok(()),
+            });
         if let Err(error) = taken_on {
             parts.tally.count("http", "accept-failed");
             tracing::warn!(%error, "boot plane cannot accept");
@@ -128,12 +130,14 @@ struct Admission {
     peer: Ipv4Addr,
     _slot: OwnedSemaphorePermit,
     _peer_slot: PeerSlot,
+    _open: Taken,
 }
 
 fn admit(
     peer: SocketAddr,
     slot: OwnedSemaphorePermit,
     peers: &Arc<PeerSlots>,
+    open: &Arc<Level>,
     parts: &BootPlaneParts,
 ) -> Option<Admission> {
     let refuse = |reason| {
@@ -145,7 +149,9 @@ fn admit(
         return refuse("off-subnet");
     };
     match PeerSlots::take(peers, address, parts.limits.connections_per_peer) {
-        Some(peer_slot) => Some(Admission { peer: address, _slot: slot, _peer_slot: peer_slot }),
+        Some(peer_slot) => {
+            Some(Admission { peer: address, _slot: slot, _peer_slot: peer_slot, _open: open.take(1) })
+        }
         None => refuse("too-many-connections"),
     }
 }

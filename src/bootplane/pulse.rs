@@ -35,6 +35,8 @@ struct State {
     active_at: Instant,
     /// Bytes in both directions.
     moved: u64,
+    /// Judged too slow in the middle of an answer: whoever gives the answer up tells why.
+    too_slow: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +85,7 @@ impl Pulse {
                 situation: Situation::Head { since: now },
                 active_at: now,
                 moved: 0,
+                too_slow: false,
             }),
         }
     }
@@ -141,7 +144,16 @@ impl Pulse {
                 (due, Overdue::Progress)
             }
         };
-        if now >= due { Judgement::Close(overdue) } else { Judgement::Wait(due) }
+        if now < due {
+            return Judgement::Wait(due);
+        }
+        state.too_slow |= overdue == Overdue::Progress;
+        Judgement::Close(overdue)
+    }
+
+    /// Whether the connection was given up because nothing moved on it.
+    pub fn was_too_slow(&self) -> bool {
+        self.lock().too_slow
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -8,7 +8,6 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,13 +20,14 @@ use crate::bootplane::agent_calls::{AgentCalls, PREFIX};
 use crate::bootplane::body::{AnswerBody, WhenDone};
 use crate::bootplane::content::REFUSALS_PER_MINUTE;
 use crate::bootplane::content::{BootContent, Served, Unserved};
+use crate::bootplane::downloads::{Downloads, Patience, Place};
 use crate::bootplane::files::{self, FileFacts};
 use crate::bootplane::head::HeadFault;
 use crate::bootplane::limits::Limits;
 use crate::bootplane::line::{Line, Mapped};
 use crate::bootplane::per_minute::PerMinute;
 use crate::clock::Clock;
-use crate::node::timeline::{FileOutcome, Transport};
+use crate::node::timeline::{FileOutcome, Transport, aborted};
 use crate::telemetry::Tally;
 
 /// Our longest name has 60 bytes; the namespace stops at 255, each of which may be escaped.
@@ -44,8 +44,7 @@ pub struct BootService {
     clock: Clock,
     /// Told in the log.
     refusals: PerMinute<Ipv4Addr>,
-    bulk_transfers_max: usize,
-    bulk_transfers: Arc<AtomicUsize>,
+    downloads: Arc<Downloads>,
 }
 
 impl BootService {
@@ -59,11 +58,10 @@ impl BootService {
         BootService {
             content,
             agents,
+            downloads: Downloads::new(limits, &tally),
             tally,
             clock,
             refusals: PerMinute::new(REFUSALS_PER_MINUTE),
-            bulk_transfers_max: limits.bulk_transfers,
-            bulk_transfers: Arc::default(),
         }
     }
 
@@ -80,7 +78,7 @@ impl BootService {
             }
             Ok(()) if request.uri().path().starts_with(PREFIX) => self.agents.answer(peer, request).await,
             Ok(()) => match *request.method() {
-                Method::GET | Method::HEAD => return self.answer_file(peer, line, &request),
+                Method::GET | Method::HEAD => return self.answer_file(peer, line, &request).await,
                 _ => Plain::text(StatusCode::METHOD_NOT_ALLOWED, "files are read with GET or HEAD")
                     .with(header::ALLOW, "GET, HEAD")
                     // Whatever body came with it is not read.
@@ -113,7 +111,7 @@ impl BootService {
         Plain::text(status, fault.as_str()).closing()
     }
 
-    fn answer_file(
+    async fn answer_file(
         &self,
         peer: Ipv4Addr,
         line: Arc<Line>,
@@ -128,14 +126,18 @@ impl BootService {
                 .map_err(|unserved| Plain::text(status_for(unserved), unserved.as_str())),
         };
         match opened {
-            Ok(served) if !head && self.is_overloaded_for(&served, request.headers()) => {
-                self.tally.count("http", "busy");
-                let seconds = BULK_RETRY.as_secs().to_string();
-                Plain::text(StatusCode::SERVICE_UNAVAILABLE, "busy")
-                    .with(header::RETRY_AFTER, &seconds)
-                    .into_response(line)
+            Ok(served) if head || served.ticket.size < BULK_BYTES => {
+                self.send_file(served, None, line, request)
             }
-            Ok(served) => self.send_file(served, line, request),
+            Ok(served) => match self.place_for(&served, request.headers()).await {
+                Some(place) => self.send_file(served, Some(place), line, request),
+                None => {
+                    let seconds = BULK_RETRY.as_secs().to_string();
+                    Plain::text(StatusCode::SERVICE_UNAVAILABLE, "busy")
+                        .with(header::RETRY_AFTER, &seconds)
+                        .into_response(line)
+                }
+            },
             Err(plain) => {
                 self.tally.count("http", word_for(plain.status));
                 let plain = if head { plain.without_body() } else { plain };
@@ -144,16 +146,29 @@ impl BootService {
         }
     }
 
-    fn is_overloaded_for(&self, served: &Served, headers: &HeaderMap) -> bool {
+    /// The right to send a large file: now, after a while, or not at all to whoever understands that.
+    async fn place_for(&self, served: &Served, headers: &HeaderMap) -> Option<Place> {
+        let size = served.ticket.size;
+        if let Some(place) = self.downloads.try_enter(size) {
+            return Some(place);
+        }
         let agent = headers.get(header::USER_AGENT).map_or(&b""[..], HeaderValue::as_bytes);
-        served.ticket.size >= BULK_BYTES
-            && agent.starts_with(b"iPXE/")
-            && self.bulk_transfers.load(Ordering::Relaxed) >= self.bulk_transfers_max
+        match Patience::of(agent) {
+            Patience::Returns => {
+                self.tally.count("http", "busy");
+                None
+            }
+            Patience::Waits(patience) => {
+                self.tally.count("http", "queued");
+                Some(self.downloads.enter(size, patience).await)
+            }
+        }
     }
 
     fn send_file(
         &self,
         served: Served,
+        place: Option<Place>,
         line: Arc<Line>,
         request: &Request<Incoming>,
     ) -> Response<AnswerBody> {
@@ -172,15 +187,18 @@ impl BootService {
             return response(answer.status, answer.headers, AnswerBody::text(Bytes::new(), line));
         };
         self.content.began(&ticket, now);
+        self.tally.http_transfer_begins();
+        let tally = Arc::clone(&self.tally);
         // Both ends fit: the bytes are in memory.
         let body = bytes.slice(part.start as usize..part.end as usize);
         let expected = part.end - part.start;
-        let bulk = BulkTransfer::begin(&self.bulk_transfers, size);
         let (content, clock, began) = (Arc::clone(&self.content), self.clock, Instant::now());
+        let judged = Arc::clone(&line);
         let when_done: WhenDone = Box::new(move |sent| {
-            drop(bulk);
+            drop(place);
+            tally.http_transfer_ends();
             let outcome = if sent < expected {
-                FileOutcome::Aborted("connection closed".to_owned())
+                FileOutcome::Aborted(how_it_broke_off(&judged).to_owned())
             } else if expected < size {
                 FileOutcome::Range
             } else {
@@ -193,24 +211,8 @@ impl BootService {
     }
 }
 
-/// Counts a large download while it lasts.
-struct BulkTransfer {
-    counter: Arc<AtomicUsize>,
-}
-
-impl BulkTransfer {
-    fn begin(counter: &Arc<AtomicUsize>, size: u64) -> Option<BulkTransfer> {
-        (size >= BULK_BYTES).then(|| {
-            counter.fetch_add(1, Ordering::Relaxed);
-            BulkTransfer { counter: Arc::clone(counter) }
-        })
-    }
-}
-
-impl Drop for BulkTransfer {
-    fn drop(&mut self) {
-        self.counter.fetch_sub(1, Ordering::Relaxed);
-    }
+fn how_it_broke_off(line: &Line) -> &'static str {
+    if line.pulse.was_too_slow() { aborted::TOO_SLOW } else { aborted::CLOSED }
 }
 
 /// A real 404 for whatever is not there: GRUB, iPXE and shim branch on it.

@@ -16,7 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::error::CommandError;
-use crate::operator::api::{EventMessage, LaggedMessage, ProblemDocument};
+use crate::operator::api::{EventMessage, LaggedMessage, Page, ProblemDocument};
+use crate::operator::views::PAGE_MAX;
 
 /// Longer than the store's slowest commit; an appliance that needs more is stuck.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -42,6 +43,36 @@ impl Client {
         self.document(Method::GET, path, Bytes::new()).await
     }
 
+    /// Every item of a list, page after page.
+    pub async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, CommandError> {
+        let mut items = Vec::new();
+        let joint = if path.contains('?') { '&' } else { '?' };
+        let mut page: Page<T> = self.get(&format!("{path}{joint}limit={PAGE_MAX}")).await?;
+        loop {
+            items.append(&mut page.items);
+            let Some(next) = page.next.take() else { return Ok(items) };
+            page = self.get(&format!("{path}{joint}limit={PAGE_MAX}&cursor={}", segment(&next))).await?;
+        }
+    }
+
+    pub async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CommandError> {
+        let body = serde_json::to_vec(body).map_err(|error| CommandError::Failed(error.to_string()))?;
+        self.document(Method::PATCH, path, body.into()).await
+    }
+
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CommandError> {
+        let body = serde_json::to_vec(body).map_err(|error| CommandError::Failed(error.to_string()))?;
+        self.document(Method::PUT, path, body.into()).await
+    }
+
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, CommandError> {
         self.document(Method::DELETE, path, Bytes::new()).await
     }
@@ -57,8 +88,13 @@ impl Client {
 
     /// The live event stream, from now on.
     pub async fn events(&self) -> Result<EventStream, CommandError> {
-        let answer =
-            tokio::time::timeout(ANSWER_WITHIN, self.send(Method::GET, "/api/v1/events", Bytes::new()));
+        self.events_of("").await
+    }
+
+    /// The same, of events that match the query.
+    pub async fn events_of(&self, query: &str) -> Result<EventStream, CommandError> {
+        let path = format!("/api/v1/events?{query}");
+        let answer = tokio::time::timeout(ANSWER_WITHIN, self.send(Method::GET, &path, Bytes::new()));
         let response = answer.await.map_err(|_| self.too_slow())??;
         if response.status() != StatusCode::OK {
             return Err(self.refusal(response).await);
@@ -100,7 +136,7 @@ impl Client {
         let unreachable = |reason: &dyn ToString| CommandError::unreachable(&self.socket, reason.to_string());
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => CommandError::Refused(format!(
-                "{}: permission denied\n  way out: run the command as root or as the appliance's user",
+                "{}: permission denied\n  way out: run the command as root, as the appliance's user, or as a member of operator.group",
                 self.socket.display()
             )),
             io::ErrorKind::NotFound => unreachable(&"there is no such socket"),

@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 
 use super::error::CommandError;
-use super::lab::{UpArgs, failed, hints, print, read_config};
+use super::lab::{UpArgs, failed, hints, page_link, print, read_config};
 use super::text::Style;
 use crate::cli::view::View;
 use crate::image::build::progress_bar;
@@ -67,7 +67,8 @@ async fn demo(arguments: &DemoArgs, style: Style) -> Result<(), CommandError> {
     };
     if shown.is_ok() && !arguments.once {
         if let Some(machine) = lab.machines().first() {
-            print(&hints(&state, lab.operator(), machine.name.as_str(), machine.mac));
+            let page = page_link(&state, lab.operator()).await;
+            print(&hints(&state, page, machine.name.as_str(), machine.mac));
         }
         print("\nthe lab stays up; Ctrl-C ends it\n");
         interrupts.wait().await;

@@ -69,9 +69,9 @@ impl From<ProblemDocument> for CommandError {
             told.push_str(&format!("\n  way out: {way_out}"));
         }
         match problem.status {
-            400 | 413 | 422 => CommandError::Usage(told),
+            400 | 413 | 415 | 422 => CommandError::Usage(told),
             404 => CommandError::NotFound(told),
-            403 | 409 => CommandError::Refused(told),
+            401 | 403 | 409 | 412 => CommandError::Refused(told),
             _ => CommandError::Failed(told),
         }
     }
@@ -102,7 +102,7 @@ mod tests {
             assert_eq!(error.to_string(), "no\n  field:   name\n  way out: ask");
             error.exit_code()
         };
-        assert_eq!([400, 403, 404, 409, 500, 503].map(code), [2, 4, 3, 4, 1, 1]);
+        assert_eq!([400, 401, 403, 404, 409, 500, 503].map(code), [2, 4, 4, 3, 4, 1, 1]);
         let unreachable = CommandError::unreachable(Path::new("/x"), "gone");
         assert_eq!(unreachable.exit_code(), 5);
         assert!(unreachable.to_string().contains("farrier serve"));

@@ -12,6 +12,7 @@ use super::error::CommandError;
 use super::table::Table;
 use super::text::{Style, Tone};
 use super::timeline::stage_word;
+use super::token::login_link;
 use super::{ask, json_text};
 use crate::image::build::progress_bar;
 use crate::lab::config::{LabConfig, LabFirmware};
@@ -19,6 +20,7 @@ use crate::lab::qmp::Power;
 use crate::lab::state::{SOCKET_PATH_MAX, StateDir};
 use crate::lab::{Lab, LabOptions, Services, console, launch, needs, prepare, supervisor};
 use crate::net::MacAddr;
+use crate::operator::access::Role;
 use crate::operator::api::NodeDetail;
 
 /// Where a lab lives unless told otherwise; the demo's, so that `farrier lab` finds the machines of `make demo`.
@@ -142,7 +144,8 @@ fn up(arguments: &UpArgs, json: bool, style: Style) -> Result<String, CommandErr
     if let (false, Some(machine), Ok(state)) =
         (json, status.machines.first(), existing(&arguments.state.state))
     {
-        text.push_str(&hints(&state, status.operator, &machine.name, machine.mac));
+        let page = ask(async { Ok(page_link(&state, status.operator).await) })?;
+        text.push_str(&hints(&state, page, &machine.name, machine.mac));
     }
     Ok(text)
 }
@@ -291,19 +294,24 @@ fn render_status(status: &LabStatus, json: bool, style: Style) -> Result<String,
     Ok(table.render(style))
 }
 
+/// A link that logs a browser in to the lab's appliance, if operators are served by TCP; at worst the bare address.
+pub(super) async fn page_link(state: &StateDir, operator: Option<std::net::SocketAddr>) -> Option<String> {
+    let operator = operator?;
+    let link = match state.short_operator_socket() {
+        Ok(socket) => login_link(&Client::new(socket.path()), Role::Admin).await.ok(),
+        Err(_) => None,
+    };
+    Some(link.map_or_else(|| format!("http://{operator}/"), |link| link.url))
+}
+
 /// What to try with a running lab.
-pub(super) fn hints(
-    state: &StateDir,
-    operator: Option<std::net::SocketAddr>,
-    machine: &str,
-    mac: MacAddr,
-) -> String {
+pub(super) fn hints(state: &StateDir, page: Option<String>, machine: &str, mac: MacAddr) -> String {
     let farrier = relative(&std::env::current_exe().unwrap_or_else(|_| PathBuf::from("farrier")));
     let farrier = farrier.display();
     let root = relative(state.root());
     let mut text = String::from("\ntry next:\n");
-    if let Some(operator) = operator {
-        text.push_str(&format!("  curl http://{operator}/api/v1/status\n"));
+    if let Some(page) = page {
+        text.push_str(&format!("  {page}\n    (opens the page: once, within five minutes)\n"));
     }
     let socket = state.operator_socket();
     // The kernel takes no longer one; the directory's own name for it always fits.

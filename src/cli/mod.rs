@@ -14,14 +14,19 @@ use crate::cli::client::Client;
 use crate::cli::error::CommandError;
 use crate::cli::text::Style;
 
+mod audit;
 pub mod client;
 mod config;
 mod demo;
 pub mod error;
+mod event;
+mod explain;
+mod generate;
 pub mod image;
 mod lab;
 mod lease;
 mod node;
+mod roster;
 mod serve;
 mod status;
 mod storm;
@@ -30,8 +35,10 @@ pub mod table;
 mod tests;
 pub mod text;
 pub mod timeline;
+mod token;
 pub mod view;
 mod watch;
+mod why;
 
 const SOCKET_DEFAULT: &str = "/run/farrier/operator.sock";
 const SOCKET_VARIABLE: &str = "FARRIER_SOCKET";
@@ -64,9 +71,25 @@ pub enum Command {
     /// Register, list, show, approve, remove and order nodes
     #[command(subcommand)]
     Node(node::NodeCommand),
-    /// Addresses given out
+    /// Addresses given out, and kept
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// Say why a machine did not boot, or how far it has come
+    Why(why::WhyArgs),
+    /// Print the whole dialogue a machine would have, without sending a packet
+    Explain(explain::ExplainArgs),
+    /// Tokens for the page and the API, and links to log in with
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// List who changed what, newest first
+    Audit(audit::AuditArgs),
+    /// What happens, as it happens, and what happened to a node
+    #[command(subcommand)]
+    Event(event::EventCommand),
+    /// Register or update every node of a list; the same as `node import`
+    Import(roster::ImportArgs),
+    /// Write all nodes as a list; the same as `node export`
+    Export(roster::ExportArgs),
     /// Follow all nodes live, until Ctrl-C
     Watch,
     /// Build deploy images, fetch boot loaders, list what is there
@@ -81,6 +104,10 @@ pub enum Command {
     /// Check a configuration file
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Completions for a shell, to be sourced by it
+    Completions(generate::CompletionsArgs),
+    /// Manual pages
+    Man(generate::ManArgs),
 }
 
 /// What a command printed, and how it ended.
@@ -128,15 +155,38 @@ fn perform(cli: Cli) -> Result<String, CommandError> {
     match cli.command {
         Command::Serve(arguments) => serve::run(&arguments).map(|()| String::new()),
         Command::Config(command) => config::run(&command, json),
+        Command::Completions(arguments) => generate::completions(&arguments),
+        Command::Man(arguments) => generate::man(&arguments),
         Command::Status => ask(async { status::run(&Client::new(socket), json, style).await }),
         Command::Node(command) => ask(async { node::run(command, &Client::new(socket), json, style).await }),
         Command::Lease(command) => {
             ask(async { lease::run(&command, &Client::new(socket), json, style).await })
         }
+        Command::Token(command) => {
+            ask(async { token::run(command, &Client::new(socket), json, style).await })
+        }
+        Command::Audit(arguments) => {
+            ask(async { audit::run(&arguments, &Client::new(socket), json, style).await })
+        }
         Command::Demo(arguments) => demo::run(&arguments, style),
         Command::Lab(command) => lab::run(command, json, style),
         Command::Image(arguments) => image::run(&arguments, json),
         Command::Storm(arguments) => storm::run(&arguments, json, style),
+        Command::Why(arguments) => {
+            ask(async { why::run(&arguments, &Client::new(socket), json, style).await })
+        }
+        Command::Explain(arguments) => {
+            ask(async { explain::run(&arguments, &Client::new(socket), json, style).await })
+        }
+        Command::Event(command) => {
+            ask(async { event::run(&command, &Client::new(socket), json, style).await })
+        }
+        Command::Import(arguments) => {
+            ask(async { roster::import(&arguments, &Client::new(socket), json, style).await })
+        }
+        Command::Export(arguments) => {
+            ask(async { roster::export(&arguments, &Client::new(socket), json).await })
+        }
         Command::Watch => ask(async { watch::run(&Client::new(socket), json, style).await }),
     }
 }

@@ -16,7 +16,7 @@ use crate::node::NodeName;
 use crate::node::inventory::{BootedBy, Inventory};
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::Boot;
-use crate::operator::api::{NodeDetail, NodeSummary, OrderRequest, PortRequest, RegisterRequest};
+use crate::operator::api::{NodeDetail, NodePatch, NodeSummary, OrderRequest, PortRequest, RegisterRequest};
 
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
@@ -46,12 +46,34 @@ pub enum NodeCommand {
         #[arg(value_parser = parse_reference)]
         node: String,
     },
+    /// Change a node's name, ports, reserved addresses or approval; what is not named stays
+    Edit {
+        /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
+        node: String,
+        /// A new name
+        #[arg(long, conflicts_with = "no_name")]
+        name: Option<NodeName>,
+        /// Take its name away
+        #[arg(long)]
+        no_name: bool,
+        /// All ports it is to have, each with an address to keep for it if wanted; may be repeated
+        #[arg(long = "port", value_name = "MAC[=ADDRESS]", value_parser = parse_port)]
+        ports: Vec<PortRequest>,
+        /// `true` lets it boot and enroll, `false` sends it back to wait for approval
+        #[arg(long, value_name = "BOOL")]
+        approved: Option<bool>,
+    },
     /// Forget a node and its timeline
     Remove {
         /// Name, MAC address, id or SMBIOS UUID
         #[arg(value_parser = parse_reference)]
         node: String,
     },
+    /// Register or update every node of a list: CSV, JSON, dnsmasq, dhcpd.conf, Kea, instackenv, Tinkerbell
+    Import(super::roster::ImportArgs),
+    /// Write all nodes as a list in one of those formats
+    Export(super::roster::ExportArgs),
     /// Give the node's agent an order; it obeys at its next heartbeat
     Order {
         /// Name, MAC address, id or SMBIOS UUID
@@ -115,7 +137,7 @@ pub(super) async fn run(
             Ok(done(&node, "registered", json))
         }
         NodeCommand::List => {
-            let nodes: Vec<NodeSummary> = client.get("/api/v1/nodes").await?;
+            let nodes: Vec<NodeSummary> = client.list("/api/v1/nodes").await?;
             Ok(if json { json_text(&nodes) } else { render_list(&nodes, style, now) })
         }
         NodeCommand::Show { node, boot } => show(&node, boot, client, json, style).await,
@@ -123,10 +145,24 @@ pub(super) async fn run(
             let node = client.post(&path(&node, "/approve"), &()).await?;
             Ok(done(&node, "approved", json))
         }
+        NodeCommand::Edit { node, name, no_name, ports, approved } => {
+            let name = if no_name { Some(None) } else { name.map(Some) };
+            let ports = (!ports.is_empty()).then_some(ports);
+            let patch = NodePatch { name, ports, approved, ..NodePatch::default() };
+            if patch == NodePatch::default() {
+                return Err(CommandError::Usage(
+                    "nothing to change: name --name, --no-name, --port or --approved".to_owned(),
+                ));
+            }
+            let node = client.patch(&path(&node, ""), &patch).await?;
+            Ok(done(&node, "changed", json))
+        }
         NodeCommand::Remove { node } => {
             let node = client.delete(&path(&node, "")).await?;
             Ok(done(&node, "removed", json))
         }
+        NodeCommand::Import(arguments) => super::roster::import(&arguments, client, json, style).await,
+        NodeCommand::Export(arguments) => super::roster::export(&arguments, client, json).await,
         NodeCommand::Order { node, order } => {
             let request = OrderRequest { order: order.into() };
             let node = client.post(&path(&node, "/order"), &request).await?;
@@ -165,7 +201,7 @@ async fn show(
 ) -> Result<String, CommandError> {
     let detail: NodeDetail = client.get(&path(node, "")).await?;
     // By id: the node may be renamed between the two questions.
-    let boots: Vec<Boot> = client.get(&path(&detail.summary.id.to_string(), "/boots")).await?;
+    let boots: Vec<Boot> = client.list(&path(&detail.summary.id.to_string(), "/boots")).await?;
     let chosen = match boot {
         None => boots.last(),
         Some(number) => Some(boots.iter().find(|boot| boot.number == number).ok_or_else(|| {

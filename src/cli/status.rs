@@ -24,6 +24,10 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
     line("farrier", Tone::Plain, &format!("{}, up {up}", status.version));
     let bridge = &status.bridge;
     line("bridge", Tone::Plain, &format!("{} {} {}", bridge.name, bridge.address, bridge.mac));
+    if !bridge.up {
+        let reason = bridge.reason.as_deref().unwrap_or("it is down");
+        line("", Tone::Bad, &format!("nothing is served: {reason}"));
+    }
     for (index, service) in status.services.iter().enumerate() {
         let label = if index == 0 { "services" } else { "" };
         let (tone, state) = if service.running { (Tone::Plain, "") } else { (Tone::Bad, ", not running") };
@@ -37,6 +41,9 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
         pool.first, pool.last, pool.bound, pool.size, pool.offered, pool.quarantined
     );
     line("pool", tone, &pool_text);
+    let transfers = status.transfers;
+    let under_way = format!("{} by TFTP, {} by HTTP under way", transfers.tftp, transfers.http);
+    line("transfers", Tone::Plain, &under_way);
     let total: u64 = status.nodes.values().sum();
     let states: Vec<String> = status
         .nodes

@@ -11,12 +11,13 @@ use super::json_text;
 use super::lab::failed;
 use super::table::Table;
 use super::text::{Style, Tone, bytes};
-use crate::storm::engine::{Order, Progress, identity};
+use crate::storm::engine::Progress;
 use crate::storm::firmware::Kind;
-use crate::storm::ground;
+use crate::storm::ground::{self, Ground, GroundError};
 use crate::storm::machine::{Goal, Stage};
-use crate::storm::report::{Report, Setback, Spread};
-use crate::storm::rig::{self, ImageSize, Rig};
+use crate::storm::report::{FloodReport, Report, Setback, Spread};
+use crate::storm::rig::{self, Offering, Rig};
+use crate::storm::schedule::{Flood, Order, identity};
 
 #[derive(Debug, Args)]
 pub struct StormArgs {
@@ -24,7 +25,7 @@ pub struct StormArgs {
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=i64::try_from(rig::NODES_MAX).unwrap_or(i64::MAX)))]
     nodes: u32,
 
-    /// Their firmware; `mix` is a third of each
+    /// Their firmware; `mix` is a third each of bios, uefi and uefi-http
     #[arg(long, value_enum, default_value = "mix")]
     profile: StormProfile,
 
@@ -36,13 +37,18 @@ pub struct StormArgs {
     #[arg(long, value_name = "NAME")]
     bridge: Option<String>,
 
+    /// The storm's end of the cable holds this address, so that the server's host can have one route to all machines
+    /// (`ip route add SUBNET via ADDRESS`) where its table of neighbours is too small for one entry each
+    #[arg(long, value_name = "ADDRESS", requires = "bridge")]
+    gateway: Option<std::net::Ipv4Addr>,
+
     /// How far the machines are to come
     #[arg(long, value_enum, default_value = "enroll")]
     until: Goal,
 
-    /// All machines are switched on within this time
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
-    over: Duration,
+    /// All machines are switched on within this time [default: 1s, or as long as the flood lasts]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    over: Option<Duration>,
 
     /// Machines not home after this long are lost
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
@@ -52,9 +58,13 @@ pub struct StormArgs {
     #[arg(long, default_value = "1")]
     seed: u64,
 
-    /// Besides, DISCOVERs a second from strangers that never come again
-    #[arg(long, value_name = "RATE", default_value = "0")]
-    strangers: u32,
+    /// Besides, this many DISCOVERs a second from strangers that never come again
+    #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=FLOOD_RATE_MAX))]
+    flood: Option<u32>,
+
+    /// How long the flood lasts; as it ends, unknown machines are switched on and must get their addresses
+    #[arg(long, value_name = "SECONDS", default_value = "60", requires = "flood", value_parser = clap::value_parser!(u32).range(1..=FLOOD_SECS_MAX))]
+    flood_seconds: u32,
 
     /// The lab's operator has registered the machines, each with an address; strangers are told apart from them
     #[arg(long, conflicts_with = "bridge")]
@@ -73,11 +83,16 @@ pub struct StormArgs {
     state: PathBuf,
 }
 
+/// More than one core here makes, and more than any segment should be asked to carry.
+const FLOOD_RATE_MAX: i64 = 100_000;
+const FLOOD_SECS_MAX: i64 = 3600;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum StormProfile {
     Bios,
     Uefi,
     UefiHttp,
+    UefiSecure,
     Mix,
 }
 
@@ -87,7 +102,8 @@ impl StormProfile {
             StormProfile::Bios => Kind::Bios,
             StormProfile::Uefi => Kind::Uefi,
             StormProfile::UefiHttp => Kind::UefiHttp,
-            StormProfile::Mix => Kind::ALL[number % Kind::ALL.len()],
+            StormProfile::UefiSecure => Kind::UefiSecure,
+            StormProfile::Mix => Kind::MIX[number % Kind::MIX.len()],
         }
     }
 }
@@ -101,6 +117,8 @@ fn parse_loss(text: &str) -> Result<f64, String> {
     }
 }
 
+const OVER_DEFAULT: Duration = Duration::from_secs(1);
+
 /// Linux forgets neighbours beyond this, and then cannot send to them. Seen only outside of namespaces.
 const NEIGHBOURS_MAX: &str = "/proc/sys/net/ipv4/neigh/default/gc_thresh3";
 
@@ -110,44 +128,99 @@ fn warn_of_neighbours(nodes: u32) {
     if let Some(limit) = limit.filter(|limit| *limit <= nodes) {
         eprintln!(
             "farrier: this kernel's ARP table ends at {limit} neighbours (net.ipv4.neigh.default.gc_thresh3): a server \
-             on it may not reach {nodes} machines at once"
+             on it may not reach {nodes} machines at once; raise it, or see --gateway"
         );
     }
 }
 
+impl StormArgs {
+    fn order(&self) -> Order {
+        let flood = self.flood.map(|per_second| Flood {
+            per_second,
+            lasts: Duration::from_secs(u64::from(self.flood_seconds)),
+        });
+        let over = self.over.or(flood.map(|flood| flood.lasts)).unwrap_or(OVER_DEFAULT);
+        Order {
+            machines: (0..self.nodes as usize).map(|number| self.profile.machine(number)).collect(),
+            goal: self.until,
+            seed: self.seed,
+            loss: self.loss,
+            over,
+            patience: self.patience,
+            flood,
+        }
+    }
+
+    fn offering(&self) -> Offering {
+        let bytes = |kib: u32| kib as usize * 1024;
+        let registered = if self.registered { self.nodes as usize } else { 0 };
+        Offering {
+            kernel: bytes(self.kernel),
+            ramdisk: bytes(self.ramdisk),
+            signed: self.profile == StormProfile::UefiSecure,
+            registered: (0..registered).map(|number| identity(self.seed, number).mac).collect(),
+        }
+    }
+}
+
 pub(super) fn run(arguments: &StormArgs, json: bool, style: Style) -> Result<String, CommandError> {
-    warn_of_neighbours(arguments.nodes);
-    let order = Order {
-        machines: (0..arguments.nodes as usize).map(|number| arguments.profile.machine(number)).collect(),
-        goal: arguments.until,
-        seed: arguments.seed,
-        loss: arguments.loss,
-        over: arguments.over,
-        patience: arguments.patience,
-        strangers: arguments.strangers,
-    };
+    let order = arguments.order();
     let mut report = match &arguments.bridge {
-        Some(bridge) => ground::run(bridge, order, progress_bar(arguments.nodes)).map_err(failed)?,
+        Some(bridge) => {
+            if arguments.gateway.is_none() {
+                warn_of_neighbours(arguments.nodes);
+            }
+            let ground = Ground { bridge: bridge.clone(), gateway: arguments.gateway };
+            ground::run(&ground, order, progress_bar(arguments.nodes)).map_err(not_run)?
+        }
         None => {
             let farrier = std::env::current_exe().map_err(|error| failed(error.into()))?;
-            let kib = |kib: u32| kib as usize * 1024;
-            let image = ImageSize { kernel: kib(arguments.kernel), ramdisk: kib(arguments.ramdisk) };
-            let known = if arguments.registered { arguments.nodes as usize } else { 0 };
-            let known: Vec<_> = (0..known).map(|number| identity(arguments.seed, number).mac).collect();
-            let rig = Rig::build(&arguments.state, &farrier, image, &known).map_err(failed)?;
-            let mut report =
-                ground::run(rig::BRIDGE, order, progress_bar(arguments.nodes)).map_err(failed)?;
-            report.server = rig.server_use();
-            report
+            let rig = Rig::build(&arguments.state, &farrier, &arguments.offering()).map_err(failed)?;
+            let before = rig.server_use();
+            let report = ground::run(&rig.ground(), order, progress_bar(arguments.nodes)).map_err(failed)?;
+            match before.zip(rig.server_use()) {
+                Some((before, after)) => report.with_server(after.since(before)),
+                None => report,
+            }
         }
     };
     report.slowest.retain(|slow| slow.total_secs > 0.0);
     let text = if json { json_text(&report) } else { render(&report, style) };
-    if report.lost > 0 || report.address_conflicts > 0 {
-        super::lab::print(&text);
-        return Err(CommandError::Failed(format!("{} of {} machines were lost", report.lost, report.nodes)));
+    match verdict(&report) {
+        Ok(()) => Ok(text),
+        Err(verdict) => {
+            super::lab::print(&text);
+            Err(CommandError::Failed(verdict))
+        }
     }
-    Ok(text)
+}
+
+/// A bridge that cannot be stormed is a mistake of the command line.
+fn not_run(error: anyhow::Error) -> CommandError {
+    match error.downcast_ref::<GroundError>() {
+        Some(wrong) => CommandError::Usage(wrong.to_string()),
+        None => failed(error),
+    }
+}
+
+fn verdict(report: &Report) -> Result<(), String> {
+    if report.interrupted {
+        return Err(format!("interrupted: {} of {} machines were through", report.completed, report.nodes));
+    }
+    if report.lost > 0 {
+        return Err(format!("{} of {} machines were lost", report.lost, report.nodes));
+    }
+    if report.address_conflicts > 0 {
+        return Err(format!("{} addresses were given to two machines", report.address_conflicts));
+    }
+    match &report.flood {
+        Some(flood) if flood.recovery_secs.is_none() => Err(format!(
+            "after the flood {} of {} newcomers got no address",
+            flood.newcomers - flood.newcomers_served,
+            flood.newcomers
+        )),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// On standard error, and only where that is a terminal.
@@ -206,26 +279,7 @@ fn render(report: &Report, style: Style) -> String {
     row("power-on to end", &report.total);
     row("DHCP replies", &report.dhcp.reply);
     text.push_str(&table.render(style));
-    text.push_str(&format!(
-        "\nDHCP resends {}, TFTP resends {}, told to wait {} times, {} downloaded, address conflicts {}, \
-         own drops {}, strangers {}\n",
-        report.dhcp.resends,
-        report.tftp_resends,
-        report.told_to_wait,
-        bytes(report.downloaded_bytes),
-        report.address_conflicts,
-        report.own_drops,
-        report.strangers,
-    ));
-    text.push_str(&format!("CPU: storm {}", secs(report.storm_cpu_secs)));
-    if let Some(server) = report.server {
-        text.push_str(&format!(
-            ", server {}; server memory at most {}",
-            secs(server.cpu_secs),
-            bytes(server.peak_memory_bytes)
-        ));
-    }
-    text.push('\n');
+    text.push_str(&sums(report));
     troubles(&mut text, "lost", &report.losses);
     troubles(&mut text, "setbacks", &report.setbacks);
     if !report.slowest.is_empty() {
@@ -242,6 +296,54 @@ fn render(report: &Report, style: Style) -> String {
         text.push_str(&table.render(style));
     }
     text
+}
+
+/// What is counted over all machines, and what it cost.
+fn sums(report: &Report) -> String {
+    let mut text = format!(
+        "\nDHCP resends {}, TFTP resends {}, transfers given up {}, told to wait {} times, {} downloaded, \
+         address conflicts {}, own drops {}\n",
+        report.dhcp.resends,
+        report.tftp_resends,
+        report.given_up_transfers,
+        report.told_to_wait,
+        bytes(report.downloaded_bytes),
+        report.address_conflicts,
+        report.own_drops,
+    );
+    if let Some(flood) = &report.flood {
+        text.push_str(&flood_line(flood));
+    }
+    text.push_str(&format!("seed {}, schedule {}\n", report.seed, report.schedule));
+    text.push_str(&format!("CPU: storm {}", secs(report.storm_cpu_secs)));
+    if let Some(server) = report.server {
+        text.push_str(&format!(
+            ", server {}; server memory at most {}",
+            secs(server.cpu_secs),
+            bytes(server.peak_memory_bytes)
+        ));
+    }
+    text.push('\n');
+    if let Some(cost) = report.per_node {
+        text.push_str(&format!(
+            "each machine: {:.2} ms of the server's CPU, {:.0} packets and {} on the wire, {} written to disk\n",
+            cost.server_cpu_ms,
+            cost.packets,
+            bytes(cost.bytes as u64),
+            bytes(cost.disk_bytes as u64)
+        ));
+    }
+    text
+}
+
+fn flood_line(flood: &FloodReport) -> String {
+    let FloodReport { per_second, sent, newcomers, newcomers_served, recovery_secs } = flood;
+    let recovery = recovery_secs
+        .map_or_else(|| "not all of them".to_owned(), |took| format!("the last after {}", secs(took)));
+    format!(
+        "flood: {sent} DISCOVERs at {per_second} a second; after it {newcomers_served} of {newcomers} newcomers got addresses, \
+         {recovery}\n"
+    )
 }
 
 fn troubles(text: &mut String, heading: &str, troubles: &[Setback]) {

@@ -94,12 +94,22 @@ fn dhcp(message: &str, answer: Result<&str, &str>) -> Happening {
         address: answer.is_ok().then_some([192, 168, 2, 130].into()),
         boot_file: answer.is_ok().then(|| "uefi-x64/shimx64.efi".to_owned()),
         nothing_to_boot: None,
+        other_server: None,
     }
 }
 
 fn file(name: &str, size: u64, sent: u64, took_millis: u64, outcome: FileOutcome) -> Happening {
     let (transport, stage) = (Transport::Tftp, Some(Stage::Loader));
-    Happening::File { transport, stage, name: name.to_owned(), size: Some(size), sent, took_millis, outcome }
+    Happening::File {
+        transport,
+        stage,
+        name: name.to_owned(),
+        size: Some(size),
+        sent,
+        took_millis,
+        outcome,
+        tftp: None,
+    }
 }
 
 fn boot() -> Boot {
@@ -107,7 +117,14 @@ fn boot() -> Boot {
         (0, dhcp("discover", Ok("offer"))),
         (15, dhcp("request", Err("foreign-server"))),
         (300, file("uefi-x64/shimx64.efi", 955_656, 955_656, 210, FileOutcome::Complete)),
-        (700, Happening::Script { name: "grub/grub.cfg".to_owned(), plan: ScriptPlan::Ramdisk }),
+        (
+            700,
+            Happening::Script {
+                name: "grub/grub.cfg".to_owned(),
+                plan: ScriptPlan::Ramdisk,
+                token_issued_at: None,
+            },
+        ),
         (
             2_500,
             file(
@@ -241,7 +258,13 @@ fn the_status_says_what_is_wrong() {
         version: "0.1.0".into(),
         started_at: START,
         uptime_secs: 4000,
-        bridge: BridgeStatus { name: "br-deploy".into(), address: "192.168.2.2/24".into(), mac: MAC },
+        bridge: BridgeStatus {
+            name: "br-deploy".into(),
+            address: "192.168.2.2/24".into(),
+            mac: MAC,
+            up: true,
+            reason: None,
+        },
         services: vec![
             ServiceStatus { name: "dhcp".into(), listens: "192.168.2.2:67".into(), running: true },
             ServiceStatus { name: "tftp".into(), listens: "192.168.2.2:69".into(), running: false },
@@ -262,7 +285,12 @@ fn the_status_says_what_is_wrong() {
         .into(),
         waiting_for_approval: 1,
         image: ImageStatus { profile: "metal".into(), present: false },
-        store: StoreStatus { path: "/var/lib/farrier".into(), last_error: Some("disk full".into()) },
+        store: StoreStatus {
+            path: "/var/lib/farrier".into(),
+            last_error: Some("disk full".into()),
+            ..StoreStatus::default()
+        },
+        transfers: TransfersStatus { tftp: 2, http: 0 },
         problems: vec![ReportedProblem {
             at: START,
             severity: Severity::Error,

@@ -72,11 +72,11 @@ pub fn describe(happening: &Happening) -> Line {
             let took = Some(Duration::from_millis(*took_millis));
             Line { bytes: Some(*sent), took, ..file_line(*transport, name, *size, outcome) }
         }
-        Happening::Script { name, plan } => {
+        Happening::Script { name, plan, .. } => {
             Line::new(Tone::Plain, "script", format!("{name}: {}", plan_words(*plan)))
         }
         Happening::Agent { call } => agent_line(call),
-        Happening::AgentRefused { reason } => Line::new(Tone::Bad, "agent", format!("refused: {reason}")),
+        Happening::AgentRefused { reason, .. } => Line::new(Tone::Bad, "agent", format!("refused: {reason}")),
         Happening::OrderGiven { order } => Line::new(Tone::Plain, "order", order.to_string()),
         Happening::State { from, to, cause } => {
             Line::new(Tone::Plain, "state", format!("{from} -> {to}: {cause}"))
@@ -90,6 +90,7 @@ pub fn describe(happening: &Happening) -> Line {
             );
             Line::new(Tone::Bad, "boot loop", detail)
         }
+        Happening::ApplianceStarted => Line::new(Tone::Attention, "farrier", "started again"),
         Happening::PortConflict { port, owner } => {
             Line::new(Tone::Bad, "port", format!("{port} already belongs to node {owner}"))
         }
@@ -115,7 +116,7 @@ fn file_line(transport: Transport, name: &str, size: Option<u64>, outcome: &File
 
 fn agent_line(call: &AgentCall) -> Line {
     match call {
-        AgentCall::Hello { uptime_secs } => Line::new(
+        AgentCall::Hello { uptime_secs, .. } => Line::new(
             Tone::Plain,
             "agent",
             format!("called home {uptime_secs:.1} s after its kernel started"),

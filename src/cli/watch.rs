@@ -54,7 +54,7 @@ async fn follow(
         let event = tokio::select! {
             event = stream.next() => event?,
             () = sleep_until(redraw_at), if screen.view.is_live() => {
-                let nodes: Vec<NodeSummary> = client.get("/api/v1/nodes").await?;
+                let nodes: Vec<NodeSummary> = client.list("/api/v1/nodes").await?;
                 screen.draw(&nodes, style);
                 redraw_at = Instant::now() + REDRAW_EVERY;
                 continue;
@@ -71,7 +71,7 @@ async fn follow(
     }
 }
 
-fn event_json(event: &WatchEvent) -> String {
+pub(super) fn event_json(event: &WatchEvent) -> String {
     let text = match event {
         WatchEvent::Timeline(message) => serde_json::to_string(message),
         WatchEvent::Lagged(message) => serde_json::to_string(message),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,10 +10,8 @@ use ipnetwork::Ipv4Network;
 
 use super::document::Document;
 use super::error::{ConfigError, nearest};
-use super::file::{BootSection, DhcpSection, FileConfig, NetworkSection, OperatorSection, StoreSection};
-use super::{
-    BootConfig, BridgeName, Config, DhcpConfig, Identity, NetworkConfig, OperatorConfig, StoreConfig,
-};
+use super::file::{BootSection, DhcpSection, FileConfig, NetworkSection, StoreSection};
+use super::{BootConfig, BridgeName, Config, DhcpConfig, Identity, NetworkConfig, StoreConfig};
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::{LoaderName, LoaderTable};
@@ -34,12 +32,8 @@ const CALL_DEADLINE_MAX: Duration = Duration::from_secs(24 * 3600);
 const CALL_DEADLINE_DEFAULT: Duration = Duration::from_secs(5 * 60);
 /// The x86 kernel takes 2047 bytes of command line; half of that is left to our own arguments.
 const KERNEL_ARGUMENTS_BYTES_MAX: usize = 1024;
-/// `sun_path` without the final NUL (unix(7)).
-const SOCKET_PATH_MAX: usize = 107;
 const PROFILE_NAME_MAX: usize = 32;
 
-const SOCKET_DEFAULT: &str = "/run/farrier/operator.sock";
-const LISTEN_DEFAULT: &str = "127.0.0.1:8067";
 const STORE_DEFAULT: &str = "/var/lib/farrier";
 const PROFILE_DEFAULT: &str = "metal";
 
@@ -70,7 +64,7 @@ impl Check<'_> {
     pub(super) fn config(&self, file: FileConfig) -> Result<Config, ConfigError> {
         let network = self.network(file.network)?;
         let dhcp = self.dhcp(file.dhcp, &network)?;
-        let operator = self.operator(file.operator)?;
+        let operator = self.operator(file.operator, &network)?;
         let store = self.store(file.store)?;
         let boot = self.boot(file.boot)?;
         Ok(Config { network, dhcp, operator, store, boot })
@@ -212,35 +206,6 @@ impl Check<'_> {
         let reservations = self.reservations(section.reservation, network)?;
         let authoritative = section.authoritative.unwrap_or(true);
         Ok(DhcpConfig { pool, lease, unknown, identity, authoritative, reservations })
-    }
-
-    fn operator(&self, section: OperatorSection) -> Result<OperatorConfig, ConfigError> {
-        let socket = self.absolute("operator.socket", section.socket, SOCKET_DEFAULT)?;
-        let socket_text = socket.to_string_lossy();
-        if socket_text.len() > SOCKET_PATH_MAX {
-            let rule = format!("a Unix socket's path has at most {SOCKET_PATH_MAX} bytes");
-            let shorter = "choose a shorter path, such as /run/farrier/operator.sock";
-            return Err(self.refuse("operator.socket", quoted(&socket_text), rule, shorter));
-        }
-        let text = section.listen.unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
-        if text == "off" {
-            return Ok(OperatorConfig { socket, listen: None });
-        }
-        match text.parse::<SocketAddr>() {
-            Ok(listen) if listen.ip().is_loopback() => Ok(OperatorConfig { socket, listen: Some(listen) }),
-            Ok(_) => Err(self.refuse(
-                "operator.listen",
-                quoted(&text),
-                "monitoring is served without a password, so on a loopback address only",
-                "write \"127.0.0.1:8067\", or \"off\"; a proxy with TLS may publish it",
-            )),
-            Err(_) => Err(self.refuse(
-                "operator.listen",
-                quoted(&text),
-                "a loopback address with a port is wanted",
-                "write \"127.0.0.1:8067\" or \"[::1]:8067\", or \"off\"",
-            )),
-        }
     }
 
     fn store(&self, section: StoreSection) -> Result<StoreConfig, ConfigError> {
@@ -391,7 +356,12 @@ impl Check<'_> {
         Err(self.refuse(key, quoted(&text), rule, format!("write \"{meant}\" if that is meant")))
     }
 
-    fn absolute(&self, key: &str, text: Option<String>, default: &str) -> Result<PathBuf, ConfigError> {
+    pub(super) fn absolute(
+        &self,
+        key: &str,
+        text: Option<String>,
+        default: &str,
+    ) -> Result<PathBuf, ConfigError> {
         let text = text.unwrap_or_else(|| default.to_owned());
         if text.starts_with('/') && !text.contains('\0') {
             return Ok(PathBuf::from(text));

@@ -53,7 +53,20 @@ pub(super) struct ReservationEntry {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct OperatorSection {
     pub(super) socket: Option<String>,
+    pub(super) group: Option<String>,
     pub(super) listen: Option<String>,
+    pub(super) names: Vec<String>,
+    pub(super) metrics_open: Option<bool>,
+    pub(super) consoles: Option<String>,
+    pub(super) tls: TlsSection,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct TlsSection {
+    pub(super) certificate: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) self_signed: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -5,7 +5,7 @@
 //!
 //! - `file`: the private mirror and what serde has to say about it
 //! - `document`: key path ↔ line of the file
-//! - `check`: the rules, section by section; `pool`: those about addresses
+//! - `check`: the rules, section by section; `pool`: those about addresses; `operator`: those of the operator plane
 //! - `error`: how a mistake is told
 
 use std::collections::BTreeMap;
@@ -27,6 +27,7 @@ mod check;
 mod document;
 mod error;
 mod file;
+mod operator;
 mod pool;
 #[cfg(test)]
 mod tests;
@@ -97,11 +98,30 @@ pub struct Reservation {
     pub name: Option<NodeName>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct OperatorConfig {
     pub socket: PathBuf,
-    /// Loopback only; serves health, metrics and status, read-only.
+    /// Its members may use the socket; by name or number.
+    pub group: Option<String>,
+    /// Not the bridge's address, and loopback only unless there is TLS.
     pub listen: Option<SocketAddr>,
+    /// Host names and addresses, beside loopback and `listen`, that requests may ask for.
+    pub names: Vec<String>,
+    pub tls: Option<TlsConfig>,
+    /// `/metrics` takes no token.
+    pub metrics_open: bool,
+    /// Directory of the machines' console logs, one file a port.
+    pub consoles: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsConfig {
+    /// Made at first start and kept in the state directory.
+    SelfSigned,
+    Files {
+        certificate: PathBuf,
+        key: PathBuf,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -155,7 +175,11 @@ impl Config {
             ("network.bridge", self.network.bridge != new.network.bridge),
             ("network.address", self.network.address != new.network.address),
             ("operator.socket", self.operator.socket != new.operator.socket),
+            ("operator.group", self.operator.group != new.operator.group),
             ("operator.listen", self.operator.listen != new.operator.listen),
+            ("operator.names", self.operator.names != new.operator.names),
+            ("operator.tls", self.operator.tls != new.operator.tls),
+            ("operator.metrics_open", self.operator.metrics_open != new.operator.metrics_open),
             ("store.path", self.store.path != new.store.path),
         ];
         compared.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

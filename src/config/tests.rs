@@ -51,6 +51,7 @@ fn the_shown_file_names_every_key() {
         ("dhcp", "[dhcp]\nnonsense = 1"),
         ("reservation", "[[dhcp.reservation]]\nnonsense = 1"),
         ("operator", "[operator]\nnonsense = 1"),
+        ("operator.tls", "[operator.tls]\nnonsense = 1"),
         ("store", "[store]\nnonsense = 1"),
         ("boot", "[boot]\nnonsense = 1"),
     ];
@@ -222,10 +223,41 @@ fn each_other_mistake_names_key_value_rule_and_way_out() {
         mistake(
             "[operator]\nlisten = \"0.0.0.0:8067\"",
             (5, "operator.listen", "\"0.0.0.0:8067\""),
-            "loopback",
+            "would include the bridge",
             "127.0.0.1:8067",
         ),
-        mistake("[operator]\nlisten = \"8067\"", (5, "operator.listen", "\"8067\""), "loopback", "\"off\""),
+        mistake(
+            "[operator]\nlisten = \"10.0.0.5:8067\"",
+            (5, "operator.listen", "\"10.0.0.5:8067\""),
+            "takes TLS",
+            "self_signed = true",
+        ),
+        mistake(
+            "[operator]\nlisten = \"192.168.2.2:8067\"\n[operator.tls]\nself_signed = true",
+            (5, "operator.listen", "\"192.168.2.2:8067\""),
+            "not served on the bridge",
+            "another interface",
+        ),
+        mistake(
+            "[operator]\nlisten = \"[::ffff:0.0.0.0]:8067\"",
+            (5, "operator.listen", "\"[::ffff:0.0.0.0]:8067\""),
+            "would include the bridge",
+            "127.0.0.1:8067",
+        ),
+        mistake("[operator]\nlisten = \"8067\"", (5, "operator.listen", "\"8067\""), "a port", "\"off\""),
+        mistake("[operator]\ngroup = \"a b\"", (5, "operator.group", "\"a b\""), "a group", "/etc/group"),
+        mistake(
+            "[operator]\nnames = [\"a\", \"http://b\"]",
+            (5, "operator.names[1]", "\"http://b\""),
+            "without port or scheme",
+            "boot.example.org",
+        ),
+        mistake(
+            "[operator.tls]\nself_signed = true\nkey = \"/k\"",
+            (5, "operator.tls.self_signed", "true"),
+            "either",
+            "self_signed = true",
+        ),
         mistake(
             "[operator]\nsocket = \"f.sock\"",
             (5, "operator.socket", "\"f.sock\""),

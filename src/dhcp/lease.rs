@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
@@ -17,6 +18,8 @@ pub mod table;
 /// How long an offered address waits for its REQUEST. Covers the slowest firmware's retries (4, 8, 16, 32 s), and
 /// Raspberry Pi ROMs, which use an offer without ever requesting it.
 pub const OFFER_HOLD: Duration = Duration::from_secs(120);
+/// What an offer may count on even while a flood of strangers asks: OVMF collects offers for 3.6 s before its REQUEST.
+pub const OFFER_HOLD_MIN: Duration = Duration::from_secs(4);
 /// How long a declined address is withheld: somebody without a lease is using it, and may be gone by then.
 pub const QUARANTINE: Duration = Duration::from_secs(3600);
 
@@ -66,7 +69,7 @@ pub struct LeaseView {
     pub expires_at: Timestamp,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseState {
     Offered,

@@ -28,10 +28,10 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::{BridgeName, Config};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{Binding, BindingState, LeaseView, PoolUse};
-use crate::dhcp::server::{DhcpServer, Directory, Settings};
+use crate::dhcp::server::{Answer, DhcpServer, Directory, Outcome, Report, Settings};
 use crate::net::link::LinkWatch;
 use crate::net::{Bridge, MacAddr};
-use crate::node::registry::Registry;
+use crate::node::registry::{Registry, TraceStep};
 use crate::node::timeline::Happening;
 use crate::store::Store;
 use crate::telemetry::Tally;
@@ -55,6 +55,18 @@ pub trait Nodes: Directory + Send + Sync {
     fn granted(&self, client: &Client, now: Timestamp);
     /// A message of this MAC, and what came of it; of strangers, those are remembered that got an answer lately.
     fn record(&self, mac: MacAddr, happening: Happening, now: Timestamp);
+    /// A message of a MAC that is no node: nothing durable comes of it, but it can be asked about.
+    fn stranger(&self, _mac: MacAddr, _step: TraceStep) {}
+}
+
+/// What a stranger's trace keeps of one message.
+fn step_of(outcome: &Outcome, report: &Report, now: Timestamp) -> TraceStep {
+    let (answer, address) = match &outcome.answer {
+        Answer::Reply(reply) => (Ok(reply.kind.as_str()), reply.address),
+        Answer::Silence(silence) => (Err(silence.as_str()), None),
+    };
+    let Report { class, message, xid, other_server, .. } = *report;
+    TraceStep { at: now, class, message, xid, answer, address, other_server }
 }
 
 impl Nodes for Registry {
@@ -68,6 +80,10 @@ impl Nodes for Registry {
 
     fn record(&self, mac: MacAddr, happening: Happening, now: Timestamp) {
         Registry::record(self, mac, happening, now);
+    }
+
+    fn stranger(&self, mac: MacAddr, step: TraceStep) {
+        Registry::stranger(self, mac, step);
     }
 }
 
@@ -218,8 +234,14 @@ pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, Bind
         watch,
         progress: Progress::default(),
     };
-    let thread =
-        thread::Builder::new().name("dhcp".to_owned()).spawn(move || worker.run()).map_err(system)?;
+    let thread = thread::Builder::new()
+        .name("dhcp".to_owned())
+        .spawn(move || {
+            // A lease is not to wait for a page that is rendered.
+            crate::net::sys::run_before_others();
+            worker.run();
+        })
+        .map_err(system)?;
     Ok(DhcpHandle {
         commands,
         waker,

@@ -190,6 +190,8 @@ pub struct Report {
     pub xid: u32,
     /// Why a client that wants to boot is told nothing to boot.
     pub nothing_to_boot: Option<NothingToBoot>,
+    /// The server it chose, if another was.
+    pub other_server: Option<Ipv4Addr>,
 }
 
 impl Outcome {
@@ -252,6 +254,7 @@ impl DhcpServer {
             message: request.kind.as_str(),
             xid: message.xid(),
             nothing_to_boot,
+            other_server: request.server.filter(|_| answer == Answer::Silence(Silence::OtherServer)),
         };
         Outcome { answer, changes, report: Some(report) }
     }

@@ -108,6 +108,8 @@ mod tests {
         write_whole(&kept, b"loader").unwrap();
         let mut file = LoaderFile {
             name: LoaderName("loader.efi".to_owned()),
+            platform: crate::boot::client::Firmware::UefiX64,
+            signed: false,
             package: "no-such-package".to_owned(),
             packaged: true,
             path: path.to_owned(),

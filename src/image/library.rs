@@ -310,11 +310,12 @@ fn read_manifest(path: &Path) -> Result<Manifest, String> {
     Ok(manifest)
 }
 
-/// Maps a blob and hashes what was mapped, so that what is verified is what will be served. The pass over all of
-/// it also brings it into the page cache before the first node asks.
+/// Hashes a blob and maps the file that was hashed, which nobody may write to. The pass over all of it also brings it
+/// into the page cache before the first node asks; reading, and not touching the mapping, keeps those pages out of
+/// our own memory: HTTP sends them from the file, and never needs them here.
 fn open_blob(path: &Path, expected: BlobRef) -> Result<Blob, String> {
     let read = |error: io::Error| error.to_string();
-    let file = File::open(path).map_err(read)?;
+    let mut file = File::open(path).map_err(read)?;
     let metadata = file.metadata().map_err(read)?;
     if !metadata.is_file() {
         return Err("not a regular file".to_owned());
@@ -322,12 +323,12 @@ fn open_blob(path: &Path, expected: BlobRef) -> Result<Blob, String> {
     if metadata.len() != expected.bytes {
         return Err(format!("{} bytes, {} are wanted", metadata.len(), expected.bytes));
     }
-    let bytes = map_bytes(&file, expected.bytes).map_err(read)?;
-    let digest = Digest::of(&bytes);
-    if digest != expected.digest {
+    let (digest, size) = Digest::of_stream(&mut file, |_| Ok(())).map_err(read)?;
+    if digest != expected.digest || size != expected.bytes {
         return Err(format!("its bytes hash to {digest}"));
     }
-    let (size, modified) = (bytes.len() as u64, modified_at(&metadata));
+    let bytes = map_bytes(&file, size).map_err(read)?;
+    let modified = modified_at(&metadata);
     Ok(Blob { bytes, file: Some(Arc::new(file)), digest, size, modified })
 }
 

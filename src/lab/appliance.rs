@@ -69,7 +69,12 @@ fn configuration(
     }
     let listen = operator.map_or_else(|| Value::String("off".to_owned()), |address| text(&address));
     lay_over(&mut table, "network", network)?;
-    lay_over(&mut table, "operator", [("socket", utf8(&socket)?), ("listen", listen)])?;
+    let consoles = utf8(&state.consoles())?;
+    lay_over(
+        &mut table,
+        "operator",
+        [("socket", utf8(&socket)?), ("listen", listen), ("consoles", consoles)],
+    )?;
     lay_over(&mut table, "store", [("path", utf8(&state.appliance_state())?)])?;
     if let Some(boot) = table.entry("boot").or_insert_with(|| Value::Table(Table::new())).as_table_mut() {
         boot.entry("profile").or_insert_with(|| Value::String(PROFILE.to_owned()));

@@ -160,7 +160,7 @@ async fn boots(
     client: &Client,
     machine: &MachineProgress,
 ) -> Result<Vec<Boot>, crate::cli::error::CommandError> {
-    client.get(&format!("/api/v1/nodes/{}/boots", segment(&machine.mac.to_string()))).await
+    client.list(&format!("/api/v1/nodes/{}/boots", segment(&machine.mac.to_string()))).await
 }
 
 /// Where a machine's words are, for one that did not make it.

@@ -301,6 +301,7 @@ fn plan(
     for (index, machine) in config.machines.iter().enumerate() {
         let directory = state.machine(machine.name.as_str());
         machine::prepare(machine, &directory)?;
+        state.show_console(machine.mac, &directory)?;
         taps.push(format!("tap{index}"));
         programs.push(machine::program(machine, &directory, &taps[index], accel));
         machines.push(MachinePlan {

@@ -197,6 +197,7 @@ mod tests {
             address: Some(Ipv4Addr::new(192, 168, 2, 130)),
             boot_file: None,
             nothing_to_boot: None,
+            other_server: None,
         };
         let file = Happening::File {
             transport: Transport::Http,
@@ -206,6 +207,7 @@ mod tests {
             sent: 14_000_000,
             took_millis: 20,
             outcome: FileOutcome::Complete,
+            tftp: None,
         };
         vec![dhcp, file]
     }

@@ -7,6 +7,7 @@
 //!         lab.log appliance.log  what they said
 //!         farrier.toml farrier.sock
 //!         appliance/             the appliance's own state: farrier.db, images/, loaders/
+//!         consoles/<mac>.log  -> machines/<name>/serial.log
 //!         machines/<name>/       disk.raw vars.fd serial.log qemu.log qmp.sock console.sock
 //! ```
 
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab::plan::Plan;
 use crate::lab::process::ProcessId;
+use crate::net::MacAddr;
 
 /// Bytes of a Unix socket's path (`sun_path` less the NUL).
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -96,6 +98,24 @@ impl StateDir {
 
     pub fn log(&self) -> PathBuf {
         self.root.join("lab.log")
+    }
+
+    /// The machines' serial logs under the names the appliance looks for: by MAC.
+    pub fn consoles(&self) -> PathBuf {
+        self.root.join("consoles")
+    }
+
+    /// Shows a machine's serial log there; a link of an earlier lab gives way.
+    pub fn show_console(&self, mac: MacAddr, machine: &MachineDir) -> Result<(), StateError> {
+        let path = self.consoles().join(format!("{}.log", mac.dashed()));
+        let made = fs::create_dir_all(self.consoles()).and_then(|()| {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            std::os::unix::fs::symlink(machine.serial_log(), &path)
+        });
+        made.map_err(|source| StateError::Write { path, source })
     }
 
     pub fn appliance_log(&self) -> PathBuf {

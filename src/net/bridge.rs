@@ -17,11 +17,12 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::BridgeName;
-use crate::net::MacAddr;
 use crate::net::link::{self, Link};
+use crate::net::{MacAddr, Urgency};
 
-/// Connections the kernel completes before we accept them; a rack that powers on at once fits.
-const TCP_BACKLOG: i32 = 1024;
+/// Connections the kernel completes before we accept them. Past it a SYN is dropped, and its sender waits a second, then
+/// two: a storm of a thousand machines did with 1024. The kernel cuts this down to `net.core.somaxconn`, 4096 by default.
+const TCP_BACKLOG: i32 = 4096;
 
 /// Receive queue of a boot-plane UDP socket. Holds about a thousand requests: a burst of a whole rack waits, an
 /// overload is dropped by the kernel before the wait exceeds what clients tolerate (they ask again after 1–4 s).
@@ -121,6 +122,7 @@ impl Bridge {
         socket.set_broadcast(true)?;
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
         enlarge_queue(&socket)?;
+        Urgency::Prompt.set_on(&socket);
         socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
         Ok(socket.into())
     }
@@ -130,13 +132,14 @@ impl Bridge {
         SockRef::from(socket).bind_device(Some(self.name.0.as_bytes()))
     }
 
-    /// A TCP listener on our address and this device; does not block. Accepted connections send at once (`TCP_NODELAY`
-    /// is inherited from the listener).
+    /// A TCP listener on our address and this device; does not block. Accepted connections send at once, and before bulk
+    /// data (`TCP_NODELAY` and the priority are inherited from the listener).
     pub fn tcp_listener(&self, port: u16) -> io::Result<TcpListener> {
         let socket = self.socket(Type::STREAM, Protocol::TCP)?;
         // A restart must not wait for connections of the previous run to leave TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_tcp_nodelay(true)?;
+        Urgency::Prompt.set_on(&socket);
         socket.bind(&SocketAddr::from((self.ip(), port)).into())?;
         socket.listen(TCP_BACKLOG)?;
         Ok(socket.into())

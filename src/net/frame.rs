@@ -14,7 +14,7 @@ use pnet_packet::udp::{self, MutableUdpPacket, UdpPacket};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::net::sys::{self, Frame};
-use crate::net::{Bridge, MacAddr};
+use crate::net::{Bridge, MacAddr, Urgency};
 
 const IPV4_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
@@ -39,6 +39,7 @@ impl FrameSender {
     pub fn open(bridge: &Bridge) -> io::Result<FrameSender> {
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(0)))?;
         socket.set_nonblocking(true)?;
+        Urgency::Prompt.set_on(&socket);
         Ok(FrameSender { socket, interface: bridge.index, source: bridge.ip() })
     }
 

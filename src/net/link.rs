@@ -119,7 +119,7 @@ fn ask_addresses(family: libc::c_int) -> io::Result<Vec<Vec<u8>>> {
 }
 
 /// Sends one request and returns the payloads of all messages that answer it.
-fn ask(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+pub(super) fn ask(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let socket =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
     let mut request = Vec::with_capacity(HEADER + body.len());
@@ -224,7 +224,7 @@ fn parse_address(payload: &[u8]) -> Option<Address> {
 }
 
 /// Type-length-value attributes, padded to four bytes; stops at the first that does not fit.
-struct Attributes<'a>(&'a [u8]);
+pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
@@ -243,7 +243,7 @@ fn u16_at<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
     u16::from_ne_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+pub(super) fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 

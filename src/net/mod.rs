@@ -5,16 +5,22 @@
 //! - `bridge`: the one interface we serve, what must be true of it, and sockets that cannot leave it
 //! - `frame`: IPv4/UDP frames to clients that have no address yet
 //! - `advertise`: IPv6 router advertisements that tell netbooting firmware not to wait for a router
+//! - `descriptors`: the limit of open files
 //! - `neighbours`: the size of the host's neighbour table
+//! - `urgency`: which packets leave first when the link is full
 //! - `sys`: the raw socket calls; the only file of the crate with `unsafe`
 
 pub mod advertise;
 pub mod bridge;
+pub mod descriptors;
 pub mod frame;
 pub mod link;
 pub mod mac;
 pub mod neighbours;
+pub mod ports;
 pub mod sys;
+pub mod urgency;
 
 pub use bridge::Bridge;
 pub use mac::MacAddr;
+pub use urgency::Urgency;

@@ -2,14 +2,16 @@
 //!
 //! - [`recv_batch`]: many datagrams per call, each with the address it was sent *to* (broadcast or us)
 //! - [`send_batch`], [`send_frames`]: many datagrams per call, from a chosen source address or to a chosen MAC
+//! - [`send_pieces`]: many datagrams per call, each gathered from pieces of memory, or cut from one by the kernel
 //! - [`map_file`]: a file as memory, shared by all transfers
 //! - [`die_with_parent`]: a child process that cannot outlive us
-//! - [`admit_router_solicitations_only`] sets `ICMP6_FILTER`
+//! - [`peer_groups`]: the groups of whoever connected to a Unix socket
+//! - [`admit_router_solicitations_only`] sets `ICMP6_FILTER`, [`never_fragment`] sets `IP_MTU_DISCOVER`
 
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
@@ -151,14 +153,10 @@ pub struct Outgoing<'a> {
 
 /// Sends each datagram; one result each, in order. Never blocks.
 pub fn send_batch(socket: &impl AsFd, messages: &[Outgoing<'_>]) -> Vec<io::Result<()>> {
-    let prepared = messages.iter().map(|message| {
-        let address = libc::sockaddr_in {
-            sin_family: libc::AF_INET as libc::sa_family_t,
-            sin_port: message.to.port().to_be(),
-            sin_addr: libc::in_addr { s_addr: u32::from(*message.to.ip()).to_be() },
-            sin_zero: [0; 8],
-        };
-        Prepared { address: Address::Inet(address), payload: message.payload, from: Some(message.from) }
+    let prepared = messages.iter().map(|message| Prepared {
+        address: Address::Inet(inet(message.to)),
+        payload: message.payload,
+        from: Some(message.from),
     });
     send_prepared(socket, &prepared.collect::<Vec<_>>())
 }
@@ -191,6 +189,76 @@ pub fn send_frames(socket: &impl AsFd, frames: &[Frame<'_>]) -> Vec<io::Result<(
         Prepared { address: Address::Link(address), payload: frame.packet, from: None }
     });
     send_prepared(socket, &prepared.collect::<Vec<_>>())
+}
+
+/// A datagram in pieces; or several of one length, of which the last may be shorter, in the pieces of one buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Pieces<'a> {
+    pub slices: &'a [IoSlice<'a>],
+    pub to: SocketAddrV4,
+    /// Where the kernel is to cut (`UDP_SEGMENT`, since Linux 4.18).
+    pub cut_at: Option<u16>,
+}
+
+/// Sends the first [`BATCH_MAX`] of them by one call; how many have left. The kernel stops at the first that fails and
+/// says why when it is asked for that one first. Never blocks.
+pub fn send_pieces(socket: &impl AsFd, messages: &[Pieces<'_>]) -> io::Result<usize> {
+    // Most calls carry one message: nothing is filled in for those that are not there.
+    let mut addresses = [const { MaybeUninit::<libc::sockaddr_in>::uninit() }; BATCH_MAX];
+    let mut controls = [const { MaybeUninit::<Control>::uninit() }; BATCH_MAX];
+    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_MAX];
+    let count = messages.len().min(BATCH_MAX);
+    for (index, message) in messages.iter().take(count).enumerate() {
+        let address = addresses[index].write(inet(message.to));
+        // SAFETY: all-zero is a valid mmsghdr: null pointers with zero lengths.
+        let header = headers[index].write(unsafe { mem::zeroed() });
+        let header = &mut header.msg_hdr;
+        header.msg_namelen = mem::size_of_val(address) as libc::socklen_t;
+        header.msg_name = ptr::from_mut(address).cast();
+        // IoSlice is an iovec by its documentation; the kernel only reads through it.
+        header.msg_iov = message.slices.as_ptr().cast_mut().cast();
+        header.msg_iovlen = message.slices.len();
+        if let Some(cut_at) = message.cut_at {
+            header.msg_control = ptr::from_mut(controls[index].write(Control::EMPTY)).cast();
+            header.msg_controllen = mem::size_of::<Control>();
+            write_cut(header, cut_at);
+        }
+    }
+    // SAFETY: the first `count` headers are initialised and point at addresses, slices and control buffers that outlive
+    // the call, with their true lengths.
+    let sent = unsafe {
+        libc::sendmmsg(
+            socket.as_fd().as_raw_fd(),
+            headers.as_mut_ptr().cast(),
+            count as libc::c_uint,
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Puts one `UDP_SEGMENT` control message into the header's buffer and sets its length.
+fn write_cut(header: &mut libc::msghdr, cut_at: u16) {
+    let size = mem::size_of_val(&cut_at) as u32;
+    // SAFETY: msg_control points at a live, aligned Control of 64 bytes, more than CMSG_SPACE of a u16 (24), so the
+    // first cmsghdr and its data lie within it.
+    unsafe {
+        let control = libc::CMSG_FIRSTHDR(header);
+        (*control).cmsg_level = libc::SOL_UDP;
+        (*control).cmsg_type = libc::UDP_SEGMENT;
+        (*control).cmsg_len = libc::CMSG_LEN(size) as usize;
+        ptr::write_unaligned(libc::CMSG_DATA(control).cast(), cut_at);
+        header.msg_controllen = libc::CMSG_SPACE(size) as usize;
+    }
+}
+
+fn inet(address: SocketAddrV4) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
+        sin_zero: [0; 8],
+    }
 }
 
 enum Address {
@@ -312,9 +380,66 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     }
 }
 
+/// For a socket whose datagrams always fit the device's MTU: they leave unfragmented whatever ICMP claims about the path,
+/// and the kernel need not find each an identification for its fragments.
+pub fn never_fragment(socket: &impl AsFd) -> io::Result<()> {
+    let probe = libc::IP_PMTUDISC_PROBE;
+    // SAFETY: the kernel reads an int from a live one.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            (&raw const probe).cast(),
+            mem::size_of_val(&probe) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `ICMP6_FILTER` of RFC 3542 §3.2: 256 bits, a set bit blocks the type.
 const ICMP6_FILTER: libc::c_int = 1;
 const ROUTER_SOLICITATION: usize = 133;
+
+/// Lets the calling thread run before others when all processors are wanted (setpriority(2), which on Linux is about
+/// threads). Takes CAP_SYS_NICE; without it nothing changes.
+pub fn run_before_others() {
+    const NICE: libc::c_int = -10;
+    // SAFETY: no pointers; 0 is the calling thread.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+}
+
+/// Supplementary groups of the peer of a Unix stream socket, as they were when it connected (`SO_PEERGROUPS`, Linux
+/// 4.13). Credentials alone name one group only.
+pub fn peer_groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
+    // What nearly everybody is in fits; a longer list is asked for again, with the length the kernel named.
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let mut bytes =
+            libc::socklen_t::try_from(groups.len() * size_of::<libc::gid_t>()).map_err(io::Error::other)?;
+        // SAFETY: the pointer and the length describe `groups`, which outlives the call; gid_t has no invalid values.
+        let failed = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut bytes,
+            )
+        } != 0;
+        let count = bytes as usize / size_of::<libc::gid_t>();
+        if !failed {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        // NGROUPS_MAX is 65536; the kernel names no more.
+        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() || count > 65_536 {
+            return Err(error);
+        }
+        groups.resize(count, 0);
+    }
+}
 
 /// Lets a raw ICMPv6 socket see router solicitations and nothing else.
 pub fn admit_router_solicitations_only(socket: &impl AsFd) -> io::Result<()> {
@@ -392,6 +517,26 @@ mod tests {
     }
 
     #[test]
+    fn pieces_arrive_whole_and_cut() {
+        let (_, receiver) = pair();
+        let to = v4(receiver.local_addr().unwrap());
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let whole = [IoSlice::new(b"he"), IoSlice::new(b"ad")];
+        let several = [IoSlice::new(b"ab"), IoSlice::new(b"cde")];
+        let messages = [
+            Pieces { slices: &whole, to, cut_at: None },
+            Pieces { slices: &several, to, cut_at: Some(2) },
+            Pieces { slices: &whole, to, cut_at: None },
+        ];
+        assert_eq!(send_pieces(&socket, &messages).unwrap(), 3);
+        let mut buffer = [0; 16];
+        for expected in [b"head".as_slice(), b"ab", b"cd", b"e", b"head"] {
+            let length = receiver.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], expected);
+        }
+    }
+
+    #[test]
     fn one_failing_datagram_does_not_hold_up_the_others() {
         let (_, receiver) = pair();
         let to = v4(receiver.local_addr().unwrap());
@@ -416,5 +561,16 @@ mod tests {
             std::thread::spawn(|| die_with_parent(Command::new("sleep").arg("600")).spawn().unwrap());
         let status = spawned.join().unwrap().wait().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn a_unix_peer_has_the_groups_of_its_process() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut groups = peer_groups(&ours).unwrap();
+        let mut own: Vec<u32> =
+            nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
+        groups.sort_unstable();
+        own.sort_unstable();
+        assert_eq!(groups, own);
     }
 }

@@ -5,6 +5,8 @@
 //! - [`inventory`]: what the agent found in the machine; bounded, validated
 //! - [`timeline`]: boots and their events; bounded
 //! - [`token`]: one-time boot tokens and agent sessions that need no write when issued
+//! - [`verdict`]: why a boot ended where it did, with evidence and what to do; pure
+//! - [`roster`]: lists of nodes in other programs' formats, read and written
 //! - [`registry`]: the one writer of all of it: looks up, applies, commits, tells watchers
 //!
 //! A *node* is our record; the *machine* is the hardware or VM itself. A *port* is one of its NICs, by MAC.
@@ -14,6 +16,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::boot::client::Firmware;
@@ -26,10 +29,12 @@ use crate::node::token::Redeemer;
 
 pub mod inventory;
 pub mod registry;
+pub mod roster;
 pub mod state;
 pub mod timeline;
 pub mod token;
 pub mod transition;
+pub mod verdict;
 
 /// Ports one node may have; a machine with more NICs keeps the first ones its agent lists.
 pub const PORTS_MAX: usize = 64;
@@ -104,7 +109,7 @@ impl fmt::Display for NodeName {
 }
 
 /// How a node's record came to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// `farrier node add`, or a reservation in the configuration.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::boot::client::ClientClass;
 use crate::boot::decision::{NothingToBoot, ScriptPlan};
@@ -29,7 +30,7 @@ pub const BOOTS_MAX: usize = 16;
 pub const EVENTS_PER_BOOT_MAX: usize = 256;
 
 /// How far a boot has come; later stages never go back within one boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// Firmware asked for an address.
@@ -46,7 +47,7 @@ pub enum Stage {
     Enrolled,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TimelineEvent {
     pub node: NodeId,
     /// Boot number, from 1, per node. 0 holds what happened outside any boot (registration, approval).
@@ -58,7 +59,7 @@ pub struct TimelineEvent {
     pub happening: Happening,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "event")]
 pub enum Happening {
     /// One DHCP message of the node and what came of it.
@@ -69,13 +70,19 @@ pub enum Happening {
         message: String,
         xid: u32,
         /// `offer`, `ack`, `nak`; or the reason of our silence.
+        #[schema(value_type = BTreeMap<String, String>)]
         answer: Result<String, String>,
+        #[schema(value_type = Option<String>, format = "ipv4")]
         address: Option<Ipv4Addr>,
         /// Boot file name or URL in the answer.
         boot_file: Option<String>,
         /// Why there is none, if it asked for one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         nothing_to_boot: Option<NothingToBoot>,
+        /// The server it took an offer of, if that is another (option 54).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>, format = "ipv4")]
+        other_server: Option<Ipv4Addr>,
     },
     /// One file asked for by TFTP or HTTP, told when the transfer ended.
     File {
@@ -87,11 +94,17 @@ pub enum Happening {
         sent: u64,
         took_millis: u64,
         outcome: FileOutcome,
+        /// How TFTP fared on the way.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tftp: Option<TftpFacts>,
     },
     /// Script text was rendered for this node.
     Script {
         name: String,
         plan: ScriptPlan,
+        /// Issue time of the boot token in it, which tells it from other tokens of the node.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token_issued_at: Option<Timestamp>,
     },
     Agent {
         call: AgentCall,
@@ -99,6 +112,9 @@ pub enum Happening {
     /// The appliance refused an agent's call; the reason is the same word metrics use.
     AgentRefused {
         reason: String,
+        /// Issue time of the boot token it came with, if it was a genuine one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token_issued_at: Option<Timestamp>,
     },
     OrderGiven {
         order: Order,
@@ -124,16 +140,45 @@ pub enum Happening {
         port: MacAddr,
         owner: NodeId,
     },
+    /// The appliance was started while this boot was under way; what was sent meanwhile was not heard.
+    ApplianceStarted,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Why a transfer ended early, where it was not the client that said so: verdicts go by these words.
+pub mod aborted {
+    /// TFTP: not one packet of the client came after its request.
+    pub const NO_ANSWER: &str = "no answer to the first packet";
+    /// TFTP: the client acknowledged, and stopped.
+    pub const FELL_SILENT: &str = "the client stopped answering";
+    /// TFTP: the same client asked again instead of going on.
+    pub const BEGAN_ANEW: &str = "the client began another transfer";
+    /// What the client said in a TFTP ERROR follows.
+    pub const CLIENT_ERROR: &str = "client error";
+    /// HTTP: the connection was closed, and not by us.
+    pub const CLOSED: &str = "connection closed";
+    /// HTTP: too few bytes moved for too long, so we closed it.
+    pub const TOO_SLOW: &str = "too slow: nothing moved any more";
+    /// We stopped in the middle.
+    pub const STOPPED: &str = "the server stopped";
+}
+
+/// What a TFTP transfer tells of the network in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TftpFacts {
+    pub blksize: u16,
+    pub windowsize: u16,
+    /// Datagrams sent more than once.
+    pub resent: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
     Tftp,
     Http,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "result", content = "reason")]
 pub enum FileOutcome {
     Complete,
@@ -146,12 +191,15 @@ pub enum FileOutcome {
     Aborted(String),
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum AgentCall {
     /// Token redeemed; the agent runs.
     Hello {
         uptime_secs: f64,
+        /// Issue time of the token it redeemed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token_issued_at: Option<Timestamp>,
     },
     Inventory,
     /// The agent says what went wrong, and in which step.
@@ -190,7 +238,7 @@ impl Happening {
                 clean(step);
                 clean(message);
             }
-            Happening::AgentRefused { reason } => clean(reason),
+            Happening::AgentRefused { reason, .. } => clean(reason),
             Happening::State { cause, .. } => clean(cause),
             Happening::Agent { .. }
             | Happening::OrderGiven { .. }
@@ -198,7 +246,8 @@ impl Happening {
             | Happening::Registered
             | Happening::Removed { .. }
             | Happening::BootLoop { .. }
-            | Happening::PortConflict { .. } => {}
+            | Happening::PortConflict { .. }
+            | Happening::ApplianceStarted => {}
         }
         self
     }
@@ -225,7 +274,8 @@ impl Happening {
             | Happening::Registered
             | Happening::Removed { .. }
             | Happening::BootLoop { .. }
-            | Happening::PortConflict { .. } => None,
+            | Happening::PortConflict { .. }
+            | Happening::ApplianceStarted => None,
         }
     }
 }
@@ -250,7 +300,7 @@ pub struct BootProgress {
 }
 
 /// One boot as `node show` presents it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Boot {
     /// From 1; 0 holds what happened outside any boot.
     pub number: u32,

@@ -1,17 +1,23 @@
-//! The operator plane: the HTTP API of operators and their monitoring.
+//! The operator plane: the HTTP API of operators, the page, and their monitoring.
 //!
-//! Two listeners, one set of documents. The Unix socket serves everything, to root and the appliance's own user
-//! only. The loopback TCP listener serves health, metrics and status, read-only, and only under a loopback host
-//! name, so that a web page in an operator's browser cannot read it by DNS rebinding. Nothing here is reachable
-//! from the bridge.
+//! Two listeners, one set of routes. The Unix socket serves root, the appliance's own user and a group; TCP serves
+//! whoever brings a token, on loopback or with TLS. Who may what is decided in [`access`], before any handler.
+//! Nothing here is reachable from the bridge.
 //!
 //! - [`api`]: the documents, shared with the CLI
-//! - `routes`: path → handler; `nodes`: the handlers that read and change nodes
+//! - [`access`]: who may; [`audit`]: who did what
+//! - [`views`]: the documents, made from the running appliance
+//! - [`endpoints`]: the table of routes, each with what is told of it; [`openapi`]: the document made of it
+//! - `routes`: the table as a router behind the gate
+//! - `nodes`, `leases`, `images`, `monitoring`: handlers; `asked`: what a request says, `answer`: how it is answered
+//! - `roster`: import and export of whole lists
+//! - `idempotency`: a repeated POST is done once
+//! - [`why`]: verdicts, and the dialogue a machine would have
 //! - `events`: the live event stream; `metrics`: Prometheus text
-//! - `socket`: listeners, their bounds and who may connect
+//! - `socket`: the Unix socket and its peers; [`tls`]: certificates; `serve`: connections and their bounds
 //! - [`problem`]: refusals as RFC 9457 documents; [`problems`]: what the appliance logged last
 
-use std::net::TcpListener as StdTcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,25 +27,52 @@ use listenfd::ListenFd;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::boot::loader::LoaderTable;
 use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, OperatorConfig};
-use crate::dhcp::lease::{LeaseView, PoolUse};
+use crate::config::Config;
+use crate::dhcp::lease::PoolUse;
+use crate::explain::DeployImage;
+use crate::net::MacAddr;
+use crate::net::ports::BridgePort;
 use crate::node::registry::Registry;
-use crate::operator::api::{BridgeStatus, ImageStatus, ServiceStatus, StoreStatus};
+use crate::node::verdict::BridgeState;
+use crate::operator::access::names::Names;
+use crate::operator::access::{Access, Door};
+use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
+use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
-use crate::operator::socket::{Bounded, Peer, SocketFile};
+use crate::operator::serve::Served;
+use crate::operator::socket::{Group, SocketFile};
+use crate::operator::tls::Tls;
+use crate::operator::views::Leases;
 use crate::telemetry::Tally;
 
+pub mod access;
+mod answer;
 pub mod api;
+pub(crate) mod asked;
+pub mod audit;
+pub mod endpoints;
 mod events;
+mod idempotency;
+mod images;
+mod leases;
 mod metrics;
-mod nodes;
+mod monitoring;
+pub(crate) mod nodes;
+pub mod openapi;
 pub mod problem;
 pub mod problems;
+mod roster;
 mod routes;
+mod serve;
 mod socket;
+pub mod sparing;
 #[cfg(test)]
 mod tests;
+pub mod tls;
+pub mod views;
+pub mod why;
 
 pub use socket::SocketError;
 
@@ -52,9 +85,38 @@ pub trait ApplianceView: Send + Sync {
     fn services(&self) -> Vec<ServiceStatus>;
     fn image(&self) -> ImageStatus;
     fn store(&self) -> StoreStatus;
-    /// Bindings and offers, by address.
-    fn leases(&self) -> Vec<LeaseView>;
+    /// Bindings and offers, of this moment or of a moment ago.
+    fn leases(&self) -> Arc<Leases>;
     fn pool_use(&self) -> PoolUse;
+    /// Deploy images, whole or damaged, by profile.
+    fn images(&self) -> Vec<ImageEntry>;
+
+    /// The bridge, its ports, and which of them this MAC was heard behind.
+    fn premises(&self, _mac: Option<MacAddr>) -> Premises {
+        Premises { state: BridgeState::Up, ports: Vec::new() }
+    }
+
+    /// The MAC of a station on the bridge, if it is known.
+    fn neighbour(&self, _address: Ipv4Addr) -> Option<MacAddr> {
+        None
+    }
+
+    /// The loaders that can be served.
+    fn loader_table(&self) -> Arc<LoaderTable> {
+        Arc::new(LoaderTable::built_in())
+    }
+
+    /// The deploy image that is served, if there is one.
+    fn deploy_image(&self) -> Option<DeployImage> {
+        None
+    }
+}
+
+/// What the kernel tells of the bridge.
+#[derive(Clone, Debug)]
+pub struct Premises {
+    pub state: BridgeState,
+    pub ports: Vec<BridgePort>,
 }
 
 pub struct OperatorParts {
@@ -62,6 +124,8 @@ pub struct OperatorParts {
     pub appliance: Arc<dyn ApplianceView>,
     pub tally: Arc<Tally>,
     pub problems: Arc<ProblemLog>,
+    pub access: Arc<Access>,
+    pub audit: Arc<AuditLog>,
     pub config: Arc<ArcSwap<Config>>,
     pub clock: Clock,
     pub started_at: Timestamp,
@@ -100,19 +164,16 @@ pub struct Listeners {
     /// Absent when the socket was handed over: whoever made the file removes it.
     file: Option<SocketFile>,
     tcp: Option<StdTcpListener>,
+    tls: Option<Tls>,
+    door: Door,
 }
 
 impl Listeners {
     /// Uses what was handed over and opens the rest as configured.
-    pub fn open(config: &OperatorConfig, handed: HandedOver) -> Result<Listeners, SocketError> {
-        let (unix, file) = match handed.unix {
-            Some(listener) => (listener, None),
-            None => {
-                let bound = socket::bind_unix(&config.socket)?;
-                (bound.listener, Some(bound.file))
-            }
-        };
-        let tcp = match (handed.tcp, config.listen) {
+    pub fn open(config: &Config, handed: HandedOver) -> Result<Listeners, SocketError> {
+        let operator = &config.operator;
+        let group = operator.group.as_deref().map(Group::find).transpose()?;
+        let tcp = match (handed.tcp, operator.listen) {
             (Some(listener), _) => Some(listener),
             (None, None) => None,
             (None, Some(address)) => Some(
@@ -121,17 +182,72 @@ impl Listeners {
             ),
         };
         let failed = |which| move |source| SocketError::HandedOver { which, source };
+        let address = tcp.as_ref().map(StdTcpListener::local_addr).transpose().map_err(failed("TCP"))?;
+        let tls = match (&operator.tls, address) {
+            (Some(tls), Some(address)) => Some(Tls::load(tls, &config.store.path, address, &operator.names)?),
+            (None, Some(address)) => {
+                check_plain(address)?;
+                None
+            }
+            (_, None) => None,
+        };
+        let (unix, file) = match handed.unix {
+            Some(listener) => (listener, None),
+            None => {
+                let bound = socket::bind_unix(&operator.socket, group.as_ref())?;
+                (bound.listener, Some(bound.file))
+            }
+        };
         unix.set_nonblocking(true).map_err(failed("Unix"))?;
         if let Some(tcp) = &tcp {
             tcp.set_nonblocking(true).map_err(failed("TCP"))?;
         }
-        Ok(Listeners { unix, file, tcp })
+        let door = Door {
+            group: group.map(|group| group.gid),
+            names: Names::new(address.map(|address| address.ip()), &operator.names),
+            address,
+            public_name: operator.names.first().cloned(),
+            tls: tls.is_some(),
+            metrics_open: operator.metrics_open,
+        };
+        Ok(Listeners { unix, file, tcp, tls, door })
     }
 
-    /// Where the loopback listener really is; tests bind port 0.
-    pub fn loopback_address(&self) -> Option<std::net::SocketAddr> {
-        self.tcp.as_ref().and_then(|tcp| tcp.local_addr().ok())
+    /// Where TCP really is; tests bind port 0.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.door.address
     }
+
+    /// What the access layer has to know of these listeners.
+    pub fn door(&self) -> Door {
+        self.door.clone()
+    }
+
+    /// Writes a certificate that was made just now into the state directory, which is there by now.
+    pub fn keep_certificate(&mut self) -> Result<(), SocketError> {
+        self.tls.as_mut().map_or(Ok(()), Tls::keep).map_err(SocketError::from)
+    }
+
+    /// Where the page is, for people: its address, and the fingerprint their browser should show.
+    pub fn describe_tcp(&self) -> Option<String> {
+        let address = self.door.address?;
+        Some(match &self.tls {
+            None => format!("http://{address}"),
+            Some(tls) => {
+                let kind = if tls.is_self_signed() { "self-signed certificate" } else { "certificate" };
+                format!("https://{address}, {kind} SHA-256 {}", tls.fingerprint())
+            }
+        })
+    }
+}
+
+/// Without TLS only this host may listen in. The configuration says so of `operator.listen`; a listener that was handed
+/// over may be anywhere.
+fn check_plain(address: SocketAddr) -> Result<(), SocketError> {
+    if address.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    Err(SocketError::Plain { address: address.to_string() })
 }
 
 /// The running operator plane; stops when dropped, and in good order with [`OperatorHandle::stop`].
@@ -147,30 +263,17 @@ pub fn start(parts: OperatorParts, listeners: Listeners) -> Result<OperatorHandl
     let parts = Arc::new(parts);
     let failed = |which| move |source| SocketError::HandedOver { which, source };
     let unix = tokio::net::UnixListener::from_std(listeners.unix).map_err(failed("Unix"))?;
-    let full =
-        routes::full(Arc::clone(&parts), stopped.clone()).into_make_service_with_connect_info::<Peer>();
-    let server = axum::serve(Bounded::new(unix), full).with_graceful_shutdown(until_stopped(stopped.clone()));
-    let mut servers = vec![tokio::spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the operator socket stopped serving");
-        }
-    })];
+    let bridge = parts.config.load().network.address;
+    let router = routes::all(Arc::clone(&parts), stopped.clone());
+    let served =
+        || Served { router: router.clone(), stopped: stopped.clone(), tally: Arc::clone(&parts.tally) };
+    let mut servers = vec![tokio::spawn(serve::unix(unix, served()))];
     if let Some(tcp) = listeners.tcp {
         let tcp = tokio::net::TcpListener::from_std(tcp).map_err(failed("TCP"))?;
-        let read_only = routes::read_only(parts).into_make_service();
-        let server = axum::serve(Bounded::new(tcp), read_only).with_graceful_shutdown(until_stopped(stopped));
-        servers.push(tokio::spawn(async move {
-            if let Err(error) = server.await {
-                tracing::error!(%error, "operator.listen stopped serving");
-            }
-        }));
+        let acceptor = listeners.tls.as_ref().map(Tls::acceptor);
+        servers.push(tokio::spawn(serve::tcp(tcp, acceptor, bridge, served())));
     }
     Ok(OperatorHandle { stop, servers, _file: listeners.file })
-}
-
-/// Resolves when told to stop, and when nobody is left who could tell.
-async fn until_stopped(mut stopped: watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 impl OperatorHandle {

@@ -1,106 +1,319 @@
-//! Nodes over the API: list, show, register, approve, order, remove.
+//! Nodes over the API: list, show, register, replace, edit, approve, order, remove; their boots and ports.
 //!
-//! What changes a node is on disk before it is answered; those calls wait on the store and run on threads that may.
+//! What changes a node is on disk before it is answered, and in the audit log; those calls wait on the store and run
+//! on threads that may.
 
-use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::de::DeserializeOwned;
+use axum::{Extension, Json};
+use serde_json::Value;
 
 use super::OperatorParts;
-use super::api::{BootSummary, NodeDetail, NodeSummary, OrderRequest, PortSummary, RegisterRequest};
+use super::access::Principal;
+use super::answer;
+use super::api::{NodeDetail, NodePatch, NodePut, OrderRequest, PortEntry, PortRequest, RegisterRequest};
+use super::asked::{
+    Asked, Conditions, Document, JsonBytes, NoQuery, NodeAndBoot, Reference, Segment, document, reference,
+};
+use super::idempotency::Keys;
 use super::problem::{Problem, ProblemKind};
-use super::routes::{BODY_BYTES_MAX, Json, Shared};
-use crate::dhcp::lease::{LeaseState, LeaseView};
+use super::routes::Shared;
+use super::views::{self, BootFilter, PortFilter};
 use crate::net::MacAddr;
-use crate::node::Node;
-use crate::node::registry::{NewNode, NodeRef, OperatorError, RegisterError};
-use crate::node::timeline::{Boot, BootProgress};
+use crate::net::mac::ParseMacError;
+use crate::node::registry::{
+    EditError, Expected, NewNode, NodeEdit, NodeFilter, NodeRef, OperatorError, RegisterError,
+};
+use crate::node::timeline::Boot;
+use crate::node::{Node, NodeName};
 
-pub(super) async fn list(State(parts): State<Shared>) -> Json<Vec<NodeSummary>> {
-    let held = addresses(&parts);
-    axum::Json(parts.registry.nodes().iter().map(|node| summary(&parts, node, &held)).collect())
+pub(super) async fn list(State(parts): State<Shared>, mut asked: Asked) -> Result<Response, Problem> {
+    let filter = NodeFilter {
+        state: asked.word("state")?,
+        approved: asked.read("approved", "true or false")?,
+        firmware: asked.word("firmware")?,
+        text: asked.text("q")?.map(|text| text.to_lowercase()).filter(|text| !text.is_empty()),
+    };
+    let paging = asked.paging()?;
+    asked.finish()?;
+    Ok(answer::listed(&asked, views::nodes(&parts, &filter, &paging)))
 }
 
 pub(super) async fn show(
     State(parts): State<Shared>,
-    Path(text): Path<String>,
-) -> Result<Json<NodeDetail>, Problem> {
-    let node = found(&parts, &text)?;
-    Ok(axum::Json(detail(&parts, node)))
+    Reference(reference): Reference,
+    _: NoQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let node = views::node(&parts, &reference).ok_or_else(|| no_node(&reference))?;
+    answer::node_unless_known(&headers, &node)
 }
 
 pub(super) async fn boots(
     State(parts): State<Shared>,
-    Path(text): Path<String>,
-) -> Result<Json<Vec<Boot>>, Problem> {
-    let node = found(&parts, &text)?;
-    Ok(axum::Json(parts.registry.boots(node.id)))
+    Reference(reference): Reference,
+    mut asked: Asked,
+) -> Result<Response, Problem> {
+    let filter =
+        BootFilter { enrolled: asked.read("enrolled", "true or false")?, stage: asked.word("stage")? };
+    let paging = asked.paging()?;
+    asked.finish()?;
+    let node = found(&parts, &reference)?;
+    Ok(answer::listed(&asked, views::boots(&parts, node.id, filter, &paging)))
+}
+
+pub(super) async fn boot(
+    State(parts): State<Shared>,
+    NodeAndBoot(reference, number): NodeAndBoot,
+    _: NoQuery,
+) -> Result<Json<Boot>, Problem> {
+    let node = found(&parts, &reference)?;
+    parts.registry.boot(node.id, number).map(Json).ok_or_else(|| {
+        Problem::new(ProblemKind::NotFound, format!("no boot {number} of {reference} is kept"))
+            .way_out(format!("/api/v1/nodes/{reference}/boots lists those that are"))
+    })
+}
+
+pub(super) async fn ports(State(parts): State<Shared>, mut asked: Asked) -> Result<Response, Problem> {
+    let node = asked.text("node")?.map(|text| reference(&text)).transpose()?;
+    let node = node.map(|node| found(&parts, &node)).transpose()?.map(|node| node.id);
+    let filter = PortFilter { node, reserved: asked.read("reserved", "true or false")? };
+    let paging = asked.paging()?;
+    asked.finish()?;
+    Ok(answer::listed(&asked, views::ports(&parts, filter, &paging)))
+}
+
+pub(super) async fn port(
+    State(parts): State<Shared>,
+    Segment(text): Segment,
+    _: NoQuery,
+) -> Result<Json<PortEntry>, Problem> {
+    let mac = mac(&text)?;
+    views::port(&parts, mac).map(Json).ok_or_else(|| {
+        Problem::new(ProblemKind::NotFound, format!("no node has a port {mac}"))
+            .way_out("/api/v1/ports lists those that are known")
+    })
+}
+
+pub(super) fn mac(text: &str) -> Result<MacAddr, Problem> {
+    text.parse()
+        .map_err(|error: ParseMacError| Problem::new(ProblemKind::Invalid, error.to_string()).field("mac"))
 }
 
 pub(super) async fn register(
     State(parts): State<Shared>,
-    body: Result<Bytes, BytesRejection>,
+    principal: Principal,
+    Extension(keys): Extension<Arc<Keys>>,
+    _: NoQuery,
+    body: JsonBytes,
+) -> Response {
+    let JsonBytes { headers, bytes } = body;
+    let work = async {
+        match register_once(parts, principal.clone(), document(&bytes)).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(),
+        }
+    };
+    keys.once(&principal, &headers, &bytes, work).await
+}
+
+async fn register_once(
+    parts: Shared,
+    principal: Principal,
+    request: Result<RegisterRequest, Problem>,
 ) -> Result<Response, Problem> {
-    let request: RegisterRequest = document(body)?;
-    for address in request.ports.iter().filter_map(|port| port.address) {
-        check_reservable(&parts, address)?;
-    }
-    let macs = request.ports.into_iter().map(|port| (port.mac, port.address)).collect();
-    let new = NewNode { name: request.name, macs };
-    let detail = waiting(parts, move |parts| {
-        let node = parts.registry.register(new, parts.clock.now())?;
-        Ok(detail(parts, node))
+    let request = request?;
+    let new = NewNode { name: request.name, macs: ports_of(&parts, request.ports)? };
+    waiting(parts, move |parts| {
+        let node = registered(parts, &principal, new)?;
+        let location = HeaderValue::try_from(format!("/api/v1/nodes/{}", node.id));
+        let mut answer = answer::node(StatusCode::CREATED, &views::node_detail(parts, &node))?;
+        answer.headers_mut().extend(location.ok().map(|location| (header::LOCATION, location)));
+        Ok(answer)
     })
-    .await?;
-    Ok((StatusCode::CREATED, axum::Json(detail)).into_response())
+    .await
+}
+
+fn registered(parts: &OperatorParts, principal: &Principal, new: NewNode) -> Result<Node, Problem> {
+    let node = parts.registry.register(new, parts.clock.now())?;
+    audit(parts, principal, "node.register", None, Some(&node));
+    Ok(node)
+}
+
+/// What the page's form asks for.
+pub(crate) async fn register_now(
+    parts: Shared,
+    principal: Principal,
+    request: RegisterRequest,
+) -> Result<NodeDetail, Problem> {
+    let new = NewNode { name: request.name, macs: ports_of(&parts, request.ports)? };
+    waiting(parts, move |parts| Ok(views::node_detail(parts, &registered(parts, &principal, new)?))).await
+}
+
+/// A name in the path makes the node of that name what the request says, be it new or not; anything else names a node
+/// that must be there.
+pub(super) async fn replace(
+    State(parts): State<Shared>,
+    principal: Principal,
+    Reference(reference): Reference,
+    Conditions(expected): Conditions,
+    _: NoQuery,
+    Document(request): Document<NodePut>,
+) -> Result<Response, Problem> {
+    let macs = ports_of(&parts, request.ports)?;
+    waiting(parts, move |parts| {
+        let now = parts.clock.now();
+        let edited = match &reference {
+            NodeRef::Name(name) => {
+                let new = NewNode { name: Some(name.clone()), macs };
+                parts.registry.put(new, &expected, now)?
+            }
+            NodeRef::Id(_) | NodeRef::Mac(_) | NodeRef::Uuid(_) => {
+                let edit = NodeEdit { ports: Some(macs), approved: Some(true), ..NodeEdit::default() };
+                parts.registry.edit(&reference, edit, &expected, now)?
+            }
+        };
+        let created = edited.before.is_none();
+        if edited.before.as_ref() != Some(&edited.node) {
+            audit(parts, &principal, "node.replace", edited.before.as_ref(), Some(&edited.node));
+        }
+        let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+        answer::node(status, &views::node_detail(parts, &edited.node))
+    })
+    .await
+}
+
+pub(super) async fn patch(
+    State(parts): State<Shared>,
+    principal: Principal,
+    Reference(reference): Reference,
+    Conditions(expected): Conditions,
+    _: NoQuery,
+    Document(request): Document<NodePatch>,
+) -> Result<Response, Problem> {
+    let edit = NodeEdit {
+        name: request.name,
+        ports: request.ports.map(|ports| ports_of(&parts, ports)).transpose()?,
+        approved: request.approved,
+        next_boot: request.next_boot,
+    };
+    waiting(parts, move |parts| {
+        let edited = parts.registry.edit(&reference, edit, &expected, parts.clock.now())?;
+        if edited.before.as_ref() != Some(&edited.node) {
+            audit(parts, &principal, "node.edit", edited.before.as_ref(), Some(&edited.node));
+        }
+        answer::node(StatusCode::OK, &views::node_detail(parts, &edited.node))
+    })
+    .await
 }
 
 pub(super) async fn approve(
     State(parts): State<Shared>,
-    Path(text): Path<String>,
-) -> Result<Json<NodeDetail>, Problem> {
-    let reference = reference(&text)?;
-    waiting(parts, move |parts| {
-        let node = parts.registry.approve(&reference, parts.clock.now())?;
-        Ok(axum::Json(detail(parts, node)))
+    principal: Principal,
+    Reference(reference): Reference,
+    Conditions(expected): Conditions,
+    _: NoQuery,
+) -> Result<Response, Problem> {
+    changed(parts, principal, "node.approve", reference, move |parts, reference| {
+        parts.registry.approve_if(reference, &expected, parts.clock.now())
     })
     .await
 }
 
 pub(super) async fn order(
     State(parts): State<Shared>,
-    Path(text): Path<String>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<NodeDetail>, Problem> {
-    let reference = reference(&text)?;
-    let request: OrderRequest = document(body)?;
-    waiting(parts, move |parts| {
-        let node = parts.registry.order(&reference, request.order, parts.clock.now())?;
-        Ok(axum::Json(detail(parts, node)))
+    principal: Principal,
+    Reference(reference): Reference,
+    Conditions(expected): Conditions,
+    _: NoQuery,
+    Document(request): Document<OrderRequest>,
+) -> Result<Response, Problem> {
+    changed(parts, principal, "node.order", reference, move |parts, reference| {
+        parts.registry.order_if(reference, request.order, &expected, parts.clock.now())
     })
     .await
 }
 
 pub(super) async fn remove(
     State(parts): State<Shared>,
-    Path(text): Path<String>,
-) -> Result<Json<NodeDetail>, Problem> {
-    let reference = reference(&text)?;
+    principal: Principal,
+    Reference(reference): Reference,
+    Conditions(expected): Conditions,
+    _: NoQuery,
+) -> Result<Response, Problem> {
+    let node = remove_now(parts, principal, reference, expected).await?;
+    answer::node(StatusCode::OK, &node)
+}
+
+/// For the page as well.
+pub(crate) async fn remove_now(
+    parts: Shared,
+    principal: Principal,
+    reference: NodeRef,
+    expected: Expected,
+) -> Result<NodeDetail, Problem> {
     waiting(parts, move |parts| {
-        let node = parts.registry.remove(&reference, parts.clock.now())?;
-        Ok(axum::Json(detail(parts, node)))
+        let node = parts.registry.remove_if(&reference, &expected, parts.clock.now())?;
+        audit(parts, &principal, "node.remove", Some(&node), None);
+        Ok(views::node_detail(parts, &node))
     })
     .await
 }
 
+/// A change of a node that is there: made, noted and answered.
+async fn changed(
+    parts: Shared,
+    principal: Principal,
+    action: &'static str,
+    reference: NodeRef,
+    change: impl FnOnce(&OperatorParts, &NodeRef) -> Result<Node, OperatorError> + Send + 'static,
+) -> Result<Response, Problem> {
+    let node = change_now(parts, principal, action, reference, change).await?;
+    answer::node(StatusCode::OK, &node)
+}
+
+/// For the page as well.
+pub(crate) async fn change_now(
+    parts: Shared,
+    principal: Principal,
+    action: &'static str,
+    reference: NodeRef,
+    change: impl FnOnce(&OperatorParts, &NodeRef) -> Result<Node, OperatorError> + Send + 'static,
+) -> Result<NodeDetail, Problem> {
+    waiting(parts, move |parts| {
+        let before = parts.registry.find(&reference);
+        let node = change(parts, &reference)?;
+        audit(parts, &principal, action, before.as_ref(), Some(&node));
+        Ok(views::node_detail(parts, &node))
+    })
+    .await
+}
+
+/// Who did what to which node. An inventory is long, and no operator's doing: it is left out.
+fn audit(
+    parts: &OperatorParts,
+    principal: &Principal,
+    action: &'static str,
+    before: Option<&Node>,
+    after: Option<&Node>,
+) {
+    let shown = |node: &Node| -> Option<Value> {
+        let node = Node { inventory: None, redeemed_token_at: None, redeemed_by: None, ..node.clone() };
+        serde_json::to_value(node).ok()
+    };
+    let subject = after
+        .or(before)
+        .map(|node| node.name.as_ref().map_or_else(|| node.id.to_string(), NodeName::to_string));
+    let (before, after) = (before.and_then(shown), after.and_then(shown));
+    parts.audit.record(principal, action, subject.unwrap_or_default(), before, after);
+}
+
 /// Runs what waits for the disk off the runtime's own threads.
-async fn waiting<T: Send + 'static>(
+pub(super) async fn waiting<T: Send + 'static>(
     parts: Shared,
     work: impl FnOnce(&OperatorParts) -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
@@ -113,37 +326,27 @@ async fn waiting<T: Send + 'static>(
     })
 }
 
-fn reference(text: &str) -> Result<NodeRef, Problem> {
-    text.parse().map_err(|error| {
-        Problem::new(ProblemKind::Invalid, format!("{error}"))
-            .field("ref")
-            .way_out("name a node by its name, MAC address, id or SMBIOS UUID")
-    })
+pub(crate) fn no_node(reference: &NodeRef) -> Problem {
+    Problem::new(ProblemKind::NotFound, format!("no node {reference}"))
+        .way_out("`farrier node list` shows those that are known")
 }
 
-fn found(parts: &OperatorParts, text: &str) -> Result<Node, Problem> {
-    let reference = reference(text)?;
-    parts.registry.find(&reference).ok_or_else(|| {
-        Problem::new(ProblemKind::NotFound, format!("no node {reference}"))
-            .way_out("`farrier node list` shows those that are known")
-    })
+pub(super) fn found(parts: &OperatorParts, reference: &NodeRef) -> Result<Node, Problem> {
+    parts.registry.find(reference).ok_or_else(|| no_node(reference))
 }
 
-fn document<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
-    let body = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::new(ProblemKind::TooLarge, format!("a body has at most {BODY_BYTES_MAX} bytes"))
-        }
-        _ => Problem::new(ProblemKind::Invalid, rejection.body_text()),
-    })?;
-    serde_json::from_slice(&body).map_err(|error| {
-        Problem::new(ProblemKind::Invalid, format!("the body is not the document wanted: {error}"))
-            .field("body")
-    })
+fn ports_of(
+    parts: &OperatorParts,
+    ports: Vec<PortRequest>,
+) -> Result<Vec<(MacAddr, Option<Ipv4Addr>)>, Problem> {
+    for address in ports.iter().filter_map(|port| port.address) {
+        check_reservable(parts, address)?;
+    }
+    Ok(ports.into_iter().map(|port| (port.mac, port.address)).collect())
 }
 
 /// The registry knows MACs and nodes; the subnet is the configuration's.
-fn check_reservable(parts: &OperatorParts, address: Ipv4Addr) -> Result<(), Problem> {
+pub(super) fn check_reservable(parts: &OperatorParts, address: Ipv4Addr) -> Result<(), Problem> {
     let config = parts.config.load();
     let subnet = config.network.address;
     let net = format!("{}/{}", subnet.network(), subnet.prefix());
@@ -161,55 +364,6 @@ fn check_reservable(parts: &OperatorParts, address: Ipv4Addr) -> Result<(), Prob
         return refused(format!("{address} is the appliance's own address or the gateway"));
     }
     Ok(())
-}
-
-/// What each MAC holds now; an offer counts, since some ROMs never go further.
-fn addresses(parts: &OperatorParts) -> HashMap<MacAddr, Ipv4Addr> {
-    let now = parts.clock.now();
-    let holds = |lease: &LeaseView| match lease.state {
-        LeaseState::Offered | LeaseState::Bound => lease.expires_at > now,
-        LeaseState::Released | LeaseState::Quarantined => false,
-    };
-    parts.appliance.leases().into_iter().filter(holds).map(|lease| (lease.mac, lease.address)).collect()
-}
-
-fn summary(parts: &OperatorParts, node: &Node, held: &HashMap<MacAddr, Ipv4Addr>) -> NodeSummary {
-    let port = |port: &crate::node::Port| PortSummary {
-        mac: port.mac,
-        reserved: port.reserved,
-        address: held.get(&port.mac).copied(),
-    };
-    NodeSummary {
-        id: node.id,
-        name: node.name.clone(),
-        ports: node.ports.iter().map(port).collect(),
-        state: node.state,
-        approved: node.approved,
-        origin: node.origin,
-        firmware: node.firmware,
-        next_boot: node.next_boot,
-        order: node.order,
-        failure: node.failure.clone(),
-        last_seen_at: node.last_seen_at,
-        enrolled_at: node.enrolled_at,
-        boot: newest_boot(parts, node),
-    }
-}
-
-fn newest_boot(parts: &OperatorParts, node: &Node) -> Option<BootSummary> {
-    let BootProgress { number, started_at, stage, stage_at, enrolled, stopped_at } =
-        parts.registry.newest_boot(node.id)?;
-    Some(BootSummary { number, started_at, stage, stage_at, enrolled, stopped_at })
-}
-
-fn detail(parts: &OperatorParts, node: Node) -> NodeDetail {
-    NodeDetail {
-        summary: summary(parts, &node, &addresses(parts)),
-        uuid: node.uuid,
-        created_at: node.created_at,
-        inventory: node.inventory,
-        version: node.version,
-    }
 }
 
 impl From<RegisterError> for Problem {
@@ -239,12 +393,24 @@ impl From<OperatorError> for Problem {
             OperatorError::NotFound { .. } => Problem::new(ProblemKind::NotFound, detail),
             OperatorError::Ambiguous { .. } => Problem::new(ProblemKind::Conflict, detail).field("ref"),
             OperatorError::InConfiguration { .. } => Problem::new(ProblemKind::Conflict, detail),
+            OperatorError::Changed { .. } => Problem::new(ProblemKind::PreconditionFailed, detail)
+                .field("If-Match")
+                .way_out("read it again, decide again, and send the ETag of that answer"),
             OperatorError::Store(source) => unavailable(&detail, &source),
         }
     }
 }
 
-fn unavailable(detail: &str, source: &crate::store::CommitError) -> Problem {
+impl From<EditError> for Problem {
+    fn from(error: EditError) -> Problem {
+        match error {
+            EditError::Operator(error) => error.into(),
+            EditError::Rule(error) => error.into(),
+        }
+    }
+}
+
+pub(super) fn unavailable(detail: &str, source: &crate::store::CommitError) -> Problem {
     Problem::new(ProblemKind::Unavailable, format!("{detail}: {source}"))
         .way_out("`farrier status` shows the state of the store")
 }

@@ -1,25 +1,23 @@
-//! The operator plane's listeners: who may connect, and how many at once.
+//! The operator plane's Unix socket, and who is at the other end of a connection.
 //!
 //! The Unix socket is made under a temporary name, given its mode, and renamed into place: there is no moment at
 //! which somebody else could connect, and none at which the path is missing. A socket left behind by a crash is
 //! replaced only when nobody answers on it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::UnixStream;
 
-/// Connections one listener serves at once; further ones wait in the kernel's backlog.
-pub(super) const CONNECTIONS_MAX: usize = 64;
+use crate::net::sys::peer_groups;
+use crate::operator::tls::TlsError;
+
+/// Connections one listener serves at once; further ones wait in the kernel's backlog. Half of them may be watchers.
+pub(super) const CONNECTIONS_MAX: usize = 2048;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -33,6 +31,20 @@ pub enum SocketError {
     NotASocket { path: String },
     #[error("operator.socket: {path} cannot be {what}: check that its directory exists and is writable")]
     Path { path: String, what: &'static str, source: io::Error },
+    #[error(
+        "operator.group: this machine has no group {name}: make one with `groupadd {name}`, or name another, or its number"
+    )]
+    NoGroup { name: String },
+    #[error(
+        "operator.group: {path} cannot be given to group {name}: run the appliance as root with CAP_CHOWN, or as a member of the group"
+    )]
+    Group { path: String, name: String, source: io::Error },
+    #[error(
+        "operator.listen: the handed-over listener is on {address}, where others can listen in: set operator.tls, or hand over one on a loopback address"
+    )]
+    Plain { address: String },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(
         "operator.listen: {address} cannot be listened on: choose a free port for operator.listen, or \"off\""
     )]
@@ -65,8 +77,8 @@ impl Drop for SocketFile {
     }
 }
 
-/// Opens the socket: directory 0755 if it is missing, socket 0660.
-pub(super) fn bind_unix(path: &Path) -> Result<BoundSocket, SocketError> {
+/// Opens the socket: directory 0755 if it is missing, socket 0660 and of the group.
+pub(super) fn bind_unix(path: &Path, group: Option<&Group>) -> Result<BoundSocket, SocketError> {
     let shown = path.display().to_string();
     let failed =
         |what: &'static str| move |source: io::Error| SocketError::Path { path: shown.clone(), what, source };
@@ -80,8 +92,15 @@ pub(super) fn bind_unix(path: &Path) -> Result<BoundSocket, SocketError> {
     temporary.push(format!(".{}", std::process::id()));
     let temporary = PathBuf::from(temporary);
     let _ = std::fs::remove_file(&temporary);
+    let listener = StdUnixListener::bind(&temporary).map_err(failed.clone()("bound"))?;
+    if let Some(group) = group
+        && let Err(source) = std::os::unix::fs::chown(&temporary, None, Some(group.gid))
+    {
+        let _ = std::fs::remove_file(&temporary);
+        let (path, name) = (path.display().to_string(), group.name.clone());
+        return Err(SocketError::Group { path, name, source });
+    }
     let bound = || -> io::Result<BoundSocket> {
-        let listener = StdUnixListener::bind(&temporary)?;
         std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o660))?;
         listener.set_nonblocking(true)?;
         std::fs::rename(&temporary, path)?;
@@ -107,83 +126,84 @@ fn refuse_if_taken(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// User at the other end of a Unix connection, as the kernel vouches for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Peer {
-    pub(super) uid: Option<u32>,
+/// The group whose members the socket lets in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) name: String,
+    pub(super) gid: u32,
 }
 
-impl Peer {
-    /// Root, or the user the appliance runs as.
-    pub(super) fn is_operator(self) -> bool {
-        self.uid.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw())
+impl Group {
+    /// By name or number. Reads the file: a static program cannot load what the C library would ask.
+    pub(super) fn find(name: &str) -> Result<Group, SocketError> {
+        let gid = name.parse().ok().or_else(|| {
+            let groups = std::fs::read("/etc/group").ok()?;
+            number_of(&String::from_utf8_lossy(&groups), name)
+        });
+        let gid = gid.ok_or_else(|| SocketError::NoGroup { name: name.to_owned() })?;
+        Ok(Group { name: name.to_owned(), gid })
     }
 }
 
-impl Connected<IncomingStream<'_, Bounded<UnixListener>>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Bounded<UnixListener>>) -> Self {
-        Peer { uid: stream.io().stream.peer_cred().ok().map(|credentials| credentials.uid()) }
+/// Third field of the line whose first is `name`: /etc/group and /etc/passwd alike.
+fn number_of(file: &str, name: &str) -> Option<u32> {
+    let mut lines = file.lines().map(|line| line.split(':'));
+    lines.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten())
+}
+
+/// What a user is called, for the audit log.
+fn user_name(uid: u32) -> String {
+    let users = std::fs::read("/etc/passwd").unwrap_or_default();
+    let users = String::from_utf8_lossy(&users);
+    let named = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| format!("uid {uid}"))
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Unix(UnixPeer),
+    Tcp(SocketAddr),
+}
+
+/// User at the other end of a Unix connection, as the kernel vouches for it: as of when it connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct UnixPeer {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) groups: Arc<[u32]>,
+    pub(super) name: Arc<str>,
+}
+
+impl UnixPeer {
+    pub(super) fn of(stream: &UnixStream) -> io::Result<UnixPeer> {
+        let credentials = stream.peer_cred()?;
+        // An old kernel tells none; then the primary group alone counts.
+        let groups = peer_groups(stream).unwrap_or_default();
+        let uid = credentials.uid();
+        Ok(UnixPeer { uid, gid: credentials.gid(), groups: groups.into(), name: user_name(uid).into() })
     }
 }
 
-/// A listener that serves at most [`CONNECTIONS_MAX`] connections at once.
-pub(super) struct Bounded<L> {
-    inner: L,
-    permits: Arc<Semaphore>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl<L> Bounded<L> {
-    pub(super) fn new(inner: L) -> Self {
-        Bounded { inner, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
-    }
-}
-
-impl<L: Listener> Listener for Bounded<L> {
-    type Io = Permitted<L::Io>;
-    type Addr = L::Addr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        // The semaphore is never closed; without a permit the connection would only go uncounted.
-        let permit = self.permits.clone().acquire_owned().await.ok();
-        let (stream, address) = self.inner.accept().await;
-        (Permitted { stream, _permit: permit }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.inner.local_addr()
-    }
-}
-
-/// A connection together with its place among the [`CONNECTIONS_MAX`].
-pub(super) struct Permitted<S> {
-    stream: S,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Permitted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Permitted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    #[test]
+    fn groups_and_users_are_found_by_name_and_number() {
+        let file = "root:x:0:\n# no group\nstaff:x:50:ada,bob\nbroken:x\nnumber:x:many:\n";
+        assert_eq!(number_of(file, "staff"), Some(50));
+        for name in ["staf", "broken", "number", "", "x"] {
+            assert_eq!(number_of(file, name), None, "{name}");
+        }
+        assert_eq!(Group::find("4711").unwrap().gid, 4711);
+        let unknown = Group::find("no-such-group-here").unwrap_err();
+        assert!(unknown.to_string().contains("groupadd"), "{unknown}");
+        assert_eq!(user_name(0), "root");
+        assert_eq!(user_name(4_000_000_000), "uid 4000000000");
     }
 }

@@ -1,27 +1,33 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::api::*;
 use super::*;
 use crate::boot;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::UnknownPolicy;
 use crate::cli::client::{Client, WatchEvent};
 use crate::cli::error::CommandError;
-use crate::dhcp::lease::LeaseState;
+use crate::config::OperatorConfig;
+use crate::dhcp::lease::{LeaseState, LeaseView};
 use crate::net::MacAddr;
 use crate::node::NodeId;
 use crate::node::registry::RegistrySettings;
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::{Boot, Happening};
 use crate::node::token::TokenKey;
+use crate::operator::api::*;
 use crate::store::Snapshot;
 use crate::store::memory::MemoryStore;
+
+mod access;
+mod api;
+mod command_line;
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 const HELD: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 130);
@@ -30,11 +36,24 @@ const HELD: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 130);
 struct Quiet {
     clock: Clock,
     has_image: Arc<AtomicBool>,
+    ailing: Arc<Ailing>,
+}
+
+/// What is wrong with it.
+#[derive(Default)]
+struct Ailing {
+    bridge_down: AtomicBool,
+    disk_full: Mutex<Option<String>>,
 }
 
 impl ApplianceView for Quiet {
     fn bridge(&self) -> BridgeStatus {
-        BridgeStatus { name: "br-test".to_owned(), address: "192.168.2.2/24".to_owned(), mac: MAC }
+        let (up, reason) = match self.ailing.bridge_down.load(Ordering::Relaxed) {
+            true => (false, Some("the bridge is down".to_owned())),
+            false => (true, None),
+        };
+        let (name, address) = ("br-test".to_owned(), "192.168.2.2/24".to_owned());
+        BridgeStatus { name, address, mac: MAC, up, reason }
     }
 
     fn services(&self) -> Vec<ServiceStatus> {
@@ -46,11 +65,12 @@ impl ApplianceView for Quiet {
     }
 
     fn store(&self) -> StoreStatus {
-        StoreStatus { path: "memory".to_owned(), last_error: None }
+        let last_error = self.ailing.disk_full.lock().unwrap().clone();
+        StoreStatus { path: "memory".to_owned(), last_error, ..StoreStatus::default() }
     }
 
-    fn leases(&self) -> Vec<LeaseView> {
-        vec![LeaseView {
+    fn leases(&self) -> Arc<Leases> {
+        Arc::new(Leases::new(vec![LeaseView {
             address: HELD,
             mac: MAC,
             hostname: None,
@@ -58,11 +78,15 @@ impl ApplianceView for Quiet {
             state: LeaseState::Bound,
             granted_at: None,
             expires_at: self.clock.now().plus(Duration::from_secs(3600)),
-        }]
+        }]))
     }
 
     fn pool_use(&self) -> PoolUse {
         PoolUse { size: 127, bound: 1, offered: 0, quarantined: 0 }
+    }
+
+    fn images(&self) -> Vec<ImageEntry> {
+        api::images()
     }
 }
 
@@ -73,17 +97,31 @@ struct Rig {
     handle: OperatorHandle,
     client: Client,
     loopback: SocketAddr,
+    /// What people are told of the TCP listener.
+    described: String,
+    access: Arc<Access>,
     has_image: Arc<AtomicBool>,
+    ailing: Arc<Ailing>,
 }
 
 impl Rig {
     fn start() -> Rig {
+        Rig::start_with(|_| {})
+    }
+
+    /// The same, with a configuration of its own.
+    fn start_with(configure: impl FnOnce(&mut Config)) -> Rig {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("run/operator.sock");
         let text =
             "[network]\nbridge = \"br-test\"\naddress = \"192.168.2.2/24\"\ngateway = \"192.168.2.1\"\n";
         let mut config = Config::parse(text, Path::new("farrier.toml")).unwrap();
-        config.operator = OperatorConfig { socket: socket.clone(), listen: "127.0.0.1:0".parse().ok() };
+        let listen = "127.0.0.1:0".parse().ok();
+        config.operator = OperatorConfig { socket: socket.clone(), listen, ..OperatorConfig::default() };
+        config.store.path = directory.path().to_owned();
+        configure(&mut config);
+        let mut listeners = Listeners::open(&config, HandedOver::default()).unwrap();
+        listeners.keep_certificate().unwrap();
         let clock = Clock::start();
         let store = Arc::new(MemoryStore::new());
         let settings = RegistrySettings {
@@ -95,20 +133,36 @@ impl Rig {
         let key = TokenKey::from_bytes([7; 32]);
         let registry = Arc::new(Registry::new(shared, Snapshot::default(), settings, key));
         let has_image = Arc::new(AtomicBool::new(true));
+        let ailing = Arc::<Ailing>::default();
+        let tally = Arc::<Tally>::default();
         let parts = OperatorParts {
+            access: Access::new(
+                Vec::new(),
+                Arc::clone(&store) as _,
+                Arc::clone(&tally),
+                clock,
+                listeners.door(),
+            ),
+            audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
             registry: Arc::clone(&registry),
-            appliance: Arc::new(Quiet { clock, has_image: Arc::clone(&has_image) }),
-            tally: Arc::default(),
+            appliance: Arc::new(Quiet {
+                clock,
+                has_image: Arc::clone(&has_image),
+                ailing: Arc::clone(&ailing),
+            }),
+            tally,
             problems: ProblemLog::new(clock),
             config: Arc::new(ArcSwap::from_pointee(config.clone())),
             clock,
             started_at: clock.now(),
         };
         parts.tally.count("dhcp", "ack");
-        let listeners = Listeners::open(&config.operator, HandedOver::default()).unwrap();
-        let loopback = listeners.loopback_address().unwrap();
+        let loopback = listeners.tcp_address().unwrap();
+        let described = listeners.describe_tcp().unwrap();
+        let access = Arc::clone(&parts.access);
         let handle = start(parts, listeners).unwrap();
-        Rig { directory, registry, store, handle, client: Client::new(socket), loopback, has_image }
+        let client = Client::new(socket);
+        Rig { directory, registry, store, handle, client, loopback, described, access, has_image, ailing }
     }
 
     fn socket(&self) -> PathBuf {
@@ -166,15 +220,15 @@ async fn nodes_are_registered_found_ordered_and_removed() {
         let found: NodeDetail = rig.client.get(&format!("/api/v1/nodes/{reference}")).await.unwrap();
         assert_eq!(found.summary.id, node.summary.id);
     }
-    let listed: Vec<NodeSummary> = rig.client.get("/api/v1/nodes").await.unwrap();
+    let listed: Vec<NodeSummary> = rig.client.list("/api/v1/nodes").await.unwrap();
     assert_eq!(listed.len(), 1);
-    let leases: Vec<LeaseEntry> = rig.client.get("/api/v1/leases").await.unwrap();
+    let leases: Vec<LeaseEntry> = rig.client.list("/api/v1/leases").await.unwrap();
     assert_eq!(leases[0].node_name, node.summary.name);
 
     let order = OrderRequest { order: Order::PowerOff };
     let ordered: NodeDetail = rig.client.post("/api/v1/nodes/rack1-node07/order", &order).await.unwrap();
     assert_eq!(ordered.summary.order, Some(Order::PowerOff));
-    let boots: Vec<Boot> = rig.client.get("/api/v1/nodes/rack1-node07/boots").await.unwrap();
+    let boots: Vec<Boot> = rig.client.list("/api/v1/nodes/rack1-node07/boots").await.unwrap();
     assert!(boots.iter().all(|boot| boot.number == 0), "{boots:?}");
 
     let status: Status = rig.client.get("/api/v1/status").await.unwrap();
@@ -219,7 +273,7 @@ async fn refusals_say_what_is_wrong_and_the_way_out() {
         let error = rig.client.post::<NodeDetail>(&format!("/api/v1/nodes/{path}/approve"), &()).await;
         assert_eq!(error.unwrap_err().exit_code(), code);
     }
-    let listed: Vec<NodeSummary> = rig.client.get("/api/v1/nodes").await.unwrap();
+    let listed: Vec<NodeSummary> = rig.client.list("/api/v1/nodes").await.unwrap();
     assert_eq!(listed.len(), 1);
 }
 
@@ -239,11 +293,11 @@ async fn malformed_requests_get_problem_documents() {
     let post = |body: &str| {
         let length = body.len();
         format!(
-            "POST /api/v1/nodes HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            "POST /api/v1/nodes HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         )
     };
     let too_long = format!(
-        "POST /api/v1/nodes HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        "POST /api/v1/nodes HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         2 << 20
     );
     let requests = [
@@ -287,25 +341,6 @@ async fn events_are_streamed_and_end_with_the_appliance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_loopback_listener_reads_only_and_only_under_its_name() {
-    let rig = Rig::start();
-    let host = rig.loopback.to_string();
-    for path in ["/healthz", "/readyz", "/metrics", "/api/v1/status"] {
-        let answer = rig.raw_loopback(&get(path, &host)).await;
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
-    }
-    let metrics = rig.raw_loopback(&get("/metrics", "localhost")).await;
-    assert!(metrics.contains("farrier_outcomes_total{service=\"dhcp\",outcome=\"ack\"} 1\n"), "{metrics}");
-    assert!(metrics.contains("farrier_nodes{state=\"enroll\"} 0\n"), "{metrics}");
-    for path in ["/api/v1/nodes", "/api/v1/events", "/api/v1/leases", "/"] {
-        let answer = rig.raw_loopback(&get(path, &host)).await;
-        assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
-    }
-    let answer = rig.raw_loopback(&get("/api/v1/status", "rebound.example.org")).await;
-    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn without_a_deploy_image_it_is_healthy_and_not_ready() {
     let rig = Rig::start();
     rig.has_image.store(false, Ordering::Relaxed);
@@ -324,7 +359,10 @@ async fn the_socket_is_private_and_replaces_only_a_dead_one() {
     let path = rig.socket();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode, 0o660);
-    let config = OperatorConfig { socket: path.clone(), listen: None };
+    let text =
+        "[network]\nbridge = \"br-test\"\naddress = \"192.168.2.2/24\"\n[operator]\nlisten = \"off\"\n";
+    let mut config = Config::parse(text, Path::new("farrier.toml")).unwrap();
+    config.operator.socket = path.clone();
     let reopened = || Listeners::open(&config, HandedOver::default());
     assert!(matches!(reopened(), Err(SocketError::InUse { .. })));
     rig.handle.stop().await;
@@ -339,14 +377,6 @@ async fn the_socket_is_private_and_replaces_only_a_dead_one() {
     let left: Vec<_> = std::fs::read_dir(rig.directory.path().join("run")).unwrap().collect();
     assert_eq!(left.len(), 1);
     assert!(!std::fs::metadata(&path).unwrap().file_type().is_socket());
-}
-
-#[test]
-fn only_root_and_our_own_user_are_operators() {
-    let me = nix::unistd::geteuid().as_raw();
-    let allowed = |uid| Peer { uid }.is_operator();
-    assert!(allowed(Some(0)) && allowed(Some(me)));
-    assert!(!allowed(Some(me + 1)) && !allowed(None));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,8 @@ use crate::clock::Timestamp;
 use crate::dhcp::lease::Binding;
 use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
+use crate::operator::access::tokens::{Token, TokenId};
+use crate::operator::audit::AuditRecord;
 use crate::store::{Change, CommitError, LoadError, Snapshot, Store, WhenDurable};
 
 #[derive(Default)]
@@ -22,6 +24,8 @@ struct State {
     nodes: BTreeMap<NodeId, Node>,
     events: BTreeMap<(NodeId, u32, u32), TimelineEvent>,
     secrets: BTreeMap<String, Vec<u8>>,
+    tokens: BTreeMap<TokenId, Token>,
+    audit: BTreeMap<u64, AuditRecord>,
     failures: u32,
     held: Option<Vec<(Vec<Change>, WhenDurable)>>,
 }
@@ -41,6 +45,8 @@ impl MemoryStore {
                 .map(|event| ((event.node, event.boot, event.sequence), event))
                 .collect(),
             secrets: snapshot.secrets.into_iter().collect(),
+            tokens: snapshot.tokens.into_iter().map(|token| (token.id, token)).collect(),
+            audit: snapshot.audit.into_iter().map(|record| (record.sequence, record)).collect(),
             failures: 0,
             held: None,
         };
@@ -80,6 +86,8 @@ impl Store for MemoryStore {
             nodes,
             events: state.events.values().cloned().collect(),
             secrets: state.secrets.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            tokens: state.tokens.values().cloned().collect(),
+            audit: state.audit.values().cloned().collect(),
             damage: Vec::new(),
         })
     }
@@ -129,6 +137,18 @@ impl State {
             }
             Change::PutSecret { name, value } => {
                 self.secrets.insert(name.to_owned(), value);
+            }
+            Change::PutToken(token) => {
+                self.tokens.insert(token.id, *token);
+            }
+            Change::DropToken(id) => {
+                self.tokens.remove(&id);
+            }
+            Change::PutAudit(record) => {
+                self.audit.insert(record.sequence, record);
+            }
+            Change::DropAuditBelow { sequence } => {
+                self.audit = self.audit.split_off(&sequence);
             }
         }
     }

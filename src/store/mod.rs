@@ -1,6 +1,6 @@
 //! Durable state: synced to disk before anybody is told of it.
 //!
-//! The store knows four things: DHCP bindings, nodes, timeline events, and a few secrets. It is read whole at
+//! The store knows DHCP bindings, nodes, timeline events, operators' tokens, the audit log, and a few secrets. It is read whole at
 //! start ([`Store::load`]) and afterwards only written: every part keeps what it owns in memory, and hands the
 //! store batches of [`Change`]s. A batch is atomic and applied in order of submission. [`Store::submit`] returns at
 //! once; the store groups what is queued into one transaction, syncs it to disk, and only then calls each batch's
@@ -15,6 +15,8 @@ use std::net::Ipv4Addr;
 use crate::dhcp::lease::Binding;
 use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
+use crate::operator::access::tokens::{Token, TokenId};
+use crate::operator::audit::AuditRecord;
 
 pub mod memory;
 pub mod place;
@@ -22,7 +24,8 @@ pub mod sqlite;
 #[cfg(test)]
 mod tests;
 
-/// One durable change. Keys: a binding by address, a node by id, an event by (node, boot, sequence), a secret by name.
+/// One durable change. Keys: a binding by address, a node by id, an event by (node, boot, sequence), a secret by name,
+/// a token by id, an audit entry by sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     PutBinding(Binding),
@@ -42,6 +45,13 @@ pub enum Change {
         name: &'static str,
         value: Vec<u8>,
     },
+    PutToken(Box<Token>),
+    DropToken(TokenId),
+    PutAudit(AuditRecord),
+    /// Drops every audit entry with a lower sequence number.
+    DropAuditBelow {
+        sequence: u64,
+    },
 }
 
 /// Everything the store held at start.
@@ -52,6 +62,9 @@ pub struct Snapshot {
     /// In order of (node, boot, sequence).
     pub events: Vec<TimelineEvent>,
     pub secrets: Vec<(String, Vec<u8>)>,
+    pub tokens: Vec<Token>,
+    /// In order of sequence.
+    pub audit: Vec<AuditRecord>,
     /// Records that could not be read and were set aside, a line each; the appliance reports them.
     pub damage: Vec<String>,
 }

@@ -71,6 +71,7 @@ pub(super) fn event(number: u128, boot: u32, sequence: u32, kind: u8) -> Timelin
             address: Some(Ipv4Addr::LOCALHOST),
             boot_file: None,
             nothing_to_boot: None,
+            other_server: None,
         },
         1 => Happening::File {
             transport: Transport::Tftp,
@@ -80,8 +81,9 @@ pub(super) fn event(number: u128, boot: u32, sequence: u32, kind: u8) -> Timelin
             sent: 3,
             took_millis: 4,
             outcome: FileOutcome::Aborted("timeout".to_owned()),
+            tftp: None,
         },
-        2 => Happening::Agent { call: AgentCall::Hello { uptime_secs: 2.5 } },
+        2 => Happening::Agent { call: AgentCall::Hello { uptime_secs: 2.5, token_issued_at: None } },
         3 => Happening::State {
             from: ProvisionState::Enroll,
             to: ProvisionState::Inspecting,

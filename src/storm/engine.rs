@@ -14,47 +14,37 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::net::MacAddr;
-use crate::storm::firmware::{Kind, OVMF};
-use crate::storm::machine::{Action, Event, Goal, Machine, Stage};
-use crate::storm::message::{self, Ask, Identity};
+use crate::storm::firmware::Kind;
+use crate::storm::machine::{Action, Event, Goal, Machine, Stage, Trouble};
+use crate::storm::message;
 use crate::storm::random::Stream;
-use crate::storm::report::{Circumstances, Report};
-use crate::storm::wire::{Addresses, Tap, dhcp_frame, interface_index, solicitation_frame};
+use crate::storm::report::{Circumstances, FloodReport, Report};
+use crate::storm::schedule::{Flood, Order, Part, Schedule};
+use crate::storm::wire::{
+    Addresses, Counters, Tap, datagrams_dropped, dhcp_frame, interface_index, solicitation_frame,
+};
 
+mod flood;
+mod stop;
 mod transfer;
 
+use flood::Strangers;
+pub use stop::Stop;
 use transfer::{Moved, Transfer};
 
 const DHCP: Token = Token(usize::MAX - 1);
 const ROUTERS: Token = Token(usize::MAX - 2);
+const STOP: Token = Token(usize::MAX - 3);
 /// Between two reports of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
-/// Strangers come in small groups, not one by one.
-const STRANGERS_EVERY: Duration = Duration::from_millis(5);
 /// Frames read before machines' sockets get their turn.
 const FRAMES_AT_ONCE: usize = 256;
-/// Streams of the seed beside the machines' own: when they are switched on, what strangers are called, and (one per
-/// machine, counted down) which datagrams are lost.
-const POWER_STREAM: u64 = u64::MAX;
-const STRANGER_STREAM: u64 = u64::MAX - 1;
-const LOSS_STREAMS: u64 = u64::MAX - 2;
-
-/// A storm, as ordered.
-#[derive(Clone, Debug)]
-pub struct Order {
-    /// Firmware of each machine.
-    pub machines: Vec<Kind>,
-    pub goal: Goal,
-    pub seed: u64,
-    /// Share of datagrams lost, each way.
-    pub loss: f64,
-    /// All machines are switched on within this time.
-    pub over: Duration,
-    /// Who has not come home by then is lost.
-    pub patience: Duration,
-    /// DISCOVERs a second from MACs that never come again.
-    pub strangers: u32,
-}
+/// Bodies are read for this long, or for as long as DHCP and TFTP last took, before those get their turn again. A window
+/// of TFTP waits for its ACK, a body for nobody: read as they came, the bodies of 600 machines held each window of the
+/// others up for 200 ms.
+const BODIES_AT_ONCE: Duration = Duration::from_millis(1);
+/// Machines that nobody knows, switched on as a flood ends: when they have addresses, the server has recovered.
+const NEWCOMERS: usize = 10;
 
 /// How far they are, while it lasts.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +58,7 @@ pub struct Progress {
 
 struct Slot {
     machine: Machine,
-    /// Decides which of its datagrams are lost, so that a machine's luck does not hang on the others' pace.
+    power_on: Duration,
     luck: Stream,
     transfer: Option<Transfer>,
     /// A connection to use again.
@@ -76,108 +66,123 @@ struct Slot {
     bound: Option<Ipv4Addr>,
     /// The earliest entry of this machine in the timers.
     armed: Option<Instant>,
+    /// Stands in `unfinished`.
+    queued: bool,
 }
 
 pub struct Engine {
+    /// The machines, and newcomers behind them.
     slots: Vec<Slot>,
+    nodes: usize,
     by_mac: HashMap<MacAddr, usize>,
     holders: HashMap<Ipv4Addr, usize>,
     address_conflicts: usize,
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
-    /// Transfers with more to read than one turn allows.
+    /// Transfers over HTTP with something to read.
     unfinished: VecDeque<usize>,
+    /// How long these may be read in the next turn.
+    bodies_for: Duration,
     frames: Vec<(MacAddr, Vec<u8>)>,
     poll: Poll,
+    interface: String,
     dhcp: Tap,
     routers: Tap,
+    stop: Stop,
+    interrupted: bool,
     addresses: Addresses,
     loss: f64,
     /// Frames our own end could not send.
     drops: u64,
-    strangers: Strangers,
+    strangers: Option<Strangers>,
     over: usize,
+    fingerprint: String,
 }
 
-struct Strangers {
-    per_second: u32,
-    random: Stream,
-    began: Instant,
-    sent: u64,
+impl Slot {
+    fn new(part: Part, goal: Goal) -> Slot {
+        let machine = Machine::new(part.kind, part.identity, goal, part.random);
+        let Part { power_on, luck, .. } = part;
+        Slot { machine, power_on, luck, transfer: None, spare: None, bound: None, armed: None, queued: false }
+    }
 }
 
-/// Locally administered, so that no real machine has it; two bytes of the seed, so that two storms differ.
-pub fn identity(seed: u64, number: usize) -> Identity {
-    let seed = Stream::new(seed, 0).next_u64().to_be_bytes();
-    let [_, a, b, c] = (number as u32).to_be_bytes();
-    let mac = MacAddr([0x02, seed[0], seed[1], a, b, c]);
-    let mut uuid = *b"farrier-storm\0\0\0";
-    uuid[10..].copy_from_slice(&mac.0);
-    uuid[6] = (uuid[6] & 0x0f) | 0x80;
-    uuid[8] = (uuid[8] & 0x3f) | 0x80;
-    Identity { mac, uuid }
+/// Which machines are switched on behind a flood.
+fn newcomers(seed: u64, nodes: usize, flood: Option<Flood>) -> impl Iterator<Item = Part> {
+    flood.into_iter().flat_map(move |flood| {
+        (0..NEWCOMERS).map(move |number| Part {
+            power_on: flood.lasts,
+            ..Schedule::part(seed, nodes + number, Kind::Bios)
+        })
+    })
 }
 
 impl Engine {
     /// `interface`: our end of the cable, in the namespace this thread is in.
-    pub fn open(interface: &str, order: &Order) -> io::Result<Engine> {
+    pub fn open(interface: &str, order: &Order, stop: Stop) -> io::Result<Engine> {
         let index = interface_index(interface)?;
         let poll = Poll::new()?;
         let (dhcp, routers) = (Tap::open_dhcp(index)?, Tap::open_routers(index)?);
-        for (tap, token) in [(&dhcp, DHCP), (&routers, ROUTERS)] {
-            poll.registry().register(&mut SourceFd(&tap.as_raw_fd()), token, Interest::READABLE)?;
+        for (fd, token) in
+            [(dhcp.as_raw_fd(), DHCP), (routers.as_raw_fd(), ROUTERS), (stop.as_raw_fd(), STOP)]
+        {
+            poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE)?;
         }
-        let slots: Vec<Slot> = order
-            .machines
-            .iter()
-            .enumerate()
-            .map(|(number, kind)| {
-                let stream = Stream::new(order.seed, number as u64);
-                let machine = Machine::new(*kind, identity(order.seed, number), order.goal, stream);
-                let luck = Stream::new(order.seed, LOSS_STREAMS - number as u64);
-                Slot { machine, luck, transfer: None, spare: None, bound: None, armed: None }
-            })
-            .collect();
+        let schedule = Schedule::of(order);
+        let fingerprint = schedule.fingerprint(order.loss);
+        let nodes = schedule.parts.len();
+        let strangers = order.flood.map(|flood| Strangers::new(flood, schedule.strangers));
+        let machines = schedule.parts.into_iter().map(|part| Slot::new(part, order.goal));
+        let newcomers = newcomers(order.seed, nodes, order.flood).map(|part| Slot::new(part, Goal::Address));
+        let slots: Vec<Slot> = machines.chain(newcomers).collect();
         let by_mac =
             slots.iter().enumerate().map(|(number, slot)| (slot.machine.identity().mac, number)).collect();
         Ok(Engine {
             slots,
+            nodes,
             by_mac,
             holders: HashMap::new(),
             address_conflicts: 0,
             timers: BinaryHeap::new(),
             unfinished: VecDeque::new(),
+            bodies_for: BODIES_AT_ONCE,
             frames: Vec::new(),
             poll,
+            interface: interface.to_owned(),
             dhcp,
             routers,
+            stop,
+            interrupted: false,
             addresses: Addresses::open(index)?,
             loss: order.loss,
             drops: 0,
-            strangers: Strangers {
-                per_second: order.strangers,
-                random: Stream::new(order.seed, STRANGER_STREAM),
-                began: Instant::now(),
-                sent: 0,
-            },
+            strangers,
             over: 0,
+            fingerprint,
         })
+    }
+
+    /// The storm's end of the cable has this address, besides its machines'.
+    pub fn hold(&mut self, address: Ipv4Addr) -> io::Result<()> {
+        self.addresses.add(address)
     }
 
     /// Runs the storm to its end.
     pub fn run(mut self, order: &Order, tell: &mut dyn FnMut(&Progress)) -> io::Result<Report> {
         let began = Instant::now();
-        self.strangers.began = began;
-        let mut power = Stream::new(order.seed, POWER_STREAM);
-        for number in 0..self.slots.len() {
-            let after = order.over.mul_f64(power.unit());
-            self.slots[number].armed = Some(began + after);
-            self.timers.push(Reverse((began + after, number)));
+        if let Some(strangers) = &mut self.strangers {
+            strangers.begin(began);
         }
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            let at = began + slot.power_on;
+            slot.armed = Some(at);
+            self.timers.push(Reverse((at, number)));
+        }
+        let before = Counters::read(&self.interface)?;
         let ends_at = began + order.patience;
         let mut tell_at = began;
         let mut events = Events::with_capacity(1024);
         let mut buffer = vec![0; transfer::BUFFER];
-        while self.over < self.slots.len() {
+        while !self.is_over(Instant::now()) {
             let now = Instant::now();
             if now >= ends_at {
                 break;
@@ -186,59 +191,111 @@ impl Engine {
                 tell(&self.progress());
                 tell_at = now + PROGRESS_EVERY;
             }
-            self.ring(now)?;
-            self.send_strangers(now);
-            for number in std::mem::take(&mut self.unfinished) {
-                self.read(number, &mut buffer)?;
-            }
-            self.flush();
-            let mut until = ends_at.min(tell_at);
-            if let Some(Reverse((at, _))) = self.timers.peek() {
-                until = until.min(*at);
-            }
-            if self.strangers.per_second > 0 {
-                until = until.min(now + STRANGERS_EVERY);
-            }
-            let wait = if self.unfinished.is_empty() {
-                // epoll counts in milliseconds: rounded up, or the last one would be spent spinning.
-                until.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
-            } else {
-                Duration::ZERO
-            };
-            match self.poll.poll(&mut events, Some(wait)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-            for event in &events {
-                match event.token() {
-                    DHCP => self.receive_dhcp(&mut buffer)?,
-                    ROUTERS => self.receive_routers(&mut buffer)?,
-                    Token(number) => self.read(number, &mut buffer)?,
-                }
-            }
-            self.flush();
+            self.turn(now, ends_at.min(tell_at), &mut events, &mut buffer)?;
         }
         tell(&self.progress());
         let now = Instant::now();
+        let trouble = if self.interrupted { Trouble::Interrupted } else { Trouble::OutOfTime };
         for slot in &mut self.slots {
-            slot.machine.end(now);
+            slot.machine.end(trouble, now);
         }
+        let wire = Counters::read(&self.interface)?.since(before);
+        Ok(self.report(order, wire))
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        let calm = self.strangers.as_ref().is_none_or(|strangers| strangers.is_over(now));
+        self.interrupted || (calm && self.over == self.slots.len())
+    }
+
+    /// What is due, a wait for what may come, and what has come.
+    fn turn(
+        &mut self,
+        now: Instant,
+        until: Instant,
+        events: &mut Events,
+        buffer: &mut [u8],
+    ) -> io::Result<()> {
+        self.ring(now, buffer)?;
+        let bodies_until = Instant::now() + self.bodies_for;
+        while let Some(number) = self.unfinished.pop_front() {
+            self.slots[number].queued = false;
+            self.read(number, buffer)?;
+            if Instant::now() >= bodies_until {
+                break;
+            }
+        }
+        if let Some(strangers) = &mut self.strangers {
+            strangers.send(now, &mut self.frames);
+        }
+        self.flush();
+        let mut until = until;
+        if let Some(Reverse((at, _))) = self.timers.peek() {
+            until = until.min(*at);
+        }
+        if self.strangers.as_ref().is_some_and(|strangers| !strangers.is_over(now)) {
+            until = until.min(now + flood::EVERY);
+        }
+        let wait = if self.unfinished.is_empty() {
+            // epoll counts in milliseconds: rounded up, or the last one would be spent spinning.
+            until.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
+        } else {
+            Duration::ZERO
+        };
+        match self.poll.poll(events, Some(wait)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let woke = Instant::now();
+        for event in events.iter() {
+            match event.token() {
+                DHCP => self.receive_dhcp(buffer)?,
+                ROUTERS => self.receive_routers(buffer)?,
+                STOP => self.interrupted |= self.stop.is_wanted(),
+                Token(number) if self.is_over_http(number) => self.queue(number),
+                Token(number) => self.read(number, buffer)?,
+            }
+        }
+        self.bodies_for = woke.elapsed().max(BODIES_AT_ONCE);
+        self.flush();
+        Ok(())
+    }
+
+    fn is_over_http(&self, number: usize) -> bool {
+        let transfer = self.slots.get(number).and_then(|slot| slot.transfer.as_ref());
+        transfer.is_some_and(Transfer::is_over_http)
+    }
+
+    fn queue(&mut self, number: usize) {
+        if !std::mem::replace(&mut self.slots[number].queued, true) {
+            self.unfinished.push_back(number);
+        }
+    }
+
+    fn report(&self, order: &Order, wire: Counters) -> Report {
         let machines: Vec<&Machine> = self.slots.iter().map(|slot| &slot.machine).collect();
+        let (machines, newcomers) = machines.split_at(self.nodes);
+        let flood = self.strangers.as_ref().map(|strangers| {
+            FloodReport::of(order.flood.map_or(0, |flood| flood.per_second), strangers.sent(), newcomers)
+        });
         let circumstances = Circumstances {
             seed: order.seed,
+            schedule: self.fingerprint.clone(),
             loss: order.loss,
             goal: order.goal.last_stage().as_str(),
             address_conflicts: self.address_conflicts,
-            own_drops: self.drops,
-            strangers: self.strangers.sent,
+            own_drops: self.drops + datagrams_dropped(),
+            interrupted: self.interrupted,
+            flood,
+            wire,
             storm_cpu_secs: thread_cpu_secs(),
         };
-        Ok(Report::of(&machines, circumstances))
+        Report::of(machines, circumstances)
     }
 
     fn progress(&self) -> Progress {
         let mut progress = Progress::default();
-        for machine in self.slots.iter().map(|slot| &slot.machine) {
+        for machine in self.slots[..self.nodes].iter().map(|slot| &slot.machine) {
             if machine.record.is_complete() {
                 progress.completed += 1;
             } else if machine.record.lost.is_some() {
@@ -259,7 +316,7 @@ impl Engine {
     // --- time -------------------------------------------------------------------------------------------------------
 
     /// Wakes every machine whose time has come.
-    fn ring(&mut self, now: Instant) -> io::Result<()> {
+    fn ring(&mut self, now: Instant, buffer: &mut [u8]) -> io::Result<()> {
         while let Some(Reverse((at, number))) = self.timers.peek().copied() {
             if at > now {
                 break;
@@ -274,6 +331,10 @@ impl Engine {
                 self.deliver(number, Event::PowerOn, now)?;
             } else if slot.machine.wake_at().is_some_and(|wake_at| wake_at <= now) {
                 self.deliver(number, Event::Woken, now)?;
+            } else if self.slots[number].queued {
+                // What has come and was not read yet is no stall of the server's; if nothing has, the next look says so.
+                self.slots[number].queued = false;
+                self.read(number, buffer)?;
             } else {
                 self.wake_transfer(number, now)?;
             }
@@ -377,22 +438,6 @@ impl Engine {
         }
     }
 
-    fn send_strangers(&mut self, now: Instant) {
-        let strangers = &mut self.strangers;
-        if strangers.per_second == 0 {
-            return;
-        }
-        let due = now.duration_since(strangers.began).as_secs_f64() * f64::from(strangers.per_second);
-        while (strangers.sent as f64) < due {
-            strangers.sent += 1;
-            let bytes = strangers.random.next_u64().to_be_bytes();
-            let mac = MacAddr([0x06, bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]]);
-            let who = Identity { mac, uuid: [0; 16] };
-            let message = message::emit(&OVMF.dhcp, &who, Ask::Discover, strangers.random.next_u32(), 0);
-            self.frames.push(dhcp_frame(mac, &message));
-        }
-    }
-
     fn receive_dhcp(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         // Edge-triggered: what is left after this many is read when the next one arrives, or a turn later.
         for _ in 0..FRAMES_AT_ONCE {
@@ -456,7 +501,7 @@ impl Engine {
         let outcome = match moved {
             Moved::Waiting => return Ok(()),
             Moved::MoreToRead => {
-                self.unfinished.push_back(number);
+                self.queue(number);
                 return Ok(());
             }
             Moved::Lonely => {

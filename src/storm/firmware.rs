@@ -2,7 +2,9 @@
 //!
 //! OVMF and iPXE are as captured (OVMF 2022.11, iPXE of 2019, under QEMU); so are their option lists and order. The
 //! BIOS ROM is a classic PXE 2.1 one: four DISCOVERs, 4, 8, 16 and 32 s apart, and the combined answer taken at once.
-//! The ramdisk is our own agent: busybox udhcpc with `-T 1 -t 4 -A 1`, which never gives up.
+//! The ramdisk is our own agent: busybox udhcpc with `-T 1 -t 4 -A 1`, which never gives up. shim has no network code
+//! of its own: it asks the firmware, with blocks of 512 bytes, and the firmware adds its window of 4. GRUB has its own
+//! TFTP (2.06): blocks of 1024, no window, and it never repeats an ACK by itself, it only waits.
 
 use serde::Serialize;
 
@@ -13,32 +15,37 @@ pub enum Kind {
     Bios,
     Uefi,
     UefiHttp,
+    /// With Secure Boot: the signed chain of shim and GRUB.
+    UefiSecure,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::Bios, Kind::Uefi, Kind::UefiHttp];
+    /// The kinds that boot by way of iPXE; the signed chain is another deploy, and one server is set up for one.
+    pub const MIX: [Kind; 3] = [Kind::Bios, Kind::Uefi, Kind::UefiHttp];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Bios => "bios",
             Kind::Uefi => "uefi",
             Kind::UefiHttp => "uefi-http",
+            Kind::UefiSecure => "uefi-secure",
         }
     }
 
     pub fn manners(self) -> &'static Manners {
         match self {
             Kind::Bios => &BIOS_ROM,
-            Kind::Uefi => &OVMF,
+            Kind::Uefi | Kind::UefiSecure => &OVMF,
             Kind::UefiHttp => &OVMF_HTTP,
         }
     }
 
-    /// iPXE as this firmware starts it.
-    pub fn ipxe(self) -> &'static Manners {
+    /// The program that reads the boot script: iPXE as this firmware starts it, or GRUB.
+    pub fn script_reader(self) -> &'static Manners {
         match self {
             Kind::Bios => &IPXE_BIOS,
             Kind::Uefi | Kind::UefiHttp => &IPXE_UEFI,
+            Kind::UefiSecure => &GRUB,
         }
     }
 }
@@ -91,6 +98,10 @@ pub struct TftpManners {
     pub windowsize: Option<u16>,
     /// First asks for the size only, and ends that transfer with ERROR 8.
     pub probes_size: bool,
+    /// Asks for the size (`tsize`) with the file.
+    pub asks_size: bool,
+    /// Repeats its last ACK when no data come; others leave that to the server.
+    pub repeats_ack: bool,
     /// Before each resend of the last packet, and at the end before giving up; from the last progress on.
     pub waits: &'static [u64],
 }
@@ -123,10 +134,39 @@ const NO_TFTP: TftpManners = TftpManners {
     blksize: 1432,
     windowsize: None,
     probes_size: false,
+    asks_size: true,
+    repeats_ack: true,
     waits: &[1000, 2000, 4000, 8000, 8000],
 };
-const EDK2_TFTP: TftpManners =
-    TftpManners { blksize: 1468, windowsize: Some(4), probes_size: true, waits: &[4000; 6] };
+const EDK2_TFTP: TftpManners = TftpManners {
+    blksize: 1468,
+    windowsize: Some(4),
+    probes_size: true,
+    // It has the size from the probe.
+    asks_size: false,
+    repeats_ack: true,
+    waits: &[4000; 6],
+};
+const SHIM_TFTP: TftpManners = TftpManners { blksize: 512, probes_size: false, ..EDK2_TFTP };
+const GRUB_TFTP: TftpManners = TftpManners {
+    blksize: 1024,
+    windowsize: None,
+    probes_size: false,
+    asks_size: true,
+    repeats_ack: false,
+    waits: &GRUB_WAITS,
+};
+
+/// `GRUB_NET_TRIES` times `GRUB_NET_INTERVAL`, a little longer each time.
+const GRUB_WAITS: [u64; 40] = {
+    let mut waits = [400; 40];
+    let mut index = 0;
+    while index < waits.len() {
+        waits[index] += 20 * index as u64;
+        index += 1;
+    }
+    waits
+};
 const IPXE_HTTP: HttpManners =
     HttpManners { user_agent: "iPXE/1.21.1", asks_size: false, stall: 120_000, comes_back: true };
 const EDK2_HTTP: HttpManners =
@@ -191,6 +231,8 @@ pub const BIOS_ROM: Manners = Manners {
         blksize: 1456,
         windowsize: None,
         probes_size: true,
+        asks_size: false,
+        repeats_ack: true,
         waits: &[1000, 2000, 4000, 8000, 16_000],
     },
     http: IPXE_HTTP,
@@ -231,6 +273,17 @@ pub const IPXE_UEFI: Manners = Manners {
     },
     tftp: NO_TFTP,
     http: IPXE_HTTP,
+    starts_within: 2500,
+};
+
+pub const SHIM: Manners = Manners { dhcp: OVMF.dhcp, tftp: SHIM_TFTP, http: EDK2_HTTP, starts_within: 150 };
+
+/// It takes the firmware's lease over; it never speaks DHCP.
+pub const GRUB: Manners = Manners {
+    dhcp: OVMF.dhcp,
+    tftp: GRUB_TFTP,
+    http: EDK2_HTTP,
+    // As after iPXE: the kernel and its drivers.
     starts_within: 2500,
 };
 
@@ -289,7 +342,9 @@ mod tests {
             (Kind::UefiHttp, Firmware::UefiX64Http, Firmware::UefiX64),
         ] {
             assert_eq!(class(kind.manners()), ClientClass::Firmware { firmware });
-            assert_eq!(class(kind.ipxe()), ClientClass::Ipxe { firmware: plain, can_boot: true });
+            assert_eq!(class(kind.script_reader()), ClientClass::Ipxe { firmware: plain, can_boot: true });
         }
+        let secure = class(Kind::UefiSecure.manners());
+        assert_eq!(secure, ClientClass::Firmware { firmware: Firmware::UefiX64 });
     }
 }

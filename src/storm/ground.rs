@@ -7,7 +7,9 @@
 //! The namespace belongs to the thread that runs the storm and ends with it; with it goes the cable, so that nothing
 //! is left on a foreign bridge however we end.
 
+use std::fs;
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -16,8 +18,10 @@ use anyhow::{Context, anyhow, bail};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Pid, gettid};
 
-use crate::storm::engine::{Engine, Order, Progress};
+use crate::net::link::Link;
+use crate::storm::engine::{Engine, Progress, Stop};
 use crate::storm::report::Report;
+use crate::storm::schedule::Order;
 
 const OUR_END: &str = "storm0";
 /// A machine has one socket at a time, and there is the odd one besides.
@@ -43,20 +47,82 @@ pub fn ip_batch(lines: &str) -> anyhow::Result<()> {
     bail!("ip: {}", String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))
 }
 
-/// Runs a storm over a port of this bridge, which must be in the namespace we are in.
+/// The bridge that is stormed, in the namespace we are in.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    pub bridge: String,
+    /// An address that the storm's end of the cable holds, for the server's host to route the machines by.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// Why a bridge is not stormed.
+#[derive(Debug, thiserror::Error)]
+pub enum GroundError {
+    #[error(
+        "there is no interface `{0}` here: `ip link show type bridge` lists the bridges that can be stormed"
+    )]
+    Missing(String),
+    #[error(
+        "`{0}` is not a bridge: a storm plugs its machines into a bridge, `ip link show type bridge` lists them"
+    )]
+    NotABridge(String),
+    #[error(
+        "the default route leaves by `{0}`: a storm there would reach more than the boot network; name a bridge that \
+         has none, or leave --bridge out for a lab of its own"
+    )]
+    WayOut(String),
+}
+
+/// What must be true of a bridge before any of our frames reaches it.
+pub fn check(bridge: &str) -> anyhow::Result<()> {
+    let link = Link::find(bridge)?.ok_or_else(|| GroundError::Missing(bridge.to_owned()))?;
+    if !link.is_bridge {
+        bail!(GroundError::NotABridge(bridge.to_owned()));
+    }
+    let routes = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
+    if ways_out(&routes("route"), &routes("ipv6_route")).iter().any(|interface| interface == bridge) {
+        bail!(GroundError::WayOut(bridge.to_owned()));
+    }
+    Ok(())
+}
+
+/// Interfaces of default routes, as /proc/net/route and /proc/net/ipv6_route tell them. `lo` is IPv6's "unreachable".
+fn ways_out(ipv4: &str, ipv6: &str) -> Vec<String> {
+    let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let first = ipv4.lines().map(words).filter_map(|words| match &words[..] {
+        // Destination and mask, both nothing.
+        [interface, destination, _, _, _, _, _, mask, ..]
+            if destination == "00000000" && mask == "00000000" =>
+        {
+            Some(interface.clone())
+        }
+        _ => None,
+    });
+    let second = ipv6.lines().map(words).filter_map(|words| match &words[..] {
+        // Destination of length nothing.
+        [_, length, .., interface] if length == "00" && interface != "lo" => Some(interface.clone()),
+        _ => None,
+    });
+    first.chain(second).collect()
+}
+
+/// Runs a storm over a port of this bridge.
 pub fn run(
-    bridge: &str,
+    ground: &Ground,
     order: Order,
     tell: impl FnMut(&Progress) + Send + 'static,
 ) -> anyhow::Result<Report> {
+    check(&ground.bridge)?;
     allow_descriptors(order.machines.len() as u64 + DESCRIPTORS_SPARE)?;
+    let stop = Stop::listen().context("signals cannot be read")?;
+    let gateway = ground.gateway;
     let (arrived, arrivals) = channel();
     let (plugged, plugs) = channel();
     let storm = thread::Builder::new()
         .name("storm".to_owned())
-        .spawn(move || inside(&order, &arrived, &plugs, tell))?;
+        .spawn(move || inside(&order, gateway, stop, &arrived, &plugs, tell))?;
     // A thread that could not start says why when it is joined.
-    let cable = arrivals.recv().ok().map(|thread| plug(bridge, thread));
+    let cable = arrivals.recv().ok().map(|thread| plug(&ground.bridge, thread));
     let _ = plugged.send(matches!(cable, Some(Ok(()))));
     let report = storm.join().map_err(|_| anyhow!("the storm's thread panicked"))?;
     cable.transpose()?;
@@ -66,6 +132,8 @@ pub fn run(
 /// The thread of the storm: its namespace, its end of the cable, its loop.
 fn inside(
     order: &Order,
+    gateway: Option<Ipv4Addr>,
+    stop: Stop,
     arrived: &Sender<Pid>,
     plugs: &Receiver<bool>,
     mut tell: impl FnMut(&Progress),
@@ -82,7 +150,11 @@ fn inside(
          link set {OUR_END} addrgenmode none promisc on up\n\
          route add default dev {OUR_END} scope link\n"
     ))?;
-    let engine = Engine::open(OUR_END, order).context("the storm cannot open its end of the cable")?;
+    let cable = "the storm cannot open its end of the cable";
+    let mut engine = Engine::open(OUR_END, order, stop).context(cable)?;
+    if let Some(gateway) = gateway {
+        engine.hold(gateway).context(cable)?;
+    }
     engine.run(order, &mut tell).context("the storm broke off")
 }
 
@@ -114,4 +186,25 @@ fn allow_descriptors(wanted: u64) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_routes_are_told_from_others() {
+        let ipv4 = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
+                    eth0 00000000 0102A8C0 0003 0 0 0 00000000 0 0 0\n\
+                    br0 0002A8C0 00000000 0001 0 0 0 00FFFFFF 0 0 0\n";
+        let zero = "0".repeat(32);
+        let ipv6 = format!(
+            "fe80{} 40 {zero} 00 {zero} 00000100 00000001 00000000 00000001 br0\n\
+             {zero} 00 {zero} 00 fe80{} 00000400 00000001 00000000 00000003 br6\n\
+             {zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200 lo\n",
+            "0".repeat(28),
+            "0".repeat(28)
+        );
+        assert_eq!(ways_out(ipv4, &ipv6), ["eth0", "br6"]);
+    }
 }

@@ -5,16 +5,18 @@
 //!   iPXE      DISCOVER … ACK ─ script ─ kernel ─ ramdisk ─┐
 //!   ramdisk   DISCOVER … ACK ─ hello ─ inventory ─ enrolled
 //! ```
+//! Under Secure Boot the loader is shim, which fetches GRUB, which keeps the firmware's lease and goes on by TFTP.
+//!
 //! Whoever drives it carries out the [`Action`]s, reports each fetch's end, and wakes it at [`Machine::wake_at`].
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use crate::storm::firmware::{Kind, Manners, RAMDISK};
+use crate::storm::firmware::{Kind, Manners, RAMDISK, SHIM};
 use crate::storm::http::{Answer, Method, Url};
 use crate::storm::message::{Identity, Reply};
 use crate::storm::random::Stream;
-use crate::storm::script::{self, Boot, Instruction};
+use crate::storm::script::{self, Boot, Instruction, Source};
 use crate::storm::tftp::Received;
 
 mod calls;
@@ -23,7 +25,11 @@ mod record;
 
 pub use record::{Goal, Record, Stage, Trouble};
 
-const TFTP_PORT: u16 = 69;
+/// What shim asks for, in the folder it came from; a miss is its usual answer.
+const REVOCATIONS: &str = "revocations.efi";
+const SECOND_LOADER: &str = "grubx64.efi";
+/// Where Debian's signed GRUB looks for its text.
+const GRUB_TEXT: &str = "/grub/grub.cfg";
 /// Times vary by this much either way: no two machines are equally quick.
 const JITTER: f64 = 0.03;
 /// What iPXE does to a 503 whose `Retry-After` it cannot read.
@@ -79,7 +85,9 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Firmware,
-    Ipxe,
+    Shim,
+    /// iPXE, or GRUB.
+    ScriptReader,
     Ramdisk,
 }
 
@@ -87,18 +95,13 @@ enum Role {
 enum Step {
     LoaderSize,
     Loader,
+    Revocations,
+    SecondLoader,
     Script(Source),
     Kernel,
     Ramdisk(usize),
     Hello,
     Inventory,
-}
-
-/// Where a file is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Source {
-    Tftp(SocketAddrV4, String),
-    Http(Url),
 }
 
 #[derive(Debug)]
@@ -191,7 +194,8 @@ impl Machine {
     pub fn manners(&self) -> &'static Manners {
         match self.role {
             Role::Firmware => self.kind.manners(),
-            Role::Ipxe => self.kind.ipxe(),
+            Role::Shim => &SHIM,
+            Role::ScriptReader => self.kind.script_reader(),
             Role::Ramdisk => &RAMDISK,
         }
     }
@@ -204,7 +208,7 @@ impl Machine {
             }
             Event::Reply(reply) => self.handle_reply(reply, now, out),
             // Only a program that listens hears it, and what it heard is forgotten with it.
-            Event::RouterSeen if self.role == Role::Ipxe => {
+            Event::RouterSeen if self.role == Role::ScriptReader => {
                 self.router_seen = true;
                 if let Phase::AwaitingRouter(reply) = &self.phase {
                     let reply = reply.clone();
@@ -218,9 +222,9 @@ impl Machine {
     }
 
     /// The storm is over, and this machine not done.
-    pub fn end(&mut self, now: Instant) {
+    pub fn end(&mut self, why: Trouble, now: Instant) {
         if !self.is_over() {
-            self.give_up(Trouble::OutOfTime, now);
+            self.give_up(why, now);
         }
     }
 
@@ -238,6 +242,7 @@ impl Machine {
     fn leave(&mut self, now: Instant) -> bool {
         let took = self.stage_began.map_or(Duration::ZERO, |began| now.duration_since(began));
         self.record.took[self.stage as usize] = Some(took);
+        self.record.left_at[self.stage as usize] = Some(now);
         if self.stage != self.goal.last_stage() {
             return false;
         }
@@ -298,15 +303,10 @@ impl Machine {
             self.enter(Stage::Enroll, now);
             return self.take(Step::Hello, now, out);
         }
-        let source = match (&reply.boot_file, reply.next_server) {
-            (Some(file), _) if file.starts_with("http://") => Url::parse(file).map(Source::Http),
-            (Some(file), Some(server)) => {
-                Some(Source::Tftp(SocketAddrV4::new(server, TFTP_PORT), file.clone()))
-            }
-            (Some(_) | None, _) => None,
-        };
+        let file = reply.boot_file.as_deref();
+        let source = file.and_then(|file| Source::of_boot_file(file, reply.next_server));
         let Some(source) = source else { return self.give_up(Trouble::NoBootFile, now) };
-        if self.role == Role::Ipxe {
+        if self.role == Role::ScriptReader {
             self.enter(Stage::Script, now);
             return self.take(Step::Script(source), now, out);
         }
@@ -324,38 +324,20 @@ impl Machine {
 
     /// Sets out to fetch what the step needs.
     fn take(&mut self, step: Step, now: Instant, out: &mut Vec<Action>) {
-        let get = |url: &Url, method, keep| Fetch::Http {
-            method,
-            url: url.clone(),
-            bearer: None,
-            body: Vec::new(),
-            keep,
-        };
-        let fetch = match (&step, &self.loader, &self.boot) {
-            (Step::LoaderSize | Step::Loader, Some(Source::Tftp(server, name)), _) => {
-                let probe = step == Step::LoaderSize;
-                Some(Fetch::Tftp { server: *server, name: name.clone(), probe, keep: false })
-            }
-            (Step::LoaderSize, Some(Source::Http(url)), _) => Some(get(url, Method::Head, false)),
-            (Step::Loader, Some(Source::Http(url)), _) => Some(get(url, Method::Get, false)),
-            (Step::Script(Source::Http(url)), ..) => Some(get(url, Method::Get, true)),
-            (Step::Script(Source::Tftp(server, name)), ..) => {
-                Some(Fetch::Tftp { server: *server, name: name.clone(), probe: false, keep: true })
-            }
-            (Step::Kernel, _, Some(boot)) => Some(get(&boot.kernel, Method::Get, false)),
-            (Step::Ramdisk(index), _, Some(boot)) => {
-                boot.ramdisks.get(*index).map(|url| get(url, Method::Get, false))
-            }
-            (Step::Hello | Step::Inventory, _, Some(_)) => self.call(&step, now),
-            (
-                Step::LoaderSize
-                | Step::Loader
-                | Step::Kernel
-                | Step::Ramdisk(_)
-                | Step::Hello
-                | Step::Inventory,
-                ..,
-            ) => None,
+        let beside_loader = |name| self.loader.as_ref().and_then(|loader| loader.beside(name));
+        let fetch = match &step {
+            Step::LoaderSize => self.loader.as_ref().map(|loader| get(loader, true, false)),
+            Step::Loader => self.loader.as_ref().map(|loader| get(loader, false, false)),
+            Step::Revocations => beside_loader(REVOCATIONS).map(|source| get(&source, false, false)),
+            Step::SecondLoader => beside_loader(SECOND_LOADER).map(|source| get(&source, false, false)),
+            Step::Script(source) => Some(get(source, false, true)),
+            Step::Kernel => self.boot.as_ref().map(|boot| get(&boot.kernel, false, false)),
+            Step::Ramdisk(index) => self
+                .boot
+                .as_ref()
+                .and_then(|boot| boot.ramdisks.get(*index))
+                .map(|source| get(source, false, false)),
+            Step::Hello | Step::Inventory => self.call(&step, now),
         };
         match fetch {
             Some(fetch) => {
@@ -388,14 +370,28 @@ impl Machine {
             Ok(Fetched::Answer(answer)) => {
                 return self.handle_missing(Trouble::HttpStatus(answer.status), now);
             }
+            Err(Trouble::FileMissing) if step == Step::Revocations => {
+                return self.take(Step::SecondLoader, now, out);
+            }
             Err(trouble) => return self.handle_missing(trouble, now),
         };
         self.record.bytes += if step == Step::LoaderSize { 0 } else { bytes };
         match step {
             Step::LoaderSize => self.take(Step::Loader, now, out),
+            Step::Loader if self.kind == Kind::UefiSecure => {
+                self.role = Role::Shim;
+                let starts = self.millis(SHIM.starts_within).as_secs_f64();
+                self.pause(Step::Revocations, starts, now);
+            }
             Step::Loader => {
                 if !self.leave(now) {
-                    self.start(Role::Ipxe, now);
+                    self.start(Role::ScriptReader, now);
+                }
+            }
+            Step::Revocations => self.take(Step::SecondLoader, now, out),
+            Step::SecondLoader => {
+                if !self.leave(now) {
+                    self.start_grub(now);
                 }
             }
             Step::Script(source) => self.obey(&String::from_utf8_lossy(&content), &source, now, out),
@@ -437,12 +433,22 @@ impl Machine {
         self.wake_at = Some(now + wait);
     }
 
+    /// GRUB keeps the lease, and asks where it came from.
+    fn start_grub(&mut self, now: Instant) {
+        let text = self.loader.as_ref().and_then(|loader| loader.beside(GRUB_TEXT));
+        let Some(text) = text else { return self.give_up(Trouble::BadScript, now) };
+        let wait = self.millis(self.manners().starts_within).as_secs_f64();
+        self.role = Role::ScriptReader;
+        self.enter(Stage::Script, now);
+        self.pause(Step::Script(text), wait, now);
+    }
+
     fn obey(&mut self, text: &str, source: &Source, now: Instant, out: &mut Vec<Action>) {
-        let base = match source {
-            Source::Http(url) => url.clone(),
-            Source::Tftp(server, name) => Url { server: *server, path: format!("/{name}") },
+        let instruction = match self.kind {
+            Kind::UefiSecure => script::parse_grub(text, source),
+            Kind::Bios | Kind::Uefi | Kind::UefiHttp => script::parse_ipxe(text, source),
         };
-        match script::parse(text, &base) {
+        match instruction {
             Some(Instruction::Boot(boot)) => {
                 self.boot = Some(boot);
                 if !self.leave(now) {
@@ -450,8 +456,8 @@ impl Machine {
                     self.take(Step::Kernel, now, out);
                 }
             }
-            Some(Instruction::Chain { after_secs, url }) => {
-                self.pause(Step::Script(Source::Http(url)), after_secs as f64, now);
+            Some(Instruction::Chain { after_secs, script }) => {
+                self.pause(Step::Script(script), after_secs as f64, now);
             }
             Some(Instruction::Leave) => self.give_up(Trouble::LocalDisk, now),
             None => self.give_up(Trouble::BadScript, now),
@@ -462,12 +468,25 @@ impl Machine {
     fn handle_missing(&mut self, trouble: Trouble, now: Instant) {
         let again = self.boot.as_ref().and_then(|boot| boot.again.clone());
         match again {
-            Some((secs, url)) if matches!(self.stage, Stage::Kernel | Stage::Ramdisk) => {
+            Some((secs, script)) if matches!(self.stage, Stage::Kernel | Stage::Ramdisk) => {
                 self.record.setbacks.push((self.stage, trouble));
                 self.stage = Stage::Script;
-                self.pause(Step::Script(Source::Http(url)), secs as f64, now);
+                self.pause(Step::Script(script), secs as f64, now);
             }
             Some(_) | None => self.give_up_on(trouble, now),
+        }
+    }
+}
+
+/// The fetch of a file; `size_only`: TFTP's probe, HTTP's HEAD.
+fn get(source: &Source, size_only: bool, keep: bool) -> Fetch {
+    match source {
+        Source::Tftp(server, name) => {
+            Fetch::Tftp { server: *server, name: name.clone(), probe: size_only, keep }
+        }
+        Source::Http(url) => {
+            let method = if size_only { Method::Head } else { Method::Get };
+            Fetch::Http { method, url: url.clone(), bearer: None, body: Vec::new(), keep }
         }
     }
 }

@@ -4,7 +4,8 @@
 //! has its own MAC and the timing and retry table of its firmware; what it is told by DHCP, it does, from loader to
 //! enrolment. In reading order:
 //!
-//! - [`random`], [`firmware`]: one seed for everything; how each kind of client behaves, as data
+//! - [`random`], [`schedule`]: one seed for everything: who is switched on when, and with what luck
+//! - [`firmware`]: how each kind of client behaves, as data
 //! - [`message`], [`tftp`], [`http`], [`script`]: the client's side of each protocol, as bytes and time
 //! - [`machine`]: one machine, from power-on to enrolled or given up
 //! - [`report`]: what is counted, and what is said about it at the end
@@ -19,6 +20,10 @@
 //! ARP for it; no other address of the subnet is ever claimed. All machines thus share one MAC for IP traffic; a server
 //! that looks at layer 3, as TFTP and HTTP servers do, sees no difference. A TCP of our own per machine would be
 //! more faithful in that one point and cost the CPU that is wanted for the server, on the same machine, under test.
+//!
+//! Linux keeps 1 024 neighbours unless told otherwise, for all namespaces together. So that a storm needs no setting of
+//! the machine's own changed, its end of the cable may hold one address beside the machines' ([`ground::Ground::gateway`]),
+//! and the server's namespace route the machines by way of it: one neighbour instead of thousands.
 
 pub mod engine;
 pub mod firmware;
@@ -29,6 +34,7 @@ pub mod message;
 pub mod random;
 pub mod report;
 pub mod rig;
+pub mod schedule;
 pub mod script;
 pub mod tftp;
 pub mod wire;

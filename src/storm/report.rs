@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::net::MacAddr;
 use crate::storm::firmware::Kind;
 use crate::storm::machine::{Machine, Stage};
+use crate::storm::wire::Counters;
 
 /// Machines named one by one.
 const SLOWEST: usize = 5;
@@ -18,7 +19,11 @@ pub struct Report {
     pub nodes: usize,
     pub completed: usize,
     pub lost: usize,
+    /// Ended by Ctrl-C: the machines under way count as lost.
+    pub interrupted: bool,
     pub seed: u64,
+    /// Equal for two storms with the same machines, power-on times, transaction numbers and losses.
+    pub schedule: String,
     pub loss: f64,
     /// The last stage asked for; another server's ramdisk is the end, for it calls nobody we know.
     pub goal: &'static str,
@@ -27,14 +32,17 @@ pub struct Report {
     pub downloaded_bytes: u64,
     pub dhcp: Dhcp,
     pub tftp_resends: u64,
+    /// TFTP and HTTP transfers that machines began and gave up.
+    pub given_up_transfers: usize,
     /// HTTP 503 with `Retry-After`.
     pub told_to_wait: u64,
     /// Addresses that two machines held at once: the server's fault, always.
     pub address_conflicts: usize,
-    /// Frames that did not leave the storm's own end: its own fault, always.
+    /// Frames that did not leave the storm's own end, and datagrams it had no room for: its own fault, always.
     pub own_drops: u64,
-    /// DISCOVERs sent besides, by strangers.
-    pub strangers: u64,
+    pub flood: Option<FloodReport>,
+    /// What passed on the storm's end of the cable, strangers included.
+    pub wire: Counters,
     pub stages: Vec<StageTimes>,
     pub total: Spread,
     /// What went wrong how often; machines may have recovered.
@@ -43,6 +51,48 @@ pub struct Report {
     pub slowest: Vec<Slow>,
     pub storm_cpu_secs: f64,
     pub server: Option<ServerUse>,
+    /// Of every machine that completed; not told where strangers have their share in it.
+    pub per_node: Option<Cost>,
+}
+
+/// DISCOVERs sent besides, by strangers, and what came after them.
+#[derive(Clone, Debug, Serialize)]
+pub struct FloodReport {
+    pub per_second: u32,
+    pub sent: u64,
+    /// Unknown machines that were switched on as the flood ended.
+    pub newcomers: usize,
+    pub newcomers_served: usize,
+    /// From the flood's end until the last of them had its address; `None` if one never got any.
+    pub recovery_secs: Option<f64>,
+}
+
+/// What one boot costs, on average.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Cost {
+    pub server_cpu_ms: f64,
+    pub packets: f64,
+    pub bytes: f64,
+    pub disk_bytes: f64,
+}
+
+impl FloodReport {
+    pub fn of(per_second: u32, sent: u64, newcomers: &[&Machine]) -> FloodReport {
+        let took: Vec<Duration> = newcomers
+            .iter()
+            .filter(|machine| machine.record.is_complete())
+            .filter_map(|machine| machine.record.total())
+            .collect();
+        let all = took.len() == newcomers.len();
+        let last = took.iter().max().map(Duration::as_secs_f64);
+        FloodReport {
+            per_second,
+            sent,
+            newcomers: newcomers.len(),
+            newcomers_served: took.len(),
+            recovery_secs: last.filter(|_| all),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -65,6 +115,8 @@ pub struct StageTimes {
     pub stage: Stage,
     #[serde(flatten)]
     pub spread: Spread,
+    /// From the first power-on until the last machine was through.
+    pub last_at_secs: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -91,17 +143,33 @@ pub struct Slow {
 pub struct ServerUse {
     pub cpu_secs: f64,
     pub peak_memory_bytes: u64,
+    /// What it made the kernel write to disk.
+    pub written_bytes: u64,
+}
+
+impl ServerUse {
+    /// What it has used since; the peak is of its whole life.
+    pub fn since(self, earlier: ServerUse) -> ServerUse {
+        ServerUse {
+            cpu_secs: self.cpu_secs - earlier.cpu_secs,
+            peak_memory_bytes: self.peak_memory_bytes,
+            written_bytes: self.written_bytes.saturating_sub(earlier.written_bytes),
+        }
+    }
 }
 
 /// What the storm itself knows beside its machines.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Circumstances {
     pub seed: u64,
+    pub schedule: String,
     pub loss: f64,
     pub goal: &'static str,
     pub address_conflicts: usize,
     pub own_drops: u64,
-    pub strangers: u64,
+    pub interrupted: bool,
+    pub flood: Option<FloodReport>,
+    pub wire: Counters,
     pub storm_cpu_secs: f64,
 }
 
@@ -126,7 +194,13 @@ impl Report {
         let wall = first.zip(last).map_or(Duration::ZERO, |(first, last)| last.duration_since(first));
         let stages = Stage::ALL.into_iter().filter_map(|stage| {
             let took: Vec<Duration> = records().filter_map(|record| record.took[stage as usize]).collect();
-            (!took.is_empty()).then(|| StageTimes { stage, spread: Spread::of(took) })
+            let last = records().filter_map(|record| record.left_at[stage as usize]).max();
+            let last_at = last.zip(first).map_or(Duration::ZERO, |(last, first)| last.duration_since(first));
+            (!took.is_empty()).then(|| StageTimes {
+                stage,
+                spread: Spread::of(took),
+                last_at_secs: last_at.as_secs_f64(),
+            })
         });
         let complete = records().filter(|record| record.is_complete());
         let reached = Stage::ALL.into_iter().rfind(|stage| {
@@ -136,7 +210,9 @@ impl Report {
             nodes: machines.len(),
             completed,
             lost: machines.len() - completed,
+            interrupted: circumstances.interrupted,
             seed: circumstances.seed,
+            schedule: circumstances.schedule,
             loss: circumstances.loss,
             goal: reached.map_or(circumstances.goal, Stage::as_str),
             wall_secs: wall.as_secs_f64(),
@@ -146,10 +222,15 @@ impl Report {
                 resends: records().map(|record| u64::from(record.dhcp_resends)).sum(),
             },
             tftp_resends: records().map(|record| u64::from(record.tftp_resends)).sum(),
+            given_up_transfers: records()
+                .flat_map(|record| record.setbacks.iter())
+                .filter(|(_, trouble)| trouble.is_given_up_transfer())
+                .count(),
             told_to_wait: records().map(|record| u64::from(record.told_to_wait)).sum(),
             address_conflicts: circumstances.address_conflicts,
             own_drops: circumstances.own_drops,
-            strangers: circumstances.strangers,
+            flood: circumstances.flood,
+            wire: circumstances.wire,
             stages: stages.collect(),
             total: Spread::of(complete.filter_map(|record| record.total()).collect()),
             setbacks: counted(
@@ -162,7 +243,23 @@ impl Report {
             slowest: slowest(machines),
             storm_cpu_secs: circumstances.storm_cpu_secs,
             server: None,
+            per_node: None,
         }
+    }
+
+    /// Adds what the server's process used.
+    pub fn with_server(mut self, server: ServerUse) -> Report {
+        let each = |sum: f64| sum / self.completed.max(1) as f64;
+        let Counters { packets_to_machines, bytes_to_machines, packets_from_machines, bytes_from_machines } =
+            self.wire;
+        self.per_node = (self.completed > 0 && self.flood.is_none()).then(|| Cost {
+            server_cpu_ms: each(server.cpu_secs * 1000.0),
+            packets: each((packets_to_machines + packets_from_machines) as f64),
+            bytes: each((bytes_to_machines + bytes_from_machines) as f64),
+            disk_bytes: each(server.written_bytes as f64),
+        });
+        self.server = Some(server);
+        self
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,13 +22,25 @@ use crate::lab::process::look_again;
 use crate::lab::state::{SOCKET_PATH_MAX, StateDir, connect};
 use crate::net::MacAddr;
 use crate::net::sys::die_with_parent;
-use crate::storm::ground::ip_batch;
+use crate::storm::ground::{Ground, ip_batch};
 use crate::storm::random::Stream;
 use crate::storm::report::ServerUse;
 
 /// The bridge of the storm's own lab.
-pub const BRIDGE: &str = "storm";
+const BRIDGE: &str = "storm";
 const ADDRESS: &str = "10.77.0.2/16";
+/// The storm's end of the cable, and the machines behind it (see the module `storm`): the pool, in whole prefixes.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 3);
+const BEHIND_GATEWAY: [&str; 8] = [
+    "10.77.1.0/24",
+    "10.77.2.0/23",
+    "10.77.4.0/22",
+    "10.77.8.0/21",
+    "10.77.16.0/20",
+    "10.77.32.0/19",
+    "10.77.64.0/18",
+    "10.77.128.0/17",
+];
 const POOL: &str = "10.77.1.0-10.77.254.255";
 /// Registered machines' addresses; inside the pool, which does without them.
 const RESERVED_FROM: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 0);
@@ -35,7 +48,12 @@ const RESERVED_FROM: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 0);
 pub const NODES_MAX: usize = 60_000;
 const PROFILE: &str = "storm";
 /// Loaders that are not installed here are stood in for by as many bytes as they usually have.
-const LOADER_BYTES: [(&str, usize); 2] = [("undionly.kpxe", 72 << 10), ("ipxe.efi", 1 << 20)];
+const LOADER_BYTES: [(&str, usize); 4] = [
+    ("undionly.kpxe", 72 << 10),
+    ("ipxe.efi", 1 << 20),
+    ("uefi-x64/shimx64.efi", 928 << 10),
+    ("uefi-x64/grubx64.efi", 1600 << 10),
+];
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
@@ -46,24 +64,22 @@ pub struct Rig {
     _lock: nix::fcntl::Flock<File>,
 }
 
-/// What machines download.
-#[derive(Clone, Copy, Debug)]
-pub struct ImageSize {
+/// What is made for the machines.
+#[derive(Clone, Debug)]
+pub struct Offering {
+    /// Bytes.
     pub kernel: usize,
     pub ramdisk: usize,
+    /// UEFI machines get the signed chain instead of iPXE.
+    pub signed: bool,
+    /// Machines the operator knows, each with an address of its own.
+    pub registered: Vec<MacAddr>,
 }
 
 impl Rig {
     /// Enters a fresh network namespace with this whole process, which must have one thread only, builds the bridge
     /// and starts the appliance.
-    ///
-    /// `registered`: machines the operator knows, each with an address of its own.
-    pub fn build(
-        directory: &Path,
-        farrier: &Path,
-        image: ImageSize,
-        registered: &[MacAddr],
-    ) -> anyhow::Result<Rig> {
+    pub fn build(directory: &Path, farrier: &Path, offering: &Offering) -> anyhow::Result<Rig> {
         let state = StateDir::open(directory)?;
         let Some(lock) = state.try_lock()? else {
             bail!(
@@ -76,9 +92,13 @@ impl Rig {
                 fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
             }
         }
-        prepare(&state.appliance_state(), image)?;
-        write_configuration(&state, registered)?;
+        prepare(&state.appliance_state(), offering)?;
+        write_configuration(&state, offering)?;
         enter_namespace()?;
+        let routes: String = BEHIND_GATEWAY
+            .iter()
+            .map(|prefix| format!("route add {prefix} via {GATEWAY} dev {BRIDGE}\n"))
+            .collect();
         ip_batch(&format!(
             "link set lo up\n\
              link add {BRIDGE} address 02:00:00:00:00:01 type bridge forward_delay 0 stp_state 0\n\
@@ -86,11 +106,14 @@ impl Rig {
              link set {BRIDGE} up\n\
              link add uplink type veth peer name cable\n\
              link set cable arp off addrgenmode none up\n\
-             link set uplink master {BRIDGE} addrgenmode none up\n"
+             link set uplink master {BRIDGE} addrgenmode none up\n\
+             {routes}"
         ))?;
         let log = File::create(state.appliance_log()).context("the appliance's log cannot be made")?;
         let mut command = Command::new(farrier);
         command.args(["serve", "--config", "farrier.toml"]).current_dir(state.root()).stdin(Stdio::null());
+        // Ctrl-C is for the storm, which reports what the appliance used before it ends it.
+        command.process_group(0);
         let appliance = die_with_parent(command.stdout(log.try_clone()?).stderr(log))
             .spawn()
             .with_context(|| format!("{} cannot be run", farrier.display()))?;
@@ -113,6 +136,11 @@ impl Rig {
         Ok(())
     }
 
+    /// Where its storm takes place.
+    pub fn ground(&self) -> Ground {
+        Ground { bridge: BRIDGE.to_owned(), gateway: Some(GATEWAY) }
+    }
+
     /// What the appliance has used so far.
     pub fn server_use(&self) -> Option<ServerUse> {
         let process = Path::new("/proc").join(self.appliance.id().to_string());
@@ -124,7 +152,11 @@ impl Rig {
         let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         let kibibytes: u64 = peak.split_ascii_whitespace().next()?.parse().ok()?;
-        Some(ServerUse { cpu_secs: ticks / per_second as f64, peak_memory_bytes: kibibytes << 10 })
+        let io = fs::read_to_string(process.join("io")).ok()?;
+        let written_bytes =
+            io.lines().find_map(|line| line.strip_prefix("write_bytes:"))?.trim().parse().ok()?;
+        let cpu_secs = ticks / per_second as f64;
+        Some(ServerUse { cpu_secs, peak_memory_bytes: kibibytes << 10, written_bytes })
     }
 }
 
@@ -158,17 +190,17 @@ fn enter_namespace() -> anyhow::Result<()> {
 }
 
 /// Loaders and a deploy image made of noise: what they hold does not matter, how long they are does.
-fn prepare(state: &Path, image: ImageSize) -> anyhow::Result<()> {
+fn prepare(state: &Path, offering: &Offering) -> anyhow::Result<()> {
     fs::create_dir_all(state).with_context(|| format!("{} cannot be made", state.display()))?;
     let library = Library::open(state)?;
     let sizes = |profile: &crate::image::library::Profile| (profile.kernel.size, profile.ramdisk.size);
     if library.profile(PROFILE).map(|profile| sizes(&profile))
-        != Some((image.kernel as u64, image.ramdisk as u64))
+        != Some((offering.kernel as u64, offering.ramdisk as u64))
     {
         let manifest = Manifest {
             profile: PROFILE.to_owned(),
-            kernel: library.add(&mut noise(1, image.kernel).as_slice())?,
-            ramdisk: library.add(&mut noise(2, image.ramdisk).as_slice())?,
+            kernel: library.add(&mut noise(1, offering.kernel).as_slice())?,
+            ramdisk: library.add(&mut noise(2, offering.ramdisk).as_slice())?,
             arguments: Vec::new(),
             built_from: [("farrier storm".to_owned(), "noise".to_owned())].into(),
         };
@@ -195,24 +227,25 @@ fn noise(number: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-fn write_configuration(state: &StateDir, registered: &[MacAddr]) -> anyhow::Result<()> {
+fn write_configuration(state: &StateDir, offering: &Offering) -> anyhow::Result<()> {
     let mut socket = state.operator_socket();
     if socket.as_os_str().len() > SOCKET_PATH_MAX {
         socket = Path::new("/proc/self/cwd").join(socket.file_name().unwrap_or_default());
     }
-    // The signed chain loads everything by TFTP, as GRUB does; a storm wants the iPXE chain for both.
+    let loaders = match offering.signed {
+        true => String::new(),
+        false => format!("[boot.loaders]\n{} = \"ipxe.efi\"\n", Firmware::UefiX64),
+    };
     let mut text = format!(
         "# Written by `farrier storm` at every start.\n\
          [network]\nbridge = {BRIDGE:?}\naddress = {ADDRESS:?}\n\n\
          [dhcp]\npool = {POOL:?}\n\n\
          [operator]\nsocket = {socket:?}\nlisten = \"off\"\n\n\
          [store]\npath = {:?}\n\n\
-         [boot]\nprofile = {PROFILE:?}\n\n\
-         [boot.loaders]\n{} = \"ipxe.efi\"\n",
+         [boot]\nprofile = {PROFILE:?}\n\n{loaders}",
         state.appliance_state(),
-        Firmware::UefiX64,
     );
-    for (number, mac) in registered.iter().enumerate() {
+    for (number, mac) in offering.registered.iter().enumerate() {
         let address = Ipv4Addr::from(u32::from(RESERVED_FROM) + number as u32);
         text.push_str(&format!(
             "\n[[dhcp.reservation]]\nmac = \"{mac}\"\naddress = \"{address}\"\nname = \"storm-{number}\"\n"

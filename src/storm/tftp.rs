@@ -74,8 +74,7 @@ impl Download {
         };
         word(name);
         word("octet");
-        // edk2's second request leaves `tsize` out: it has the size from the first.
-        if probe || !manners.probes_size {
+        if probe || manners.asks_size {
             word("tsize");
             word("0");
         }
@@ -124,9 +123,11 @@ impl Download {
         if self.waited >= self.manners.waits.len() {
             return Some(Err(if self.port.is_some() { Trouble::TftpStalled } else { Trouble::TftpSilent }));
         }
-        self.resends += 1;
         self.deadline = now + wait(self.manners, self.waited);
-        out.push((self.port.unwrap_or(PORT), self.repeat.clone()));
+        if self.port.is_none() || self.manners.repeats_ack {
+            self.resends += 1;
+            out.push((self.port.unwrap_or(PORT), self.repeat.clone()));
+        }
         None
     }
 

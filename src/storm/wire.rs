@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
 };
+use serde::Serialize;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::net::MacAddr;
@@ -225,6 +226,61 @@ impl Addresses {
     }
 }
 
+/// What has passed on an interface. A segment that the kernel hands over whole, up to 64 KiB, counts as one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    pub packets_to_machines: u64,
+    pub bytes_to_machines: u64,
+    pub packets_from_machines: u64,
+    pub bytes_from_machines: u64,
+}
+
+impl Counters {
+    /// Of an interface of this thread's namespace, whose other end is the server's.
+    pub fn read(name: &str) -> io::Result<Counters> {
+        // Not sysfs, which shows the namespace it was mounted in.
+        let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+        Counters::parse(&text, name)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no counters of {name}")))
+    }
+
+    fn parse(text: &str, name: &str) -> Option<Counters> {
+        let figures =
+            text.lines().find_map(|line| line.trim_start().strip_prefix(name)?.strip_prefix(':'))?;
+        let figures: Vec<u64> =
+            figures.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+        Some(Counters {
+            bytes_to_machines: *figures.first()?,
+            packets_to_machines: *figures.get(1)?,
+            bytes_from_machines: *figures.get(8)?,
+            packets_from_machines: *figures.get(9)?,
+        })
+    }
+
+    pub fn since(self, earlier: Counters) -> Counters {
+        Counters {
+            packets_to_machines: self.packets_to_machines.saturating_sub(earlier.packets_to_machines),
+            bytes_to_machines: self.bytes_to_machines.saturating_sub(earlier.bytes_to_machines),
+            packets_from_machines: self.packets_from_machines.saturating_sub(earlier.packets_from_machines),
+            bytes_from_machines: self.bytes_from_machines.saturating_sub(earlier.bytes_from_machines),
+        }
+    }
+}
+
+/// Datagrams that this thread's namespace received and had no room for.
+pub fn datagrams_dropped() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap_or_default();
+    udp_figure(&text, "RcvbufErrors").unwrap_or(0)
+}
+
+/// Two lines begin with `Udp:`: names, and figures in the same order.
+fn udp_figure(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp:"));
+    let (names, figures) = (lines.next()?, lines.next()?);
+    let at = names.split_ascii_whitespace().position(|word| word == name)?;
+    figures.split_ascii_whitespace().nth(at)?.parse().ok()
+}
+
 /// Index of an interface of this namespace.
 pub fn interface_index(name: &str) -> io::Result<u32> {
     let link = Link::find(name)?;
@@ -247,6 +303,20 @@ mod tests {
         }
         assert_eq!(sum, 0xffff);
         assert_eq!(frame.len(), 14 + 40 + 16);
+    }
+
+    #[test]
+    fn counters_are_those_of_the_interface() {
+        let text = "Inter-|   Receive |  Transmit\n face |bytes packets\n    lo: 1 2 0 0 0 0 0 0 1 2 0 0 0 0 0 0\n\
+                    storm0: 900 9 0 0 0 0 0 0 700 7 0 0 0 0 0 0\n";
+        let counters = Counters::parse(text, "storm0").unwrap();
+        assert_eq!((counters.bytes_to_machines, counters.packets_to_machines), (900, 9));
+        assert_eq!((counters.bytes_from_machines, counters.packets_from_machines), (700, 7));
+        assert_eq!(Counters::parse(text, "storm"), None);
+        assert_eq!(counters.since(counters), Counters::default());
+        let text =
+            "Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors\nUdp: 1 2 3 4 5\nUdpLite: 0\n";
+        assert_eq!((udp_figure(text, "RcvbufErrors"), udp_figure(text, "Other")), (Some(5), None));
     }
 
     #[test]

@@ -5,11 +5,14 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnetwork::Ipv4Network;
 
-/// A rack powered on at once, four times over. Each costs a socket and less than a kilobyte.
+use crate::telemetry::Level;
+
+/// A rack powered on at once, four times over. Each costs less than a kilobyte.
 pub const SESSIONS_MAX: usize = 4096;
 /// A machine runs one boot loader, and a loader reads a few files at a time.
 pub const SESSIONS_PER_PEER_MAX: u16 = 16;
@@ -36,8 +39,6 @@ pub enum Silence {
     RateLimited,
     PeerBusy,
     ServerBusy,
-    /// The kernel had no socket for us.
-    NoSocket,
 }
 
 impl Silence {
@@ -50,7 +51,6 @@ impl Silence {
             Silence::RateLimited => "rate-limited",
             Silence::PeerBusy => "peer-busy",
             Silence::ServerBusy => "server-busy",
-            Silence::NoSocket => "no-socket",
         }
     }
 }
@@ -67,13 +67,15 @@ pub struct Admission {
     subnet: Ipv4Network,
     peers: HashMap<Ipv4Addr, Peer>,
     sessions: usize,
+    /// Where `sessions` can be seen.
+    shown: Arc<Level>,
     swept_at: Option<Instant>,
 }
 
 impl Admission {
-    /// `subnet`: our own address with the bridge's prefix.
-    pub fn new(subnet: Ipv4Network) -> Self {
-        Self { subnet, peers: HashMap::new(), sessions: 0, swept_at: None }
+    /// `subnet`: our own address with the bridge's prefix. `shown` follows the number of sessions.
+    pub fn new(subnet: Ipv4Network, shown: Arc<Level>) -> Self {
+        Self { subnet, peers: HashMap::new(), sessions: 0, shown, swept_at: None }
     }
 
     /// Whether `source` may be a machine on the bridge: rule out every address an answer must not be sent to.
@@ -122,11 +124,13 @@ impl Admission {
 
     pub fn session_started(&mut self, source: SocketAddrV4, now: Instant) {
         self.sessions += 1;
+        self.shown.set(self.sessions as u64);
         self.peers.entry(*source.ip()).or_insert(Peer { even_at: now, sessions: 0 }).sessions += 1;
     }
 
     pub fn session_ended(&mut self, source: SocketAddrV4) {
         self.sessions = self.sessions.saturating_sub(1);
+        self.shown.set(self.sessions as u64);
         if let Some(peer) = self.peers.get_mut(source.ip()) {
             peer.sessions = peer.sessions.saturating_sub(1);
         }
@@ -145,7 +149,7 @@ mod tests {
     use super::*;
 
     fn admission() -> Admission {
-        Admission::new("192.168.2.2/24".parse().unwrap())
+        Admission::new("192.168.2.2/24".parse().unwrap(), Level::new(SESSIONS_MAX as u64))
     }
 
     fn source(text: &str) -> SocketAddrV4 {
@@ -206,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_forged_addresses_is_forgotten_again() {
-        let mut admission = Admission::new("10.0.0.1/8".parse().unwrap());
+        let mut admission = Admission::new("10.0.0.1/8".parse().unwrap(), Level::new(SESSIONS_MAX as u64));
         let now = Instant::now();
         let forged = |n: u32| SocketAddrV4::new(Ipv4Addr::from(0x0a10_0000 + n), 7);
         for n in 0..PEERS_MAX as u32 {

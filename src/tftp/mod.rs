@@ -5,8 +5,10 @@
 //! - [`transfer`]: one transfer as a state machine; no socket, no clock
 //! - [`netascii`]: text mode, converted as it is sent
 //! - [`admission`]: who may start a transfer, and how many
-//! - `session`, `sessions`: a transfer with its socket; all of them, found by peer and by deadline
-//! - [`network`]: one thread, port 69 of the bridge and one socket per transfer
+//! - `session`, `sessions`: a transfer and its peer; all of them, found by peer and by deadline
+//! - `ports`, `outbox`: the sockets all transfers share, and what waits to leave by one
+//! - `refusal`: what a request comes to, other than a transfer
+//! - [`network`]: one thread, port 69 of the bridge and the transfers' ports
 //!
 //! What is served is decided elsewhere: a [`FileSource`] turns a name into bytes that stay as they are while the
 //! transfer lasts. Nothing here builds a path, and a write request touches nothing.
@@ -24,6 +26,9 @@ use crate::node::timeline::FileOutcome;
 pub mod admission;
 pub mod netascii;
 pub mod network;
+mod outbox;
+mod ports;
+mod refusal;
 mod session;
 mod sessions;
 pub mod transfer;

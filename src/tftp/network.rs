@@ -1,8 +1,8 @@
-//! The TFTP thread: port 69 of the bridge, a socket per transfer, one `epoll`.
+//! The TFTP thread: port 69 of the bridge, the transfers' ports, one `epoll`.
 //!
-//! One thread, because a packet costs two system calls and little else: it saturates a link long before a core, and
-//! nothing needs a lock. Readiness is level-triggered, which saves the read that finds nothing; hence `epoll` itself
-//! and not a portable wrapper.
+//! One thread, because a packet costs a share of two system calls and little else: it saturates a link long before a
+//! core, and nothing needs a lock. Readiness is level-triggered, which saves the read that finds nothing; hence `epoll`
+//! itself and not a portable wrapper.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -14,31 +14,34 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::net::bridge::Bridge;
 use crate::net::link::LinkWatch;
 use crate::net::sys::{self, Inbox, Outgoing};
-use crate::node::timeline::FileOutcome;
+use crate::node::timeline::{FileOutcome, aborted};
 use crate::telemetry::Tally;
+use crate::tftp::FileSource;
 use crate::tftp::admission::{Admission, SESSIONS_MAX, Silence};
-use crate::tftp::session::{Begun, Session, transfer_socket};
+use crate::tftp::ports::{Lookout, PORTS, Ports};
+use crate::tftp::refusal::{NOT_FOUND, Refusal, refuse_operation};
+use crate::tftp::session::{Begun, Session, log, outcome_word};
 use crate::tftp::sessions::{SessionKey, Sessions};
 use crate::tftp::transfer::{Limits, Transfer};
-use crate::tftp::wire::{self, ErrorCode, Mode, Operation, RequestError};
-use crate::tftp::{FileSource, TransferReport};
+use crate::tftp::wire::{self, ErrorCode};
 
 pub const PORT: u16 = 69;
 /// The word our counters stand under.
 const SERVICE: &str = "tftp";
 /// Requests taken from port 69 before transfers have their turn.
 const REQUEST_BATCH: usize = 32;
+/// Datagrams taken from one of the transfers' ports before the others have their turn.
+const TRANSFER_BATCH: usize = sys::BATCH_MAX;
 /// More than a request may be; what is longer is refused by its first bytes.
 const REQUEST_SLOT_LEN: usize = 1024;
 /// ACK and ERROR; what is longer is cut.
 const DATAGRAM_LEN_MAX: usize = 600;
-/// Events taken from the kernel at once.
-const EVENTS_MAX: usize = 256;
+/// Events taken from the kernel at once: there are no more.
+const EVENTS_MAX: usize = PORTS + 3;
 /// IPv4, UDP and TFTP headers before a block: a block is never fragmented.
 const HEADERS_LEN: u32 = 32;
 /// What every Ethernet carries.
@@ -48,8 +51,12 @@ const MTU_DEFAULT: u32 = 1500;
 const WINDOWSIZE_MAX: u16 = 64;
 /// A request seen again within this time is a repetition, afterwards a new start.
 const REPETITION_WINDOW: Duration = Duration::from_secs(5);
-/// Descriptors for everything that is not a transfer.
-const OTHER_DESCRIPTORS: u64 = 1024;
+/// With no more transfers than this, the next ACK is awaited awake: see [`Lookout`].
+const LOOKOUT_SESSIONS_MAX: usize = 2;
+/// Only if the client has been answering so quickly: a virtual machine beside us, or a very quick one.
+const LOOKOUT_PATIENCE: Duration = Duration::from_micros(100);
+/// Then requests and deadlines have their turn.
+const LOOKOUT_TURNS: usize = 64;
 
 const LISTENER: u64 = u64::MAX;
 const WAKER: u64 = u64::MAX - 1;
@@ -80,7 +87,6 @@ impl Drop for TftpHandle {
 
 /// Binds port 69 of the bridge and serves until the handle is stopped.
 pub fn start(bridge: Bridge, files: Arc<dyn FileSource>, tally: Arc<Tally>) -> io::Result<TftpHandle> {
-    raise_descriptor_limit();
     let listener = bridge.udp_socket(PORT)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
@@ -89,8 +95,12 @@ pub fn start(bridge: Bridge, files: Arc<dyn FileSource>, tally: Arc<Tally>) -> i
     epoll.add(waker.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKER))?;
     let watch = LinkWatch::open()?;
     epoll.add(watch.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, LINKS))?;
+    let ports = Ports::open(&bridge)?;
+    for (index, port) in ports.iter().enumerate() {
+        epoll.add(port.socket(), EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+    }
     let server = Server {
-        admission: Admission::new(bridge.address),
+        admission: Admission::new(bridge.address, tally.level(SERVICE, "sessions", SESSIONS_MAX as u64)),
         bridge,
         watch,
         files,
@@ -98,23 +108,13 @@ pub fn start(bridge: Bridge, files: Arc<dyn FileSource>, tally: Arc<Tally>) -> i
         listener,
         epoll,
         sessions: Sessions::default(),
+        ports,
+        lookout: Lookout::default(),
     };
     let stop_signal = Arc::clone(&stopping);
     let thread =
         std::thread::Builder::new().name("tftp".to_owned()).spawn(move || server.run(&stop_signal))?;
     Ok(TftpHandle { stopping, waker, thread: Some(thread) })
-}
-
-/// A socket per transfer needs more descriptors than the usual soft limit of 1024. As many as the hard limit allows;
-/// beyond that requests are met with silence, as at any other limit.
-fn raise_descriptor_limit() {
-    let wanted = SESSIONS_MAX as u64 + OTHER_DESCRIPTORS;
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < wanted
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard)
-    {
-        tracing::warn!(soft, wanted, %error, "limit of open files stays low");
-    }
 }
 
 struct Server {
@@ -126,41 +126,14 @@ struct Server {
     epoll: Epoll,
     admission: Admission,
     sessions: Sessions,
+    ports: Ports,
+    lookout: Lookout,
 }
-
-/// What a request comes to, other than a transfer.
-enum Refusal {
-    Silence(Silence),
-    Error(ErrorCode, &'static str, /* counted as */ &'static str),
-}
-
-impl From<Silence> for Refusal {
-    fn from(silence: Silence) -> Self {
-        Refusal::Silence(silence)
-    }
-}
-
-impl From<RequestError> for Refusal {
-    fn from(error: RequestError) -> Self {
-        match error {
-            RequestError::NotARequest => Refusal::Silence(Silence::NotARequest),
-            RequestError::NameTooLong => NOT_FOUND,
-            RequestError::Malformed | RequestError::TooLong => {
-                Refusal::Error(ErrorCode::IllegalOperation, "malformed request", "malformed")
-            }
-            RequestError::UnknownMode => {
-                Refusal::Error(ErrorCode::IllegalOperation, "unknown transfer mode", "mode-refused")
-            }
-        }
-    }
-}
-
-/// One text whatever the reason, so that nothing can be learnt from it.
-const NOT_FOUND: Refusal = Refusal::Error(ErrorCode::FileNotFound, "file not found", "not-found");
 
 impl Server {
     fn run(mut self, stopping: &AtomicBool) {
-        let mut inbox = Inbox::new(REQUEST_BATCH, REQUEST_SLOT_LEN);
+        let mut requests = Inbox::new(REQUEST_BATCH, REQUEST_SLOT_LEN);
+        let mut datagrams = Inbox::new(TRANSFER_BATCH, DATAGRAM_LEN_MAX);
         let mut buffer = [0; DATAGRAM_LEN_MAX];
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
         while !stopping.load(Ordering::Relaxed) {
@@ -175,12 +148,16 @@ impl Server {
             for event in &events[..count] {
                 match event.data() {
                     WAKER => {}
-                    LISTENER => self.handle_requests(&mut inbox),
+                    LISTENER => self.handle_requests(&mut requests),
                     LINKS => self.handle_links(),
-                    key => self.handle_readable(SessionKey::from_u64(key), &mut buffer, count == 1),
+                    index => {
+                        let latest = self.handle_port(index as usize, &mut datagrams);
+                        self.look_out(index as usize, latest, &mut buffer);
+                    }
                 }
             }
             self.handle_deadlines();
+            self.tally.tftp_transfers(self.sessions.len());
         }
         self.finish_all();
     }
@@ -193,8 +170,8 @@ impl Server {
         EpollTimeout::from(u16::try_from(micros.div_ceil(1000)).unwrap_or(u16::MAX))
     }
 
-    /// A bridge that was deleted and made anew has our name and another index: port 69 moves to it. Transfers over the
-    /// old one end by their own timers.
+    /// A bridge that was deleted and made anew has our name and another index: our ports move to it, and the transfers
+    /// that are still waiting go on.
     fn handle_links(&mut self) {
         self.watch.clear();
         if self.bridge.link().is_some() {
@@ -202,7 +179,8 @@ impl Server {
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
         let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
-        match found.rebind(&self.listener) {
+        let moved = self.ports.iter().try_for_each(|port| found.rebind(port.socket()));
+        match moved.and_then(|()| found.rebind(&self.listener)) {
             Ok(()) => {
                 tracing::info!(bridge = %found.name, "TFTP is back on the bridge");
                 self.bridge = found;
@@ -211,14 +189,75 @@ impl Server {
         }
     }
 
-    fn handle_readable(&mut self, key: SessionKey, buffer: &mut [u8], eager: bool) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let admission = &self.admission;
-        let strays = session.handle_readable(buffer, eager, |source| admission.is_node(source));
-        if strays > 0 {
-            self.tally.add(SERVICE, "unknown-tid", strays);
+    /// Returns the session served last.
+    fn handle_port(&mut self, index: usize, inbox: &mut Inbox) -> Option<SessionKey> {
+        if self.ports.get_mut(index).receive(inbox) == 0 {
+            return None;
         }
-        self.settle(key);
+        let now = Instant::now();
+        let mut latest = None;
+        for (arrival, datagram) in inbox.iter() {
+            latest = self.handle_datagram(index, arrival.source, datagram, now);
+        }
+        self.ports.get_mut(index).flush();
+        latest
+    }
+
+    /// While few transfers run and the one served last has a quick client, answers it without going to sleep in between.
+    fn look_out(&mut self, index: usize, mut latest: Option<SessionKey>, buffer: &mut [u8]) {
+        for _ in 0..LOOKOUT_TURNS {
+            if !latest.is_some_and(|key| self.expects_quick_answer(key)) {
+                return;
+            }
+            let port = self.ports.get_mut(index);
+            let Some((length, source)) = self.lookout.receive(port, buffer, LOOKOUT_PATIENCE) else { return };
+            latest = self.handle_datagram(index, source, &buffer[..length], Instant::now());
+            self.ports.get_mut(index).flush();
+        }
+    }
+
+    fn expects_quick_answer(&mut self, key: SessionKey) -> bool {
+        self.sessions.len() <= LOOKOUT_SESSIONS_MAX
+            && self
+                .sessions
+                .get_mut(key)
+                .and_then(|session| session.transfer().round_trip())
+                .is_some_and(|round_trip| round_trip <= LOOKOUT_PATIENCE)
+    }
+
+    /// Returns the session it belongs to.
+    fn handle_datagram(
+        &mut self,
+        index: usize,
+        source: SocketAddrV4,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Option<SessionKey> {
+        let key = self.sessions.find(source);
+        if let Some(key) = key
+            && let Some(session) = self.sessions.get_mut(key).filter(|session| session.port_index() == index)
+        {
+            session.handle_datagram(datagram, now, self.ports.get_mut(index));
+            self.settle(key);
+            return Some(key);
+        }
+        self.tally.count(SERVICE, "unknown-tid");
+        // Who is being served, or was until now, may have sent it before. It might take an ERROR for the answer to its
+        // next request.
+        let late = key.is_some() || self.sessions.has_departed(source);
+        if !late && self.admission.is_node(source) {
+            self.refuse_stray(index, source, datagram);
+        }
+        None
+    }
+
+    /// RFC 1350 §4: a wrong TID is told so and the transfer goes on. An ERROR is never answered.
+    fn refuse_stray(&mut self, index: usize, source: SocketAddrV4, datagram: &[u8]) {
+        let is_error = matches!(wire::parse_datagram(datagram), Some(wire::Datagram::Error { .. }));
+        if !is_error {
+            let refusal = wire::emit_error(ErrorCode::UnknownTransferId, "unknown transfer ID");
+            self.ports.get_mut(index).push_datagram(source, refusal);
+        }
     }
 
     fn handle_deadlines(&mut self) {
@@ -228,10 +267,11 @@ impl Server {
         let now = Instant::now();
         while let Some(key) = self.sessions.due(now) {
             if let Some(session) = self.sessions.get_mut(key) {
-                session.handle_timeout(now);
+                session.handle_timeout(now, self.ports.get_mut(session.port_index()));
             }
             self.settle(key);
         }
+        self.ports.flush();
     }
 
     /// After anything that may have ended a transfer or moved its deadline.
@@ -257,10 +297,11 @@ impl Server {
     fn finish_all(&mut self) {
         for key in self.sessions.keys() {
             if let Some(session) = self.sessions.get_mut(key) {
-                session.refuse("the server is stopping");
+                session.refuse("the server is stopping", self.ports.get_mut(session.port_index()));
             }
-            self.finish(key, Some(FileOutcome::Aborted("the server stopped".to_owned())));
+            self.finish(key, Some(FileOutcome::Aborted(aborted::STOPPED.to_owned())));
         }
+        self.ports.flush();
     }
 
     fn handle_requests(&mut self, inbox: &mut Inbox) {
@@ -289,6 +330,7 @@ impl Server {
                 }
             }
         }
+        self.ports.flush();
     }
 
     /// From port 69 itself: a client that asks for a dozen missing names costs no sockets.
@@ -305,38 +347,26 @@ impl Server {
     fn handle_request(&mut self, peer: SocketAddrV4, datagram: &[u8], now: Instant) -> Result<(), Refusal> {
         self.admission.admit_request(peer, now)?;
         let request = wire::parse_request(datagram)?;
-        match (request.operation, request.mode) {
-            (Operation::Read, Mode::Octet | Mode::Netascii) => {}
-            (Operation::Write, _) => {
-                return Err(Refusal::Error(
-                    ErrorCode::IllegalOperation,
-                    "this server is read-only",
-                    "write-refused",
-                ));
-            }
-            (Operation::Read, Mode::Mail) => {
-                return Err(Refusal::Error(
-                    ErrorCode::IllegalOperation,
-                    "mail is not supported",
-                    "mode-refused",
-                ));
-            }
-        }
+        refuse_operation(&request)?;
         if let Some(key) = self.sessions.find(peer) {
             self.handle_request_of_known_peer(key, datagram, now)?;
         }
         self.admission.admit_session(peer)?;
         let opened = self.files.open(peer, request.name).map_err(|_| NOT_FOUND)?;
         let transfer = Transfer::new(&request, &self.limits(), opened.bytes, now);
+        let port_index = self.ports.next_index();
         let begun = Begun {
             peer,
+            port_index,
             transfer,
             request: datagram,
             name: request.name.escape_ascii().to_string(),
             ticket: opened.ticket,
             now,
         };
-        self.begin(begun)
+        self.sessions.insert(Session::start(begun, self.ports.get_mut(port_index)));
+        self.admission.session_started(peer, now);
+        Ok(())
     }
 
     /// `Err`: the request only repeats the one being answered. `Ok`: the client has turned to something else, and its
@@ -349,32 +379,12 @@ impl Server {
     ) -> Result<(), Silence> {
         let Some(session) = self.sessions.get_mut(key) else { return Ok(()) };
         if session.answers(datagram) && now < session.started_at() + REPETITION_WINDOW {
-            session.handle_repeated_request(now);
+            session.handle_repeated_request(now, self.ports.get_mut(session.port_index()));
             self.sessions.arm(key);
             return Err(Silence::RepeatedRequest);
         }
         self.finish(key, None);
         Ok(())
-    }
-
-    fn begin(&mut self, begun: Begun<'_>) -> Result<(), Refusal> {
-        let (peer, now) = (begun.peer, begun.now);
-        let key = self.sessions.next_key();
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, key.to_u64());
-        let socket = transfer_socket(&self.bridge)
-            .and_then(|socket| self.epoll.add(&socket, event).map(|()| socket).map_err(io::Error::from));
-        match socket {
-            Ok(socket) => {
-                self.sessions.insert(Session::start(socket, begun));
-                self.admission.session_started(peer, now);
-                Ok(())
-            }
-            Err(error) => {
-                tracing::warn!(%peer, %error, "no socket for a transfer");
-                self.files.finished(begun.into_report_unsent(error.to_string()));
-                Err(Silence::NoSocket.into())
-            }
-        }
     }
 
     fn limits(&self) -> Limits {
@@ -385,27 +395,4 @@ impl Server {
             windowsize_max: WINDOWSIZE_MAX,
         }
     }
-}
-
-fn outcome_word(outcome: &FileOutcome) -> &'static str {
-    match outcome {
-        FileOutcome::Complete => "complete",
-        FileOutcome::Probe => "probe",
-        FileOutcome::Range => "range",
-        FileOutcome::NotFound => "not-found",
-        FileOutcome::Aborted(_) => "aborted",
-    }
-}
-
-fn log(report: &TransferReport) {
-    tracing::debug!(
-        peer = %report.peer,
-        name = report.name,
-        size = report.size,
-        sent = report.sent,
-        took = ?report.took,
-        outcome = ?report.outcome,
-        retransmissions = report.retransmissions,
-        "TFTP transfer ended"
-    );
 }

@@ -5,27 +5,20 @@
 //! forward, and a session whose time has not come when its entry surfaces is put back.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::SocketAddrV4;
 use std::time::Instant;
 
 use crate::tftp::session::Session;
+
+/// Peers remembered after their session: what a rack leaves on the wire in the moment it takes to arrive.
+const DEPARTED_MAX: usize = 256;
 
 /// Names one session, once and for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SessionKey {
     slot: u32,
     generation: u32,
-}
-
-impl SessionKey {
-    pub fn to_u64(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.slot)
-    }
-
-    pub fn from_u64(number: u64) -> Self {
-        Self { slot: number as u32, generation: (number >> 32) as u32 }
-    }
 }
 
 #[derive(Default)]
@@ -40,11 +33,12 @@ pub struct Sessions {
     free: Vec<u32>,
     by_peer: HashMap<SocketAddrV4, SessionKey>,
     deadlines: BinaryHeap<Reverse<(Instant, SessionKey)>>,
+    /// Peers whose sessions have ended, the latest last.
+    departed: VecDeque<SocketAddrV4>,
 }
 
 impl Sessions {
-    /// The key the next [`Self::insert`] will use.
-    pub fn next_key(&self) -> SessionKey {
+    fn next_key(&self) -> SessionKey {
         match self.free.last() {
             Some(&slot) => SessionKey { slot, generation: self.slots[slot as usize].generation },
             None => SessionKey { slot: self.slots.len() as u32, generation: 0 },
@@ -52,7 +46,7 @@ impl Sessions {
     }
 
     /// A peer has one session; the caller has removed the previous one.
-    pub fn insert(&mut self, session: Session) -> SessionKey {
+    pub fn insert(&mut self, session: Session) {
         let key = self.next_key();
         if self.free.pop().is_none() {
             self.slots.push(Slot::default());
@@ -60,17 +54,28 @@ impl Sessions {
         self.by_peer.insert(session.peer(), key);
         self.slots[key.slot as usize].session = Some(session);
         self.arm(key);
-        key
     }
 
     pub fn remove(&mut self, key: SessionKey) -> Option<Session> {
         let slot = self.slots.get_mut(key.slot as usize).filter(|slot| slot.generation == key.generation)?;
         let session = slot.session.take()?;
-        // Half the range of u64 keys is kept for the server's own events; see `network`.
-        slot.generation = (slot.generation + 1) & 0x7fff_ffff;
+        slot.generation = slot.generation.wrapping_add(1);
         self.free.push(key.slot);
         self.by_peer.remove(&session.peer());
+        if self.departed.len() >= DEPARTED_MAX {
+            self.departed.pop_front();
+        }
+        self.departed.push_back(session.peer());
         Some(session)
+    }
+
+    /// Whether a session with this peer has ended lately.
+    pub fn has_departed(&self, peer: SocketAddrV4) -> bool {
+        self.departed.contains(&peer)
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_peer.len()
     }
 
     pub fn get_mut(&mut self, key: SessionKey) -> Option<&mut Session> {

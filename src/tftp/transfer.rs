@@ -19,12 +19,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::node::timeline::FileOutcome;
-use crate::tftp::netascii::Netascii;
+use crate::node::timeline::{FileOutcome, aborted};
 use crate::tftp::wire::{self, BLKSIZE_DEFAULT, DATA_HEADER_LEN, Datagram, GrantedOptions, Mode, Request};
 
+mod burst;
+mod content;
+mod ending;
+mod recovery;
 pub mod timer;
 
+pub use burst::{Burst, Transmit};
+use content::Content;
 use timer::RetransmissionTimer;
 
 /// Until the client has proved that it is there, its address may be forged: one packet and this many more.
@@ -53,16 +58,6 @@ pub struct Limits {
     pub windowsize_max: u16,
 }
 
-#[derive(Debug)]
-enum Content {
-    Octet {
-        bytes: Bytes,
-        last: u64,
-    },
-    /// Knows its last block when it has been read.
-    Netascii(Netascii),
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
     /// OACK sent, ACK 0 awaited.
@@ -81,41 +76,13 @@ struct Timed {
     repeated: bool,
 }
 
-/// Something to send.
-#[derive(Clone, Copy, Debug)]
-pub enum Transmit<'a> {
-    OptionAck(&'a [u8]),
-    Blocks(Burst<'a>),
-}
-
-/// Consecutive DATA blocks: `headers[i]` goes before the `i`-th `blksize` bytes of `payload`. Only the last block may
-/// be shorter, so that the kernel can cut one buffer into these datagrams.
-#[derive(Clone, Copy, Debug)]
-pub struct Burst<'a> {
-    pub headers: &'a [[u8; DATA_HEADER_LEN]],
-    pub payload: &'a [u8],
-    pub blksize: usize,
-}
-
-impl<'a> Burst<'a> {
-    /// Each datagram as header and data.
-    pub fn segments(self) -> impl Iterator<Item = (&'a [u8; DATA_HEADER_LEN], &'a [u8])> {
-        let Burst { headers, payload, blksize } = self;
-        headers.iter().enumerate().map(move |(index, header)| {
-            let start = (index * blksize).min(payload.len());
-            let end = (start + blksize).min(payload.len());
-            (header, &payload[start..end])
-        })
-    }
-}
-
 #[derive(Debug)]
 pub struct Transfer {
     content: Content,
     size: u64,
     blksize: u16,
     windowsize: u16,
-    oack: Vec<u8>,
+    oack: Bytes,
     tsize_granted: bool,
     /// Times the OACK was handed out, and whether it is to go out (again).
     oack_sent: u32,
@@ -129,8 +96,6 @@ pub struct Transfer {
     next: u64,
     /// Lowest block never sent.
     fresh: u64,
-    /// Headers of the burst handed out last.
-    headers: Vec<[u8; DATA_HEADER_LEN]>,
     timer: RetransmissionTimer,
     /// The round trip being measured.
     timed: Option<Timed>,
@@ -170,12 +135,7 @@ impl Transfer {
         };
         let blksize = granted.blksize.unwrap_or(BLKSIZE_DEFAULT);
         let windowsize = granted.windowsize.unwrap_or(1);
-        let content = if text {
-            Content::Netascii(Netascii::new(bytes))
-        } else {
-            // A file that fills its last block is followed by an empty one (RFC 1350 §6).
-            Content::Octet { last: size / u64::from(blksize) + 1, bytes }
-        };
+        let content = if text { Content::text(bytes) } else { Content::octets(bytes, blksize) };
         let negotiating = !granted.is_empty();
         let timer = RetransmissionTimer::new(
             granted.timeout.map(|timeout| Duration::from_secs(timeout.seconds.into())),
@@ -185,7 +145,7 @@ impl Transfer {
             size,
             blksize,
             windowsize,
-            oack: if negotiating { wire::emit_oack(&granted) } else { Vec::new() },
+            oack: if negotiating { wire::emit_oack(&granted).into() } else { Bytes::new() },
             tsize_granted: granted.tsize.is_some(),
             oack_sent: 0,
             oack_due: negotiating,
@@ -194,7 +154,6 @@ impl Transfer {
             base: 1,
             next: 1,
             fresh: 1,
-            headers: Vec::with_capacity(usize::from(windowsize).min(BURST_SEGMENTS_MAX)),
             deadline: now + timer.current(),
             timer,
             timed: None,
@@ -234,7 +193,7 @@ impl Transfer {
             }
             (Phase::Negotiating | Phase::Sending, Some(Datagram::Error { code, message })) => {
                 let end = message.len().min(wire::ERROR_MESSAGE_LEN_MAX);
-                let text = format!("client error {code}: {}", message[..end].escape_ascii());
+                let text = format!("{} {code}: {}", aborted::CLIENT_ERROR, message[..end].escape_ascii());
                 self.phase = Phase::Finished(FileOutcome::Aborted(text));
             }
         }
@@ -261,62 +220,6 @@ impl Transfer {
                 self.handle_gap();
             }
         }
-    }
-
-    /// Learns the round trip from an ACK that moved `base`, if it tells.
-    fn measure(&mut self) {
-        let Some(timed) = self.timed.take_if(|timed| timed.block < self.base) else { return };
-        if !timed.repeated {
-            self.timer.sample(self.now.saturating_duration_since(timed.sent_at));
-            self.backed_off_to = None;
-        } else if self.windowsize == 1 && !std::mem::take(&mut self.too_early) {
-            // Karn would stay backed off until a sample. Under loss those are rare and each wait twice as long; a wait
-            // that was too short shows in the answer to what was sent before, see `handle_repeated_ack`.
-            self.backed_off_to = Some(self.timer.current());
-            self.timer.trust_estimate();
-        }
-    }
-
-    /// ACK inside the window: the client misses `base`.
-    fn handle_gap(&mut self) {
-        // So it is loss, not a slow client, that made the timer back off.
-        self.timer.trust_estimate();
-        // The ACK answers a later block of this flight: a round trip, and under loss often the only one to be had.
-        if let Some(timed) = self.timed.take_if(|timed| !timed.repeated) {
-            self.timer.sample(self.now.saturating_duration_since(timed.sent_at));
-        }
-        if self.base >= self.recovery_until {
-            self.go_back();
-        } else {
-            // Within what was already sent twice: wait for the answer to the second sending.
-            self.hint();
-        }
-    }
-
-    fn handle_repeated_ack(&mut self) {
-        if self.windowsize > 1 {
-            if self.fresh > self.base {
-                self.hint();
-            }
-        } else if let Some(waited) = self.backed_off_to.take() {
-            self.too_early = true;
-            self.timer.distrust_estimate(waited);
-            self.deadline = self.flight_at + self.timer.current();
-        }
-    }
-
-    fn hint(&mut self) {
-        if self.hint_at.is_none() {
-            let round_trip = self.timer.round_trip().unwrap_or(self.timer.current());
-            self.hint_at = Some(self.flight_at + round_trip * 2 + HINT_DELAY);
-        }
-    }
-
-    fn go_back(&mut self) {
-        self.next = self.base;
-        self.recovery_until = self.fresh;
-        self.timed = None;
-        self.hint_at = None;
     }
 
     fn progressed(&mut self) {
@@ -369,33 +272,12 @@ impl Transfer {
         }
     }
 
-    /// Whether the silence has lasted long enough to end the transfer, and how.
-    fn verdict_of_silence(&self) -> Option<FileOutcome> {
-        if !self.answered {
-            return (self.unanswered >= UNPROVEN_RETRANSMISSIONS_MAX)
-                .then(|| FileOutcome::Aborted("no answer to the first packet".to_owned()));
-        }
-        let everything_sent = self.fresh > self.base && self.is_last(self.fresh - 1);
-        let one_left = self.fresh - self.base == 1;
-        let patience = if one_left { DALLY_RETRANSMISSIONS_MAX } else { DALLY_WINDOW_RETRANSMISSIONS_MAX };
-        if everything_sent && self.unanswered >= patience {
-            return Some(FileOutcome::Complete);
-        }
-        (self.unanswered_at_ceiling >= SLOW_RETRANSMISSIONS_MAX
-            || self.now.saturating_duration_since(self.progress_at) >= PROGRESS_TIMEOUT)
-            .then(|| FileOutcome::Aborted("the client stopped answering".to_owned()))
-    }
-
     fn is_last(&self, block: u64) -> bool {
-        match &self.content {
-            Content::Octet { last, .. } => block == *last,
-            // With a window of one the block held is the one in flight.
-            Content::Netascii(reader) => reader.block().len() < usize::from(self.blksize),
-        }
+        self.content.is_last(block, self.blksize)
     }
 
     /// The next thing to send now, or `None`. To be drained after every call of a `handle_` function.
-    pub fn poll_transmit(&mut self) -> Option<Transmit<'_>> {
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
         match self.phase {
             Phase::Finished(_) => None,
             Phase::Negotiating => {
@@ -405,7 +287,7 @@ impl Transfer {
                 self.retransmissions += u32::from(self.oack_sent > 0);
                 self.oack_sent += 1;
                 self.flight_at = self.now;
-                Some(Transmit::OptionAck(&self.oack))
+                Some(Transmit::OptionAck(self.oack.clone()))
             }
             Phase::Sending => {
                 let first = self.next;
@@ -414,15 +296,13 @@ impl Transfer {
                     return None;
                 }
                 self.mark_sent(first, count);
-                let blksize = usize::from(self.blksize);
-                let payload = match &self.content {
-                    Content::Netascii(reader) => reader.block(),
-                    Content::Octet { bytes, .. } => {
-                        let start = (first - 1) as usize * blksize;
-                        &bytes[start..(start + count as usize * blksize).min(bytes.len())]
-                    }
-                };
-                Some(Transmit::Blocks(Burst { headers: &self.headers, payload, blksize }))
+                let payload = self.content.blocks(first, count, self.blksize);
+                Some(Transmit::Blocks(Burst {
+                    first,
+                    count: count as usize,
+                    payload,
+                    blksize: self.blksize.into(),
+                }))
             }
         }
     }
@@ -445,8 +325,6 @@ impl Transfer {
     }
 
     fn mark_sent(&mut self, first: u64, count: u64) {
-        self.headers.clear();
-        self.headers.extend((first..first + count).map(wire::data_header));
         self.next = first + count;
         if first == self.base {
             self.flight_at = self.now;
@@ -469,57 +347,6 @@ impl Transfer {
                 Some(self.hint_at.map_or(self.deadline, |hint_at| hint_at.min(self.deadline)))
             }
         }
-    }
-
-    /// How it ended, once it has.
-    pub fn outcome(&self) -> Option<&FileOutcome> {
-        match &self.phase {
-            Phase::Finished(outcome) => Some(outcome),
-            Phase::Negotiating | Phase::Sending => None,
-        }
-    }
-
-    /// How it ends if its peer asks for something else now: a client that has all of it never says so twice.
-    pub fn outcome_if_abandoned(&self) -> FileOutcome {
-        match &self.phase {
-            Phase::Finished(outcome) => outcome.clone(),
-            Phase::Sending if self.answered && self.base < self.fresh && self.is_last(self.fresh - 1) => {
-                FileOutcome::Complete
-            }
-            Phase::Negotiating | Phase::Sending => {
-                FileOutcome::Aborted("the client began another transfer".to_owned())
-            }
-        }
-    }
-
-    /// Whether the client has answered at all.
-    pub fn is_answered(&self) -> bool {
-        self.answered
-    }
-
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Bytes of the file the client has acknowledged.
-    pub fn acknowledged(&self) -> u64 {
-        match (&self.phase, &self.content) {
-            (Phase::Finished(FileOutcome::Complete), _) => self.size,
-            (_, Content::Octet { .. }) => ((self.base - 1) * u64::from(self.blksize)).min(self.size),
-            (_, Content::Netascii(_)) => self.netascii_acknowledged,
-        }
-    }
-
-    pub fn blksize(&self) -> u16 {
-        self.blksize
-    }
-
-    pub fn windowsize(&self) -> u16 {
-        self.windowsize
-    }
-
-    pub fn retransmissions(&self) -> u32 {
-        self.retransmissions
     }
 }
 

@@ -96,7 +96,7 @@ async fn the_timeline_tells_each_file_with_bytes_and_how_it_ended() {
             (Some(Stage::Ramdisk), named("image/vm/initrd.img"), 20_000_000, FileOutcome::Complete),
         ]
     );
-    let rendered = |happening: &Happening| matches!(happening, Happening::Script { plan: ScriptPlan::Ramdisk, name } if *name == SCRIPT[1..]);
+    let rendered = |happening: &Happening| matches!(happening, Happening::Script { plan: ScriptPlan::Ramdisk, name, .. } if *name == SCRIPT[1..]);
     assert_eq!(plane.happenings().iter().filter(|happening| rendered(happening)).count(), 1);
 }
 

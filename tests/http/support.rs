@@ -153,7 +153,12 @@ impl Plane {
     }
 
     pub async fn counted(&self, service: &'static str, outcome: &'static str) -> u64 {
-        until(|| Some(self.tally.value(service, outcome)).filter(|count| *count > 0)).await
+        self.counted_up_to(service, outcome, 1).await
+    }
+
+    /// Waits until it has been counted so often; how often.
+    pub async fn counted_up_to(&self, service: &'static str, outcome: &'static str, least: u64) -> u64 {
+        until(|| Some(self.tally.value(service, outcome)).filter(|count| *count >= least)).await
     }
 }
 

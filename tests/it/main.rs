@@ -9,5 +9,6 @@ mod dhcp_clients;
 mod durability;
 mod files;
 mod operator;
+mod schema;
 mod serve;
 mod support;

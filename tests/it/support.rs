@@ -15,6 +15,11 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 const INSIDE: &str = "FARRIER_TEST_NAMESPACE";
 
+/// Whether this process is the one that [`in_namespace`] started.
+pub fn inside_namespace() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// Runs `test` in a fresh network namespace: by running this test binary again, for the one test named `name`.
 pub fn in_namespace(name: &str, test: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
@@ -276,6 +281,20 @@ impl ClientMachine {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// Runs `work` on a thread inside this machine's network.
+    #[allow(dead_code, reason = "for tests that bring a client of their own")]
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace =
+            fs::File::open(format!("/proc/{}/ns/net", self.holder.0.id())).expect("its namespace");
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("inside");
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// A command that will run inside this machine, in its directory.

@@ -195,8 +195,9 @@ impl Case {
 
 async fn node(client: &Client, machine: &MachineConfig) -> Result<(NodeDetail, Option<Boot>), CommandError> {
     let path = format!("/api/v1/nodes/{}", machine.mac);
+    // The boots first: a node asked before them may still be in the state its newest boot has left.
+    let boots: Vec<Boot> = client.list(&format!("{path}/boots")).await?;
     let node: NodeDetail = client.get(&path).await?;
-    let boots: Vec<Boot> = client.get(&format!("{path}/boots")).await?;
     let newest = boots.into_iter().filter(|boot| boot.number > 0).max_by_key(|boot| boot.number);
     Ok((node, newest))
 }

@@ -90,7 +90,7 @@ fn config() -> Arc<Config> {
             authoritative: true,
             reservations: Vec::new(),
         },
-        operator: OperatorConfig { socket: "/nonexistent".into(), listen: None },
+        operator: OperatorConfig { socket: "/nonexistent".into(), ..OperatorConfig::default() },
         store: StoreConfig { path: "/nonexistent".into() },
         boot: BootConfig {
             loaders: BTreeMap::new(),

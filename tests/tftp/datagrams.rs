@@ -111,6 +111,26 @@ fn a_wrong_tid_is_told_so_and_the_transfer_goes_on() {
 }
 
 #[test]
+fn what_arrives_after_the_end_is_met_with_silence() {
+    in_namespace("datagrams::what_arrives_after_the_end_is_met_with_silence", |bench| {
+        let memory = bench.serve([("f".to_owned(), content(10))]);
+        let client = bench.socket(CLIENT);
+        ask(&client, &rrq(b"f", b""));
+        let (_, transfer) = receive(&client);
+        client.send_to(b"\0\x04\0\x01", transfer).unwrap();
+        assert_eq!(memory.report(|_| true).outcome, FileOutcome::Complete);
+        client.send_to(b"\0\x04\0\x01", transfer).unwrap();
+        // Were there an answer, it would come before this one, which has another port.
+        ask(&client, &rrq(b"f", b""));
+        let (block, next_transfer) = receive(&client);
+        assert!(block.starts_with(&[0, 3, 0, 1]) && next_transfer != transfer);
+        client.send_to(b"\0\x04\0\x01", transfer).unwrap();
+        assert!(is_silent(&client), "nor while the next one runs");
+        assert_eq!(bench.tally.value("tftp", "unknown-tid"), 2);
+    });
+}
+
+#[test]
 fn a_repeated_request_does_not_start_a_second_transfer() {
     in_namespace("datagrams::a_repeated_request_does_not_start_a_second_transfer", |bench| {
         let memory = bench.serve([("f".to_owned(), content(1000))]);
@@ -128,7 +148,7 @@ fn a_repeated_request_does_not_start_a_second_transfer() {
         assert_eq!(again, first, "once it has ended, the same port may ask again");
         ask(&client, &rrq(b"f", b"tsize\x000\0"));
         assert_eq!(receive(&client).0, b"\0\x06tsize\x001000\0", "and for something else at once");
-        assert_ne!(next_transfer.port(), 69);
+        assert!(next_transfer.port() != 69 && next_transfer.port() != transfer.port());
     });
 }
 

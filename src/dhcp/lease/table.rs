@@ -318,7 +318,11 @@ impl LeaseTable {
                 | Change::DropNode(_)
                 | Change::PutEvent(_)
                 | Change::DropBoot { .. }
-                | Change::PutSecret { .. } => {}
+                | Change::PutSecret { .. }
+                | Change::PutToken(_)
+                | Change::DropToken(_)
+                | Change::PutAudit(_)
+                | Change::DropAuditBelow { .. } => {}
             }
         }
     }

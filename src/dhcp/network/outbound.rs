@@ -5,6 +5,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::dhcp::network::{BindError, SERVICE};
 use crate::dhcp::server::{Destination, Reply, Report, Service, Silence};
@@ -12,6 +13,7 @@ use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
 use crate::net::{Bridge, MacAddr};
 use crate::telemetry::Tally;
+use crate::telemetry::stages::Timed;
 
 const DHCP_PORT: u16 = 67;
 /// PXE 2.1 §2.2.4.
@@ -24,6 +26,8 @@ pub(super) struct Parcel {
     pub(super) reply: Reply,
     pub(super) service: Service,
     pub(super) report: Option<Report>,
+    /// When it was decided on; a lease still has to reach the disk.
+    pub(super) decided_at: Instant,
 }
 
 pub(super) struct Outbound {
@@ -86,7 +90,10 @@ impl Outbound {
             };
             for (parcel, sent) in those.into_iter().zip(results) {
                 match &sent {
-                    Ok(()) => self.tally.count(SERVICE, parcel.reply.kind.as_str()),
+                    Ok(()) => {
+                        self.tally.count(SERVICE, parcel.reply.kind.as_str());
+                        self.tally.took(Timed::DhcpReply, parcel.decided_at.elapsed());
+                    }
                     Err(_) => self.tally.count(SERVICE, "send-failed"),
                 }
                 log_reply(parcel, &sent);

@@ -18,7 +18,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
-use crate::dhcp::network::{Command, Nodes, SERVICE};
+use crate::dhcp::network::{Command, Nodes, SERVICE, step_of};
 use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
 use crate::dhcp::wire;
 use crate::net::link::LinkWatch;
@@ -34,6 +34,10 @@ const DATAGRAM_BYTES_MAX: usize = 2048;
 /// Replies that may wait for the disk: a quarter of a second's at full speed, so that a slow sync does not stop the
 /// thread. With a stalled disk it stops receiving here, and clients ask again.
 const PENDING_REPLIES_MAX: usize = 4096;
+
+/// Least time between two receives. A wake-up of the thread costs more than the work on a message: a message that
+/// comes right behind the last batch waits this long for company, one that comes alone is taken at once.
+const RECEIVE_PERIOD: Duration = Duration::from_micros(250);
 
 /// How long to wait for a bridge that is gone, in case its return went unnoticed; and after an error of a socket.
 const RETRY: Duration = Duration::from_secs(1);
@@ -79,6 +83,7 @@ pub(super) struct Worker {
 /// What the worker remembers between turns.
 #[derive(Default)]
 pub(super) struct Progress {
+    received_at: Option<Instant>,
     /// Replies in batches handed to the store and not yet called back.
     pending: Arc<AtomicUsize>,
     /// Receives in a row that filled the inbox.
@@ -113,6 +118,9 @@ impl Worker {
                 self.look_at_bridge();
             }
             let Some(outbound) = self.outbound.clone() else { continue };
+            if ready.dhcp || ready.boot_server {
+                self.let_gather();
+            }
             if ready.dhcp {
                 self.receive(&outbound, Service::Dhcp, &mut inbox);
             }
@@ -219,6 +227,15 @@ impl Worker {
         }
     }
 
+    /// See [`RECEIVE_PERIOD`].
+    fn let_gather(&mut self) {
+        if let Some(rest) = self.progress.received_at.and_then(|at| RECEIVE_PERIOD.checked_sub(at.elapsed()))
+        {
+            thread::park_timeout(rest);
+        }
+        self.progress.received_at = Some(Instant::now());
+    }
+
     fn receive(&mut self, outbound: &Arc<Outbound>, service: Service, inbox: &mut Inbox) {
         match sys::recv_batch(outbound.socket(service), inbox) {
             Ok(_) => self.progress.muted_until = None,
@@ -322,7 +339,11 @@ impl Worker {
                 | Change::DropNode(_)
                 | Change::PutEvent(_)
                 | Change::DropBoot { .. }
-                | Change::PutSecret { .. } => {}
+                | Change::PutSecret { .. }
+                | Change::PutToken(_)
+                | Change::DropToken(_)
+                | Change::PutAudit(_)
+                | Change::DropAuditBelow { .. } => {}
             }
         }
         let Some(report) = &outcome.report else { return };
@@ -341,6 +362,9 @@ impl Worker {
                     false => self.registry.seen(&client, now),
                 }
             }
+        }
+        if !report.known {
+            self.registry.stranger(report.mac, step_of(outcome, report, now));
         }
         // Everything below allocates, and of most clients in a busy network nothing is kept.
         if !has_timeline {
@@ -395,6 +419,7 @@ impl Worker {
             address,
             boot_file,
             nothing_to_boot: report.nothing_to_boot,
+            other_server: report.other_server,
         };
         self.registry.record(report.mac, happening, now);
     }
@@ -410,7 +435,7 @@ impl Worker {
                 outbound::log_silence(silence, report.as_ref());
             }
             Answer::Reply(reply) => {
-                let parcel = Parcel { reply, service, report };
+                let parcel = Parcel { reply, service, report, decided_at: Instant::now() };
                 if waits {
                     batch.parcels.push(parcel);
                 } else {
@@ -498,7 +523,11 @@ fn grants(changes: &[Change], mac: MacAddr) -> bool {
         | Change::DropNode(_)
         | Change::PutEvent(_)
         | Change::DropBoot { .. }
-        | Change::PutSecret { .. } => false,
+        | Change::PutSecret { .. }
+        | Change::PutToken(_)
+        | Change::DropToken(_)
+        | Change::PutAudit(_)
+        | Change::DropAuditBelow { .. } => false,
     })
 }
 

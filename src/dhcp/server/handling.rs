@@ -61,7 +61,8 @@ impl DhcpServer {
         if self.declines.too_many(visit.request.mac) {
             return Err(Silence::TooManyDeclines);
         }
-        if newcomer && self.table.newcomers() >= self.stranger_offers_max() {
+        let full = newcomer && self.table.newcomers() >= self.stranger_offers_max();
+        if full && !self.table.recall_newcomer(now) {
             return Err(Silence::OfferLimit);
         }
         if let Some(requested) = visit.request.requested.filter(|address| self.may_have(visit, *address)) {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::boot::decision::NextBoot;
-use crate::dhcp::lease::{BindingState, LeaseState, OFFER_HOLD, QUARANTINE};
+use crate::dhcp::lease::{BindingState, LeaseState, OFFER_HOLD, OFFER_HOLD_MIN, QUARANTINE};
 use crate::dhcp::testing::{
     ClientMessage, LEASE, SERVER, World, address, answer, codes_of, mac, option_of, parsed, reply, settings,
     silence,
@@ -441,6 +441,22 @@ fn strangers_hold_at_most_a_quarter_of_the_pool_by_offers() {
     assert!(matches!(world.send(&discover(251)).answer, Answer::Reply(_)), "a request makes room");
     world.pass(OFFER_HOLD);
     assert!(matches!(world.send(&discover(253)).answer, Answer::Reply(_)), "and so does time");
+}
+
+#[test]
+fn a_stranger_that_never_came_for_its_address_makes_room_for_the_next() {
+    let mut world = World::new(settings());
+    let limit = 201 / 4;
+    for last in 0..limit {
+        assert!(matches!(world.send(&discover(last)).answer, Answer::Reply(_)));
+    }
+    world.pass(OFFER_HOLD_MIN / 2);
+    assert_eq!(silence(&world.send(&discover(200))), Some(Silence::OfferLimit), "it may still come");
+    world.pass(OFFER_HOLD_MIN / 2);
+    for last in 200..200 + limit {
+        assert!(matches!(world.send(&discover(last)).answer, Answer::Reply(_)), "{last}");
+    }
+    assert_eq!(silence(&world.send(&discover(0))), Some(Silence::OfferLimit), "the limit holds");
 }
 
 #[test]

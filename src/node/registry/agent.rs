@@ -94,13 +94,14 @@ impl AgentRefusal {
 impl Registry {
     /// A boot token for the kernel command line of an approved node that is to boot the ramdisk; `None` for others.
     pub fn issue_token(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Option<String> {
+        // Before the lock, which every script takes: this asks the kernel for randomness and hashes.
+        let token = self.tokens.issue_boot_token(mac, address, now)?;
         let mut book = self.lock_at(now);
         let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
         if !book.lets_in(entry) || entry.node.next_boot != NextBoot::Ramdisk {
             return None;
         }
         let id = entry.node.id;
-        let token = self.tokens.issue_boot_token(mac, address, now)?;
         let ((), effects) =
             book.change(id, now, |act| act.entry.token_until = Some(now.plus(TOKEN_LIFETIME)))?;
         self.settle(id, effects);
@@ -124,7 +125,7 @@ impl Registry {
             Err(AgentRefusal::TokenSpent) if is_redeemer(&book, mac, redeemer.as_ref()) => {
                 return self.welcome_again(book, mac);
             }
-            Err(refusal) => return Err(self.refuse(&mut book, mac, address, refusal, now)),
+            Err(refusal) => return Err(self.refuse(&mut book, hello.token, mac, address, refusal, now)),
         };
         let before = book.get(id).map(|entry| entry.node.clone()).ok_or(AgentRefusal::UnknownNode)?;
         let redeem = |act: &mut Act<'_>| {
@@ -137,7 +138,8 @@ impl Registry {
             // It did boot again; whoever ordered that has what he wanted.
             node.order = node.order.filter(|order| *order != Order::Reboot);
             act.node_changed = true;
-            act.note(Happening::Agent { call: AgentCall::Hello { uptime_secs } });
+            let token_issued_at = Some(token.issued_at);
+            act.note(Happening::Agent { call: AgentCall::Hello { uptime_secs, token_issued_at } });
             let _ = act.step(Event::AgentHello);
         };
         let ((), effects) = book.change(id, now, redeem).ok_or(AgentRefusal::UnknownNode)?;
@@ -208,7 +210,7 @@ impl Registry {
         };
         let (outcome, effects) = book.change(id, now, store).ok_or(AgentRefusal::UnknownNode)?;
         if let Err(refusal) = outcome {
-            return Err(self.refuse(&mut book, mac, address, refusal, now));
+            return Err(self.refuse(&mut book, session, mac, address, refusal, now));
         }
         let node = book.view(id);
         let pending = self.settle_durably(id, effects);
@@ -236,7 +238,7 @@ impl Registry {
         let id = match self.tokens.read_session(credential) {
             Err(TokenFault::Malformed) => match self.admit_token(&book, credential, mac, address, now) {
                 Ok((id, _)) => id,
-                Err(refusal) => return Err(self.refuse(&mut book, mac, address, refusal, now)),
+                Err(refusal) => return Err(self.refuse(&mut book, credential, mac, address, refusal, now)),
             },
             Ok(_) | Err(TokenFault::Forged) => {
                 self.admit_session(&mut book, credential, mac, address, now)?
@@ -362,13 +364,14 @@ impl Registry {
             }
             Ok(entry.node.id)
         };
-        admit(book).map_err(|refusal| self.refuse(book, mac, address, refusal, now))
+        admit(book).map_err(|refusal| self.refuse(book, session, mac, address, refusal, now))
     }
 
     /// Puts a refusal into the log and on the timeline of the node the caller claims to be.
     fn refuse(
         &self,
         book: &mut Book,
+        credential: &str,
         mac: MacAddr,
         address: Ipv4Addr,
         refusal: AgentRefusal,
@@ -377,7 +380,10 @@ impl Registry {
         let reason = refusal.as_str();
         tracing::warn!(%mac, ip = %address, reason, "agent refused");
         if let Some(id) = book.owner_of(mac) {
-            let note = |act: &mut Act<'_>| act.note(Happening::AgentRefused { reason: reason.to_owned() });
+            let genuine = self.tokens.read_boot_token(credential).ok().filter(|token| token.mac == mac);
+            let token_issued_at = genuine.map(|token| token.issued_at);
+            let refused = Happening::AgentRefused { reason: reason.to_owned(), token_issued_at };
+            let note = |act: &mut Act<'_>| act.note(refused);
             if let Some(((), effects)) = book.change(id, now, note) {
                 self.settle(id, effects);
             }

@@ -9,12 +9,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::ops::Bound;
 
 use crate::boot::decision::{KnownNode, Standing, UnknownPolicy};
 use crate::clock::Timestamp;
 use crate::config::Reservation;
 use crate::net::MacAddr;
 use crate::node::registry::entry::{Act, Effects, Entry, Worth, new_node};
+use crate::node::registry::pages::NodeCursor;
 use crate::node::registry::waiting::WaitingRoom;
 use crate::node::registry::{Census, NodeRef, OperatorError, RegistrySettings, ReservationConflict};
 use crate::node::state::ProvisionState;
@@ -49,6 +51,8 @@ pub(super) struct Book {
     /// Unproven nodes by the end of their boot token.
     tokens: BTreeSet<(Timestamp, NodeId)>,
     waiting: WaitingRoom,
+    /// In the order in which they became known, which is the order of lists.
+    by_age: BTreeSet<(Timestamp, NodeId)>,
     events: usize,
 }
 
@@ -67,6 +71,7 @@ impl Book {
             unproven: BTreeSet::new(),
             tokens: BTreeSet::new(),
             waiting: WaitingRoom::default(),
+            by_age: BTreeSet::new(),
             events: 0,
         };
         let mut changes = Vec::new();
@@ -136,6 +141,10 @@ impl Book {
         done
     }
 
+    pub(super) fn look_at_configuration_again(&mut self) {
+        self.unregistered |= !self.settings.reservations.is_empty();
+    }
+
     pub(super) fn waiting(&mut self) -> &mut WaitingRoom {
         &mut self.waiting
     }
@@ -170,7 +179,12 @@ impl Book {
 
     /// Whether a node may be added.
     pub(super) fn has_room(&self) -> bool {
-        self.nodes.len() < NODES_MAX
+        self.room() > 0
+    }
+
+    /// How many nodes may be added.
+    pub(super) fn room(&self) -> usize {
+        NODES_MAX.saturating_sub(self.nodes.len())
     }
 
     /// The unproven node that has to go before another unproven one comes.
@@ -197,6 +211,7 @@ impl Book {
     pub(super) fn insert(&mut self, entry: Entry) -> NodeId {
         let id = entry.node.id;
         self.events += entry.history.event_count();
+        self.by_age.insert((entry.node.created_at, id));
         self.nodes.insert(id, entry);
         self.index(id);
         id
@@ -205,6 +220,7 @@ impl Book {
     pub(super) fn remove(&mut self, id: NodeId) -> Option<Entry> {
         self.unindex(id);
         let entry = self.nodes.remove(&id)?;
+        self.by_age.remove(&(entry.node.created_at, id));
         self.events -= entry.history.event_count();
         // An address that has become free may be one the configuration could not have until now.
         let freed = entry.node.ports.iter().any(|port| port.reserved.is_some());
@@ -262,6 +278,12 @@ impl Book {
         entries.filter(|(_, entry)| entry.node.state == state).map(|(id, _)| *id).collect()
     }
 
+    /// Nodes in the middle of a boot.
+    pub(super) fn ids_under_way(&self, now: Timestamp) -> Vec<NodeId> {
+        let entries = self.nodes.iter();
+        entries.filter(|(_, entry)| entry.history.is_under_way(now)).map(|(id, _)| *id).collect()
+    }
+
     pub(super) fn owner_of(&self, mac: MacAddr) -> Option<NodeId> {
         self.by_mac.get(&mac).copied()
     }
@@ -312,7 +334,7 @@ impl Book {
         entry.node.approved || self.settings.unknown == UnknownPolicy::Enroll
     }
 
-    fn reserved(&self, entry: &Entry, mac: MacAddr) -> Option<Ipv4Addr> {
+    pub(super) fn reserved(&self, entry: &Entry, mac: MacAddr) -> Option<Ipv4Addr> {
         let port = entry.node.ports.iter().find(|port| port.mac == mac)?;
         let address = port.reserved.or_else(|| self.configured.get(&mac).copied());
         address.filter(|address| self.reserved_for(*address) == Some(mac))
@@ -320,6 +342,18 @@ impl Book {
 
     pub(super) fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
         self.by_address.get(&address).or_else(|| self.configured_by_address.get(&address)).copied()
+    }
+
+    pub(super) fn reservations(&self) -> BTreeMap<Ipv4Addr, (MacAddr, bool)> {
+        let configured = self.configured_by_address.iter().map(|(address, mac)| (*address, (*mac, false)));
+        let operators = self.by_address.iter().map(|(address, mac)| (*address, (*mac, true)));
+        configured.chain(operators).collect()
+    }
+
+    /// Ports from behind this one on, with their nodes.
+    pub(super) fn ports_from(&self, after: Option<MacAddr>) -> impl Iterator<Item = (MacAddr, NodeId)> {
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.by_mac.range((after, Bound::Unbounded)).map(|(mac, id)| (*mac, *id))
     }
 
     pub(super) fn locate(&self, reference: &NodeRef) -> Result<NodeId, OperatorError> {
@@ -356,9 +390,14 @@ impl Book {
     }
 
     pub(super) fn views(&self) -> Vec<Node> {
-        let mut nodes: Vec<Node> = self.nodes.values().map(|entry| self.view_of(entry)).collect();
-        nodes.sort_by_key(|node| (node.created_at, node.id));
-        nodes
+        self.by_age.iter().filter_map(|(_, id)| self.view(*id)).collect()
+    }
+
+    /// Places from behind this one on.
+    pub(super) fn from(&self, after: Option<NodeCursor>) -> impl Iterator<Item = NodeCursor> {
+        let after = after.map_or(Bound::Unbounded, |after| Bound::Excluded((after.created_at, after.id)));
+        let places = self.by_age.range((after, Bound::Unbounded));
+        places.map(|(created_at, id)| NodeCursor { created_at: *created_at, id: *id })
     }
 
     pub(super) fn census(&self) -> Census {

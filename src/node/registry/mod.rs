@@ -13,8 +13,11 @@
 //! - `book`: nodes and their indexes, bounded
 //! - `entry`: one node, and one change to it under way
 //! - `waiting`: boot clients that were answered and are no nodes yet
+//! - `traces`: what MACs that are no nodes asked lately, for who asks why they do not boot
 //! - `record`: what happens on the wire: enrolment, timeline, boot loops, deadlines
-//! - `operator`: register, approve, order, remove
+//! - `operator`: register, approve, order, remove; `edit`: rename, ports, reservations
+//! - `pages`: many nodes, read a page at a time
+//! - `import`: a whole list of nodes at once
 //! - `agent`: boot tokens, sessions, inventory, orders obeyed
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,23 +36,33 @@ use crate::config::Reservation;
 use crate::net::MacAddr;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::Effects;
+use crate::node::registry::traces::{Fetches, Traces};
 use crate::node::state::ProvisionState;
-use crate::node::timeline::{Boot, BootProgress, TimelineEvent};
+use crate::node::timeline::{Boot, BootProgress, Stage, TimelineEvent};
 use crate::node::token::TokenKey;
+use crate::node::verdict::surroundings::Fetching;
 use crate::node::{Node, NodeId, NodeName, ParseNameError};
 use crate::store::{Change, CommitError, Snapshot, Store};
 
 mod agent;
 mod book;
+mod edit;
 mod entry;
+mod import;
 mod operator;
+mod pages;
 mod record;
+mod traces;
 mod waiting;
 
 pub use agent::{AgentRefusal, AgentSession, Hello};
 pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
+pub use edit::{EditError, Edited, Expected, NodeEdit};
+pub use import::{Action, ImportError, Planned};
 pub use operator::{NewNode, OperatorError, RegisterError};
+pub use pages::{NodeCursor, NodeFilter, NodeView, ParseCursorError};
 pub use record::{BOOT_LOOP_AT, BOOT_LOOP_WINDOW};
+pub use traces::{StrangerTrace, TRACE_STEPS_MAX, TRACES_MAX, TraceStep};
 pub use waiting::{WAITING_HAPPENINGS_MAX, WAITING_LIFETIME, WAITING_MAX};
 
 /// Events a slow watcher may fall behind before it loses the oldest; one busy second of a 64-node rack.
@@ -128,6 +141,9 @@ pub struct Registry {
     /// Nodes whose last background batch did not reach the disk. Its own lock: the store's thread takes it.
     unsaved: Arc<Mutex<BTreeSet<NodeId>>>,
     book: Mutex<Book>,
+    /// Its own lock: nothing that is kept here has to do with nodes.
+    traces: Mutex<Traces>,
+    fetches: Mutex<Fetches>,
 }
 
 /// A batch on its way to the disk.
@@ -155,6 +171,8 @@ impl Registry {
             watchers: broadcast::channel(WATCH_BACKLOG).0,
             unsaved: Arc::default(),
             book: Mutex::new(book),
+            traces: Mutex::default(),
+            fetches: Mutex::default(),
         };
         registry.submit_housekeeping(changes);
         registry.report_conflicts();
@@ -214,6 +232,31 @@ impl Registry {
     /// How far its newest boot has come, if it ever booted; much cheaper than [`Registry::boots`].
     pub fn newest_boot(&self, id: NodeId) -> Option<BootProgress> {
         self.lock().get(id).and_then(|entry| entry.history.newest_boot())
+    }
+
+    /// A MAC that is no node sent a DHCP message.
+    pub fn stranger(&self, mac: MacAddr, step: TraceStep) {
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner).note(mac, step);
+    }
+
+    /// What is remembered of a MAC that is no node, or was none when it asked.
+    pub fn trace(&self, mac: MacAddr) -> Option<StrangerTrace> {
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner).get(mac)
+    }
+
+    /// A machine begins to fetch something; [`Registry::fetch_ended`] follows.
+    pub fn fetch_began(&self, mac: MacAddr, stage: Stage, now: Timestamp) {
+        let fetching = Fetching { stage, since: now };
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner).began(mac, fetching);
+    }
+
+    pub fn fetch_ended(&self, mac: MacAddr) {
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner).ended(mac);
+    }
+
+    /// What the machine with this port is fetching at this moment, since when.
+    pub fn fetching(&self, mac: MacAddr) -> Option<Fetching> {
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner).of(mac)
     }
 
     /// How many nodes there are, without a copy of any.

@@ -7,6 +7,7 @@ use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::registry::book::{Book, NODES_MAX};
+use crate::node::registry::edit::Expected;
 use crate::node::registry::entry::{Act, Entry, new_node};
 use crate::node::registry::{NodeRef, Registry};
 use crate::node::state::Order;
@@ -58,6 +59,11 @@ pub enum OperatorError {
         "{mac} has a reservation in the configuration: take it out there and reload, then remove the node"
     )]
     InConfiguration { mac: MacAddr },
+    #[error("it is not what the request says it is: {}", version.map_or_else(
+        || "there is no such node".to_owned(),
+        |version| format!("its record is at version {version}")
+    ))]
+    Changed { version: Option<u64> },
     #[error("nothing was changed")]
     Store(#[from] CommitError),
 }
@@ -98,6 +104,15 @@ impl Registry {
 
     /// Lets a seen node boot and call home; also ends a boot loop's pause.
     pub fn approve(&self, reference: &NodeRef, now: Timestamp) -> Result<Node, OperatorError> {
+        self.approve_if(reference, &Expected::Anything, now)
+    }
+
+    pub fn approve_if(
+        &self,
+        reference: &NodeRef,
+        expected: &Expected,
+        now: Timestamp,
+    ) -> Result<Node, OperatorError> {
         let approve = |act: &mut Act<'_>| {
             act.entry.loaders.forgive();
             act.entry.node.approved = true;
@@ -107,12 +122,22 @@ impl Registry {
             // Approval itself moves no state; the table says so.
             let _ = act.step(Event::Approved);
         };
-        self.change_durably(reference, now, approve, |node, before| node.approved = before.approved)
+        self.change_durably(reference, expected, now, approve, |node, before| node.approved = before.approved)
     }
 
     /// Leaves an order for the node's agent, which takes it with its next heartbeat. `LocalBoot` holds for later
     /// netboots too; `Reboot` sends the node back to the ramdisk.
     pub fn order(&self, reference: &NodeRef, order: Order, now: Timestamp) -> Result<Node, OperatorError> {
+        self.order_if(reference, order, &Expected::Anything, now)
+    }
+
+    pub fn order_if(
+        &self,
+        reference: &NodeRef,
+        order: Order,
+        expected: &Expected,
+        now: Timestamp,
+    ) -> Result<Node, OperatorError> {
         let give = |act: &mut Act<'_>| {
             act.entry.loaders.forgive();
             act.entry.node.order = Some(order);
@@ -124,7 +149,7 @@ impl Registry {
             act.node_changed = true;
             act.note(Happening::OrderGiven { order });
         };
-        self.change_durably(reference, now, give, |node, before| {
+        self.change_durably(reference, expected, now, give, |node, before| {
             node.order = before.order;
             node.next_boot = before.next_boot;
         })
@@ -132,8 +157,17 @@ impl Registry {
 
     /// Forgets the node and its timeline; its sessions and tokens end with it.
     pub fn remove(&self, reference: &NodeRef, now: Timestamp) -> Result<Node, OperatorError> {
+        self.remove_if(reference, &Expected::Anything, now)
+    }
+
+    pub fn remove_if(
+        &self,
+        reference: &NodeRef,
+        expected: &Expected,
+        now: Timestamp,
+    ) -> Result<Node, OperatorError> {
         let mut book = self.lock();
-        let id = book.locate(reference)?;
+        let id = locate_expected(&book, reference, expected)?;
         let node = book.view(id);
         let configured = node.iter().flat_map(|node| &node.ports).find(|port| book.is_configured(port.mac));
         if let Some(port) = configured {
@@ -165,13 +199,14 @@ impl Registry {
     fn change_durably(
         &self,
         reference: &NodeRef,
+        expected: &Expected,
         now: Timestamp,
         change: impl FnOnce(&mut Act<'_>),
         put_back: impl FnOnce(&mut Node, &Node),
     ) -> Result<Node, OperatorError> {
         let not_found = || OperatorError::NotFound { reference: reference.to_string() };
         let mut book = self.lock_at(now);
-        let id = book.locate(reference)?;
+        let id = locate_expected(&book, reference, expected)?;
         let before = book.get(id).map(|entry| entry.node.clone()).ok_or_else(not_found)?;
         let ((), effects) = book.change(id, now, change).ok_or_else(not_found)?;
         let node = book.view(id);
@@ -185,8 +220,22 @@ impl Registry {
     }
 }
 
+/// Finds a node that is what the operator thinks it is.
+pub(super) fn locate_expected(
+    book: &Book,
+    reference: &NodeRef,
+    expected: &Expected,
+) -> Result<NodeId, OperatorError> {
+    match book.locate(reference) {
+        Ok(id) => expected.allows(book.view(id).as_ref()).map(|()| id),
+        // If-Match on what is not there fails for that reason first (RFC 9110 §13.1.1).
+        Err(missing @ OperatorError::NotFound { .. }) => expected.allows(None).and(Err(missing)),
+        Err(error) => Err(error),
+    }
+}
+
 /// The rules of registration; tells which seen node is adopted, if one has the port already.
-fn check(book: &Book, new: &NewNode) -> Result<Option<NodeId>, RegisterError> {
+pub(super) fn check(book: &Book, new: &NewNode) -> Result<Option<NodeId>, RegisterError> {
     if new.macs.is_empty() {
         return Err(RegisterError::NoPort);
     }
@@ -226,7 +275,7 @@ fn check(book: &Book, new: &NewNode) -> Result<Option<NodeId>, RegisterError> {
     Ok(adopted)
 }
 
-fn take_over(act: &mut Act<'_>, new: NewNode) {
+pub(super) fn take_over(act: &mut Act<'_>, new: NewNode) {
     let node = &mut act.entry.node;
     node.name = new.name;
     node.origin = Origin::Registered;

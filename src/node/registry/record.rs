@@ -187,6 +187,17 @@ impl Registry {
         }
     }
 
+    /// The appliance has started: puts that on the timeline of every boot that was under way when it ended, since
+    /// what was sent meanwhile was not heard.
+    pub fn started(&self, now: Timestamp) {
+        let mut book = self.lock_at(now);
+        for id in book.ids_under_way(now) {
+            if let Some(((), effects)) = book.change(id, now, |act| act.note(Happening::ApplianceStarted)) {
+                self.settle(id, effects);
+            }
+        }
+    }
+
     /// Deadlines, and what could not be saved; call it about once a second.
     pub fn tick(&self, now: Timestamp) {
         let mut book = self.lock_at(now);
@@ -230,7 +241,8 @@ fn is_fetch(happening: &Happening) -> bool {
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
-        | Happening::PortConflict { .. } => false,
+        | Happening::PortConflict { .. }
+        | Happening::ApplianceStarted => false,
     }
 }
 
@@ -278,6 +290,7 @@ fn follow(act: &mut Act<'_>, mac: MacAddr, happening: &Happening) -> Option<Even
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
-        | Happening::PortConflict { .. } => None,
+        | Happening::PortConflict { .. }
+        | Happening::ApplianceStarted => None,
     }
 }

@@ -44,7 +44,7 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
         Happening::Agent { call: AgentCall::Failure { step, message } } => {
             Some(format!("agent: {step}: {message}"))
         }
-        Happening::AgentRefused { reason } => Some(format!("agent was refused: {reason}")),
+        Happening::AgentRefused { reason, .. } => Some(format!("agent was refused: {reason}")),
         Happening::BootLoop { loaders } => {
             Some(format!("loader was fetched {loaders} times, and no script ever asked for"))
         }
@@ -56,7 +56,8 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
         | Happening::Approved
         | Happening::Registered
         | Happening::Removed { .. }
-        | Happening::PortConflict { .. } => None,
+        | Happening::PortConflict { .. }
+        | Happening::ApplianceStarted => None,
     }
 }
 

@@ -161,8 +161,18 @@ impl History {
         self.logs.iter().map(BootLog::view).collect()
     }
 
+    pub fn boot(&self, number: u32) -> Option<Boot> {
+        self.logs.iter().find(|log| log.number == number).map(BootLog::view)
+    }
+
     pub fn newest_boot(&self) -> Option<BootProgress> {
         self.logs.back().filter(|log| log.number != 0).map(BootLog::progress)
+    }
+
+    /// Whether a boot has begun, is not through, and moved lately.
+    pub fn is_under_way(&self, now: Timestamp) -> bool {
+        let newest = self.logs.back().filter(|log| log.number != 0);
+        newest.is_some_and(|log| log.stage != Some(Stage::Enrolled) && now.since(log.last_at) <= BOOT_GAP)
     }
 
     /// How far the newest boot has come.
@@ -193,7 +203,8 @@ impl History {
                 | Happening::Registered
                 | Happening::Removed { .. }
                 | Happening::BootLoop { .. }
-                | Happening::PortConflict { .. } => false,
+                | Happening::PortConflict { .. }
+                | Happening::ApplianceStarted => false,
             };
         };
         let Happening::Dhcp { class, message, .. } = happening else {
@@ -286,7 +297,7 @@ impl BootLog {
 
 /// The text fetched and what came of it, without the times.
 fn fetched_text(happening: &Happening) -> Option<(&str, Option<ScriptPlan>, Option<&FileOutcome>)> {
-    if let Happening::Script { name, plan } = happening {
+    if let Happening::Script { name, plan, .. } = happening {
         return Some((name, Some(*plan), None));
     }
     if let Happening::File { stage: Some(Stage::Script), name, outcome, .. } = happening {
@@ -307,7 +318,8 @@ fn is_outside(happening: &Happening) -> bool {
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::BootLoop { .. }
-        | Happening::PortConflict { .. } => false,
+        | Happening::PortConflict { .. }
+        | Happening::ApplianceStarted => false,
     }
 }
 
@@ -325,7 +337,8 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
-        | Happening::PortConflict { .. } => false,
+        | Happening::PortConflict { .. }
+        | Happening::ApplianceStarted => false,
     }
 }
 

@@ -12,7 +12,9 @@ use std::time::Duration;
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params, params_from_iter};
 
-use crate::store::sqlite::rows::{apply, decode_binding, decode_event, decode_node, decode_secret};
+use crate::store::sqlite::rows::{
+    apply, decode_audit, decode_binding, decode_event, decode_node, decode_secret, decode_token,
+};
 use crate::store::{Change, Snapshot};
 
 /// Kept in `user_version`; a file with a higher one is left alone.
@@ -58,6 +60,24 @@ CREATE TABLE damaged (             -- rows that could not be read, for a person 
   origin     TEXT NOT NULL,
   reason     TEXT NOT NULL,
   content    TEXT NOT NULL
+) STRICT;
+";
+
+/// Tables that came later, added to a file that lacks them. An older farrier does not look at them, so the schema's
+/// number stays.
+const SCHEMA_ADDED: &str = "
+CREATE TABLE IF NOT EXISTS tokens (  -- of the operator plane
+  id         TEXT PRIMARY KEY,
+  name       TEXT NOT NULL,
+  role       TEXT NOT NULL,        -- 'viewer', 'operator', 'admin'
+  hash       BLOB NOT NULL,        -- SHA-256 of the token
+  created_at INTEGER NOT NULL,
+  expires_at INTEGER
+) STRICT;
+CREATE TABLE IF NOT EXISTS audit (
+  sequence   INTEGER PRIMARY KEY,
+  at         INTEGER NOT NULL,
+  entry      TEXT NOT NULL         -- JSON: who, what, before, after
 ) STRICT;
 ";
 
@@ -146,6 +166,15 @@ const EVENTS: Table = Table {
 };
 const SECRETS: Table = Table { name: "secrets", columns: &["name", "value"], key: 1, order: &["name"] };
 
+const TOKENS: Table = Table {
+    name: "tokens",
+    columns: &["id", "name", "role", "hash", "created_at", "expires_at"],
+    key: 1,
+    order: &["created_at", "id"],
+};
+const AUDIT: Table =
+    Table { name: "audit", columns: &["sequence", "at", "entry"], key: 1, order: &["sequence"] };
+
 impl Database {
     /// Opens or creates the file and makes sure it is whole.
     pub(super) fn open(path: &Path) -> Result<Database, OpenFailure> {
@@ -154,7 +183,7 @@ impl Database {
         if verdict != "ok" {
             return Err(OpenFailure::Damaged(verdict));
         }
-        for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS] {
+        for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS, &TOKENS, &AUDIT] {
             database.connection.prepare(&table.select(""))?;
         }
         Ok(database)
@@ -200,6 +229,7 @@ impl Database {
             newer if newer > SCHEMA_VERSION => return Err(OpenFailure::TooNew { found: newer }),
             other => return Err(OpenFailure::Damaged(format!("schema version {other}"))),
         }
+        connection.execute_batch(SCHEMA_ADDED)?;
         Ok(Database { connection })
     }
 
@@ -240,9 +270,29 @@ impl Database {
             nodes: self.read_table(&NODES, decode_node, &mut bad, &mut unread),
             events: self.read_table(&EVENTS, decode_event, &mut bad, &mut unread),
             secrets: self.read_table(&SECRETS, decode_secret, &mut bad, &mut unread),
+            tokens: if self.has(&TOKENS) {
+                self.read_table(&TOKENS, decode_token, &mut bad, &mut unread)
+            } else {
+                Vec::new()
+            },
+            audit: if self.has(&AUDIT) {
+                self.read_table(&AUDIT, decode_audit, &mut bad, &mut unread)
+            } else {
+                Vec::new()
+            },
             damage: Vec::new(),
         };
         (snapshot, bad, unread)
+    }
+
+    /// A file from before a table existed lacks it, and that is no damage.
+    fn has(&self, table: &Table) -> bool {
+        let found = self.connection.query_row(
+            "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?",
+            [table.name],
+            |row| row.get::<_, i64>(0),
+        );
+        found.map_or(true, |count| count > 0)
     }
 
     fn read_table<T>(

@@ -94,6 +94,8 @@ fn put_back(database: &mut Database, rescued: &Snapshot) -> Result<(), rusqlite:
     changes.extend(rescued.bindings.iter().cloned().map(Change::PutBinding));
     changes.extend(rescued.nodes.iter().cloned().map(|node| Change::PutNode(Box::new(node))));
     changes.extend(rescued.events.iter().cloned().map(|event| Change::PutEvent(Box::new(event))));
+    changes.extend(rescued.tokens.iter().cloned().map(|token| Change::PutToken(Box::new(token))));
+    changes.extend(rescued.audit.iter().cloned().map(Change::PutAudit));
     database.commit(std::iter::once(changes.as_slice()))?;
     for (name, value) in &rescued.secrets {
         database::put_rescued_secret(database, name, value)?;

@@ -11,6 +11,8 @@ use crate::dhcp::lease::{Binding, BindingState, ClientKey};
 use crate::net::MacAddr;
 use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
+use crate::operator::access::tokens::{SecretHash, Token};
+use crate::operator::audit::{AuditEntry, AuditRecord};
 use crate::store::Change;
 
 pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusqlite::Error> {
@@ -77,12 +79,43 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusq
                 .prepare_cached("INSERT OR REPLACE INTO secrets VALUES (?, ?)")?
                 .execute(params![name, value])?;
         }
+        Change::PutToken(token) => {
+            connection.prepare_cached("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?, ?)")?.execute(
+                params![
+                    token.id.to_string(),
+                    token.name.as_str(),
+                    token.role.as_str(),
+                    token.hash.0.as_slice(),
+                    millis(token.created_at),
+                    token.expires_at.map(millis),
+                ],
+            )?;
+        }
+        Change::DropToken(id) => {
+            connection.prepare_cached("DELETE FROM tokens WHERE id = ?")?.execute([id.to_string()])?;
+        }
+        Change::PutAudit(record) => {
+            connection.prepare_cached("INSERT OR REPLACE INTO audit VALUES (?, ?, ?)")?.execute(params![
+                sequence_number(record.sequence),
+                millis(record.at),
+                &*record.entry
+            ])?;
+        }
+        Change::DropAuditBelow { sequence } => {
+            connection
+                .prepare_cached("DELETE FROM audit WHERE sequence < ?")?
+                .execute([sequence_number(*sequence)])?;
+        }
     }
     Ok(())
 }
 
 fn millis(at: Timestamp) -> i64 {
     i64::try_from(at.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn sequence_number(sequence: u64) -> i64 {
+    i64::try_from(sequence).unwrap_or(i64::MAX)
 }
 
 fn state_text(state: BindingState) -> &'static str {
@@ -148,6 +181,36 @@ pub(super) fn decode_secret(row: &[Value]) -> Result<(String, Vec<u8>), String> 
         return Err("a column is missing".to_owned());
     };
     Ok((text(name, "name")?.to_owned(), blob(value, "value")?.to_vec()))
+}
+
+pub(super) fn decode_token(row: &[Value]) -> Result<Token, String> {
+    let [id, name, role, hash, created_at, expires_at] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    let hash = blob(hash, "hash")?.try_into().map_err(|_| "the hash has not 32 bytes".to_owned())?;
+    Ok(Token {
+        id: text(id, "id")?.parse().map_err(|()| "the id is none".to_owned())?,
+        name: text(name, "name")?.parse().map_err(|error| format!("{error}"))?,
+        role: text(role, "role")?.parse().map_err(|error| format!("{error}"))?,
+        hash: SecretHash(hash),
+        created_at: Timestamp::from_millis(number(created_at, "created_at")?),
+        expires_at: optional(expires_at)
+            .map(|value| number(value, "expires_at").map(Timestamp::from_millis))
+            .transpose()?,
+    })
+}
+
+pub(super) fn decode_audit(row: &[Value]) -> Result<AuditRecord, String> {
+    let [sequence, at, entry] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    let entry = text(entry, "entry")?;
+    serde_json::from_str::<AuditEntry>(entry).map_err(|error| error.to_string())?;
+    Ok(AuditRecord {
+        sequence: number(sequence, "sequence")?,
+        at: Timestamp::from_millis(number(at, "at")?),
+        entry: entry.into(),
+    })
 }
 
 fn node_id(value: &Value) -> Result<NodeId, String> {

@@ -19,7 +19,7 @@ use crate::storm::tftp::{Datagram, Download};
 /// Read (or dropped) by one call.
 pub const BUFFER: usize = 1 << 20;
 /// Calls in one turn: a fast server must not keep the loop to itself.
-const CALLS: usize = 8;
+const CALLS: usize = 2;
 const DATAGRAMS: usize = 64;
 
 /// A connection that may be used again.
@@ -101,6 +101,10 @@ impl Transfer {
             Work::Tftp { download, .. } => download.deadline(),
             Work::Http(http) => http.stall_at,
         }
+    }
+
+    pub fn is_over_http(&self) -> bool {
+        matches!(self.work, Work::Http(_))
     }
 
     pub fn resends(&self) -> u32 {

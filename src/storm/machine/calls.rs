@@ -85,7 +85,7 @@ impl Machine {
             kernel: "storm".to_owned(),
             booted_by: match self.kind {
                 Kind::Bios => BootedBy::Bios,
-                Kind::Uefi | Kind::UefiHttp => BootedBy::Uefi,
+                Kind::Uefi | Kind::UefiHttp | Kind::UefiSecure => BootedBy::Uefi,
             },
         }
     }

@@ -10,8 +10,8 @@ impl Machine {
     pub(super) fn discover(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.enter(
             match self.role {
-                Role::Firmware => Stage::FirmwareDhcp,
-                Role::Ipxe => Stage::IpxeDhcp,
+                Role::Firmware | Role::Shim => Stage::FirmwareDhcp,
+                Role::ScriptReader => Stage::IpxeDhcp,
                 Role::Ramdisk => Stage::AgentDhcp,
             },
             now,

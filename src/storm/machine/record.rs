@@ -115,8 +115,39 @@ pub enum Trouble {
     AgentRefused,
     #[error("the storm was over first")]
     OutOfTime,
+    #[error("the storm was interrupted first")]
+    Interrupted,
     #[error("no socket left on the storm's own side")]
     NoSocket,
+}
+
+impl Trouble {
+    /// A transfer that was begun and not brought to its end.
+    pub fn is_given_up_transfer(self) -> bool {
+        match self {
+            Trouble::TftpSilent
+            | Trouble::TftpStalled
+            | Trouble::TftpError(_)
+            | Trouble::WrongLength
+            | Trouble::NoConnection
+            | Trouble::HttpBroken
+            | Trouble::HttpStalled
+            | Trouble::HttpNonsense
+            | Trouble::HttpStatus(_)
+            | Trouble::FileMissing => true,
+            Trouble::NoOffer
+            | Trouble::NoAck
+            | Trouble::Nak
+            | Trouble::AddressChanged
+            | Trouble::NoBootFile
+            | Trouble::BadScript
+            | Trouble::LocalDisk
+            | Trouble::AgentRefused
+            | Trouble::OutOfTime
+            | Trouble::Interrupted
+            | Trouble::NoSocket => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -126,6 +157,8 @@ pub struct Record {
     pub ended: Option<Instant>,
     /// By [`Stage`].
     pub took: [Option<Duration>; Stage::ALL.len()],
+    /// When each stage was done, by [`Stage`].
+    pub left_at: [Option<Instant>; Stage::ALL.len()],
     pub address: Option<Ipv4Addr>,
     /// From the first DISCOVER (or REQUEST) of a conversation to its answer.
     pub replies: Vec<Duration>,

@@ -135,6 +135,37 @@ fn silence_is_met_with_the_captured_patience_and_then_given_up() {
     assert_eq!(bench.machine.record.lost, Some((Stage::FirmwareDhcp, Trouble::NoOffer)));
 }
 
+#[test]
+fn shim_and_grub_keep_the_lease_and_take_all_by_tftp() {
+    let mut bench = Bench::power_on(Kind::UefiSecure, Goal::Enroll);
+    bench.bind("uefi-x64/shimx64.efi");
+    assert!(matches!(bench.fetch(), Fetch::Tftp { probe: true, .. }));
+    bench.file(9);
+    assert!(matches!(bench.fetch(), Fetch::Tftp { probe: false, .. }));
+    bench.file(9);
+    let by_tftp = |bench: &mut Bench| match bench.fetch() {
+        Fetch::Tftp { name, .. } => (name, bench.machine.manners().tftp.blksize),
+        Fetch::Http { url, .. } => panic!("HTTP for {}", url.path),
+    };
+    bench.wake();
+    assert_eq!(by_tftp(&mut bench), ("uefi-x64/revocations.efi".to_owned(), 512));
+    bench.event(Event::Fetched(Err(Trouble::FileMissing)));
+    assert_eq!(by_tftp(&mut bench), ("uefi-x64/grubx64.efi".to_owned(), 512));
+    bench.file(9);
+    bench.wake();
+    assert_eq!(by_tftp(&mut bench), ("/grub/grub.cfg".to_owned(), 1024));
+    let text = b"linux /k farrier.server=http://10.0.0.1 farrier.token=T\ninitrd /i\nboot\nsleep 10\nsource /grub/g\n";
+    let content = text.to_vec();
+    bench.event(Event::Fetched(Ok(Fetched::File(Received { bytes: content.len() as u64, content }))));
+    assert_eq!(by_tftp(&mut bench).0, "/k");
+    bench.file(9);
+    assert_eq!(by_tftp(&mut bench).0, "/i");
+    bench.event(Event::Fetched(Err(Trouble::TftpStalled)));
+    bench.wake();
+    assert_eq!(by_tftp(&mut bench).0, "/grub/g", "its own way back");
+    assert_eq!(bench.sent(), [], "GRUB never speaks DHCP");
+}
+
 fn in_ipxe(kind: Kind) -> Bench {
     let mut bench = Bench::power_on(kind, Goal::Enroll);
     bench.bind("undionly.kpxe");

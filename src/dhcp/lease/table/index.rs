@@ -3,14 +3,17 @@
 use std::net::Ipv4Addr;
 
 use crate::clock::Timestamp;
-use crate::dhcp::lease::BindingState;
 use crate::dhcp::lease::table::{LeaseTable, Slot};
+use crate::dhcp::lease::{BindingState, OFFER_HOLD, OFFER_HOLD_MIN};
 
 /// Ended claims moved to `free` per message: more than one message can create, so that a backlog shrinks, and few
 /// enough that thousands of leases ending in one instant do not hold up a reply.
 pub(super) const EXPIRE_BATCH: usize = 256;
 /// Free addresses looked at for one client before giving up until it asks again; those skipped are reserved.
 const CANDIDATES_MAX: usize = 1024;
+
+/// Claims looked at for an offer to recall; the oldest are first, and in a flood nearly all are such.
+const RECALLS_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Index {
@@ -56,6 +59,22 @@ impl LeaseTable {
     /// When the next claim ends.
     pub fn next_deadline(&self) -> Option<Timestamp> {
         self.claims.first().map(|(end, _)| *end)
+    }
+
+    /// Takes the oldest offer to a newcomer back, if it has stood for [`OFFER_HOLD_MIN`]: when newcomers hold all they
+    /// may, those who did not come for their address make room for those who ask.
+    pub fn recall_newcomer(&mut self, now: Timestamp) -> bool {
+        let recallable = now.plus(OFFER_HOLD.saturating_sub(OFFER_HOLD_MIN));
+        let candidates = self.claims.iter().take_while(|(end, _)| *end <= recallable).take(RECALLS_MAX);
+        let mut newcomers = candidates.filter(|(_, address)| {
+            let slot = self.slots.get(address);
+            slot.is_some_and(|slot| slot.counted == Counted::Offered { newcomer: true })
+        });
+        let Some(&(_, address)) = newcomers.next() else { return false };
+        let offer = self.slots.get(&address).and_then(|slot| slot.offer.as_ref());
+        let Some(key) = offer.map(|offer| offer.key.clone()) else { return false };
+        self.withdraw_offer(&key, now);
+        true
     }
 
     /// A free address of the pool that `usable` accepts: one never used, else the one free for longest.

@@ -55,7 +55,7 @@ impl Tale {
     }
 
     fn script(&mut self, plan: ScriptPlan) -> Option<u32> {
-        self.tell(Happening::Script { name: "script.ipxe".to_owned(), plan })
+        self.tell(Happening::Script { name: "script.ipxe".to_owned(), plan, token_issued_at: None })
     }
 
     fn agent(&mut self, call: AgentCall) -> Option<u32> {
@@ -67,7 +67,7 @@ impl Tale {
         self.file(Stage::Kernel, FileOutcome::Complete);
         self.file(Stage::Ramdisk, FileOutcome::Complete);
         self.dhcp(ClientClass::Ramdisk, "discover");
-        self.agent(AgentCall::Hello { uptime_secs: 2.0 });
+        self.agent(AgentCall::Hello { uptime_secs: 2.0, token_issued_at: None });
         self.agent(AgentCall::Inventory);
     }
 
@@ -86,13 +86,14 @@ fn dhcp(class: ClientClass, message: &str) -> Happening {
         address: Some(Ipv4Addr::new(192, 168, 2, 50)),
         boot_file: Some("shimx64.efi".to_owned()),
         nothing_to_boot: None,
+        other_server: None,
     }
 }
 
 fn file(stage: Option<Stage>, name: &str, outcome: FileOutcome) -> Happening {
     let name = name.to_owned();
     let transport = Transport::Http;
-    Happening::File { transport, stage, name, size: Some(10), sent: 4, took_millis: 3, outcome }
+    Happening::File { transport, stage, name, size: Some(10), sent: 4, took_millis: 3, outcome, tftp: None }
 }
 
 #[test]
@@ -274,9 +275,9 @@ fn the_line_says_where_a_boot_stopped() {
     assert_eq!(tale.stopped_at(), "ramdisk: some-file ended after 4 of 10 bytes: connection closed");
     tale.file(Stage::Ramdisk, FileOutcome::Complete);
     assert_eq!(tale.stopped_at(), "ramdisk loaded, agent never called");
-    tale.tell(Happening::AgentRefused { reason: "token-spent".to_owned() });
+    tale.tell(Happening::AgentRefused { reason: "token-spent".to_owned(), token_issued_at: None });
     assert_eq!(tale.stopped_at(), "agent was refused: token-spent");
-    tale.agent(AgentCall::Hello { uptime_secs: 2.0 });
+    tale.agent(AgentCall::Hello { uptime_secs: 2.0, token_issued_at: None });
     assert_eq!(tale.stopped_at(), "agent called, inventory never came");
     tale.agent(AgentCall::Failure { step: "inventory".to_owned(), message: "no disks".to_owned() });
     assert_eq!(tale.stopped_at(), "agent: inventory: no disks");

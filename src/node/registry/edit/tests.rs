@@ -1,0 +1,135 @@
+//! Edits over the reference store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::boot::decision::UnknownPolicy;
+use crate::config::Reservation;
+use crate::node::registry::{NodeFilter, RegistrySettings};
+use crate::node::token::TokenKey;
+use crate::store::memory::MemoryStore;
+use crate::store::{Snapshot, Store};
+
+const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 50);
+
+fn mac(last: u8) -> MacAddr {
+    MacAddr([0x52, 0x54, 0, 0, 0, last])
+}
+
+fn registry(reservations: Vec<Reservation>) -> (Arc<MemoryStore>, Registry) {
+    let store = Arc::new(MemoryStore::new());
+    let settings = RegistrySettings {
+        unknown: UnknownPolicy::Approve,
+        call_deadline: Duration::from_secs(600),
+        reservations,
+    };
+    let shared = Arc::clone(&store) as Arc<dyn Store>;
+    (store, Registry::new(shared, Snapshot::default(), settings, TokenKey::from_bytes([7; 32])))
+}
+
+fn new(name: &str, ports: &[(u8, Option<Ipv4Addr>)]) -> NewNode {
+    NewNode { name: name.parse().ok(), macs: ports.iter().map(|(last, at)| (mac(*last), *at)).collect() }
+}
+
+fn named(name: &str) -> NodeRef {
+    NodeRef::Name(name.parse().unwrap())
+}
+
+fn ports(ports: &[(u8, Option<Ipv4Addr>)]) -> NodeEdit {
+    NodeEdit { ports: Some(new("x", ports).macs), ..NodeEdit::default() }
+}
+
+#[test]
+fn ports_move_with_their_addresses_and_indexes_follow() {
+    let (_, registry) = registry(Vec::new());
+    registry.register(new("a", &[(1, Some(ADDRESS)), (2, None)]), START).unwrap();
+    registry.register(new("b", &[(3, None)]), START).unwrap();
+    // An address may pass from one port of a node to another.
+    let swapped =
+        registry.edit(&named("a"), ports(&[(1, None), (2, Some(ADDRESS))]), &Expected::Anything, START);
+    assert_eq!(swapped.unwrap().node.version, 2);
+    assert_eq!(registry.reserved_for(ADDRESS), Some(mac(2)));
+    for (edit, told) in [
+        (ports(&[]), "at least one port"),
+        (ports(&[(1, None), (1, None)]), "twice"),
+        (ports(&[(3, None)]), "already is a port of b"),
+        (NodeEdit { name: Some("b".parse().ok()), ..NodeEdit::default() }, "taken"),
+    ] {
+        let error = registry.edit(&named("a"), edit, &Expected::Anything, START).unwrap_err();
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    let taken = registry.edit(&named("b"), ports(&[(3, Some(ADDRESS))]), &Expected::Anything, START);
+    assert!(taken.unwrap_err().to_string().contains("already fixed"));
+    registry.edit(&named("a"), ports(&[(1, None)]), &Expected::Anything, START).unwrap();
+    assert_eq!((registry.reserved_for(ADDRESS), registry.find(&NodeRef::Mac(mac(2)))), (None, None));
+}
+
+#[test]
+fn what_the_disk_refuses_is_taken_back() {
+    let (store, registry) = registry(Vec::new());
+    let before = registry.register(new("a", &[(1, Some(ADDRESS))]), START).unwrap();
+    store.fail_next_commits(1);
+    let edit = NodeEdit { name: Some(None), ..ports(&[(2, None)]) };
+    assert!(registry.edit(&named("a"), edit, &Expected::Anything, START).is_err());
+    let node = registry.find(&named("a")).unwrap();
+    assert_eq!((node.ports, node.name), (before.ports, before.name));
+    assert_eq!(registry.reserved_for(ADDRESS), Some(mac(1)));
+}
+
+#[test]
+fn a_port_the_configuration_names_stays() {
+    let name = "conf".parse().ok();
+    let (_, registry) = registry(vec![Reservation { mac: mac(1), address: ADDRESS, name }]);
+    registry.reconfigure(
+        RegistrySettings {
+            unknown: UnknownPolicy::Approve,
+            call_deadline: Duration::from_secs(600),
+            reservations: vec![Reservation { mac: mac(1), address: ADDRESS, name: "conf".parse().ok() }],
+        },
+        START,
+    );
+    let error = registry.edit(&named("conf"), ports(&[(2, None)]), &Expected::Anything, START).unwrap_err();
+    assert!(error.to_string().contains("configuration"), "{error}");
+    assert_eq!(registry.reservations(), [(ADDRESS, (mac(1), false))].into());
+}
+
+#[test]
+fn pages_go_through_all_nodes_however_long_they_are() {
+    let (_, registry) = registry(Vec::new());
+    for last in 0..100 {
+        registry
+            .register(
+                new(&format!("n{last}"), &[(last, None)]),
+                START.plus(Duration::from_millis(last.into())),
+            )
+            .unwrap();
+    }
+    for limit in [1, 15, 16, 17, 99, 100, 101] {
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let filter = NodeFilter::default();
+            let (items, next) = registry.page(after, limit, &filter, |view| view.node.ports[0].mac);
+            assert!(items.len() <= limit);
+            seen.extend(items);
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, (0..100).map(mac).collect::<Vec<_>>(), "pages of {limit}");
+    }
+    let (items, next) = registry.page(
+        None,
+        5,
+        &NodeFilter { text: Some("n9".to_owned()), ..NodeFilter::default() },
+        |view| view.node.name.clone().unwrap().to_string(),
+    );
+    assert_eq!(
+        (items, next.is_some()),
+        (["n9", "n90", "n91", "n92", "n93"].map(str::to_owned).to_vec(), true)
+    );
+    let cursor = next.unwrap();
+    assert_eq!(cursor.to_string().parse(), Ok(cursor));
+}

@@ -1,0 +1,134 @@
+//! How the appliance is: status, readiness, the pool.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::clock::Timestamp;
+use crate::net::MacAddr;
+use crate::node::state::ProvisionState;
+
+/// `GET /api/v1/status`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    pub version: String,
+    pub started_at: Timestamp,
+    pub uptime_secs: u64,
+    pub bridge: BridgeStatus,
+    pub services: Vec<ServiceStatus>,
+    pub pool: PoolStatus,
+    /// Every state is listed, also with 0.
+    pub nodes: BTreeMap<ProvisionState, u64>,
+    pub waiting_for_approval: u64,
+    pub image: ImageStatus,
+    pub store: StoreStatus,
+    pub transfers: TransfersStatus,
+    /// Newest last.
+    pub problems: Vec<ReportedProblem>,
+    pub counters: Vec<Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BridgeStatus {
+    pub name: String,
+    /// With prefix length: 192.168.2.2/24.
+    pub address: String,
+    pub mac: MacAddr,
+    /// It is there, it is up, and it has our address.
+    pub up: bool,
+    /// Why nothing can be served while it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceStatus {
+    /// `dhcp`, `tftp`, `http`, `operator`, …
+    pub name: String,
+    /// Where it listens, for people.
+    pub listens: String,
+    pub running: bool,
+}
+
+/// How full the pool is; also `GET /api/v1/pool`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolStatus {
+    #[schema(value_type = String, format = "ipv4")]
+    pub first: Ipv4Addr,
+    #[schema(value_type = String, format = "ipv4")]
+    pub last: Ipv4Addr,
+    pub size: u64,
+    pub bound: u64,
+    pub offered: u64,
+    pub quarantined: u64,
+}
+
+/// Transfers under way now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TransfersStatus {
+    pub tftp: u64,
+    pub http: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageStatus {
+    pub profile: String,
+    /// Whether deploy kernel and ramdisk of that profile can be served.
+    pub present: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreStatus {
+    pub path: String,
+    /// Why the last commit failed; absent once one has succeeded again.
+    pub last_error: Option<String>,
+    /// Transactions synced to disk since the start, and the batches and changes they made durable.
+    #[serde(default)]
+    pub commits: u64,
+    #[serde(default)]
+    pub batches: u64,
+    #[serde(default)]
+    pub changes: u64,
+    #[serde(default)]
+    pub failed_commits: u64,
+    /// Batches that wait now.
+    #[serde(default)]
+    pub queued: u64,
+    /// Most batches one transaction carried.
+    #[serde(default)]
+    pub largest_group: u64,
+    #[serde(default)]
+    pub last_commit_micros: u64,
+}
+
+/// A warning or an error the appliance logged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReportedProblem {
+    pub at: Timestamp,
+    pub severity: Severity,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    Warning,
+    Error,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Counter {
+    pub service: String,
+    pub outcome: String,
+    pub count: u64,
+}
+
+/// `GET /healthz`, `GET /readyz`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    pub ok: bool,
+    /// What is missing when not ok.
+    pub reason: Option<String>,
+}
