@@ -8,7 +8,7 @@
 //! - [`access`]: who may; [`audit`]: who did what
 //! - [`views`]: the documents, made from the running appliance
 //! - [`endpoints`]: the table of routes, each with what is told of it; [`openapi`]: the document made of it
-//! - `routes`: the table as a router behind the gate
+//! - `routes`: the table as a router behind the gate; `pace`: the share of the processors it may take
 //! - `nodes`, `leases`, `images`, `monitoring`: handlers; `asked`: what a request says, `answer`: how it is answered
 //! - `roster`: import and export of whole lists
 //! - `idempotency`: a repeated POST is done once
@@ -61,6 +61,7 @@ mod metrics;
 mod monitoring;
 pub(crate) mod nodes;
 pub mod openapi;
+mod pace;
 pub mod problem;
 pub mod problems;
 mod roster;
