@@ -25,6 +25,7 @@ use crate::disk::{Disk, QUEUE_MAX};
 
 /// How long a reply may have waited for the disk, at the most, since it was decided on.
 const WAITED_MAX: Duration = Duration::from_secs(60);
+const OPTION_REQUESTED_ADDRESS: u8 = 50;
 const OPTION_LEASE_TIME: u8 = 51;
 
 /// An address in use: by whom, until when in true time and by the appliance's clock.
@@ -33,6 +34,8 @@ struct Use {
     mac: MacAddr,
     until: u64,
     until_wall: Timestamp,
+    /// The appliance's clock went forward since: a lease renewed in between may end early.
+    outpaced: bool,
 }
 
 #[derive(Default)]
@@ -45,15 +48,23 @@ pub struct Checks {
 
 /// The lease time of a reply, in milliseconds.
 pub fn lease_of(bytes: &[u8]) -> Option<u64> {
+    let secs = option(bytes, OPTION_LEASE_TIME)?.try_into().ok()?;
+    Some(u64::from(u32::from_be_bytes(secs)) * 1000)
+}
+
+fn option(bytes: &[u8], wanted: u8) -> Option<&[u8]> {
     let mut options = bytes.get(240..)?;
     loop {
         match options {
-            [OPTION_LEASE_TIME, 4, a, b, c, d, ..] => {
-                return Some(u64::from(u32::from_be_bytes([*a, *b, *c, *d])) * 1000);
-            }
             [0, rest @ ..] => options = rest,
             [255, ..] | [] | [_] => return None,
-            [_, length, rest @ ..] => options = rest.get(usize::from(*length)..)?,
+            [code, length, rest @ ..] => {
+                let (data, rest) = rest.split_at_checked(usize::from(*length))?;
+                if *code == wanted {
+                    return Some(data);
+                }
+                options = rest;
+            }
         }
     }
 }
@@ -103,28 +114,42 @@ impl Checks {
             return Err(format!("{address} is used by {} and by {mac}", other.mac));
         }
         self.gives_up(mac);
-        self.uses.insert(address, Use { mac, until, until_wall });
+        self.uses.insert(address, Use { mac, until, until_wall, outpaced: false });
         Ok(())
+    }
+
+    /// A client sends a message. One that asks for another address does not use the one it had.
+    pub fn sends(&mut self, mac: MacAddr, bytes: &[u8]) {
+        if let Some(wanted) = option(bytes, OPTION_REQUESTED_ADDRESS) {
+            self.uses.retain(|address, it| it.mac != mac || address.octets() == *wanted);
+        }
     }
 
     pub fn gives_up(&mut self, mac: MacAddr) {
         self.uses.retain(|_, it| it.mac != mac);
     }
 
-    /// The appliance has just started.
+    pub fn clock_goes_forward(&mut self) {
+        self.uses.values_mut().for_each(|it| it.outpaced = true);
+    }
+
+    /// The appliance has just started. `wall_of`: its clock at a true time.
     pub fn nothing_acknowledged_is_lost(
         &self,
         appliance: &Appliance,
         now: u64,
-        now_wall: Timestamp,
+        wall_of: impl Fn(u64) -> Timestamp,
     ) -> Result<(), String> {
+        let now_wall = wall_of(now);
         let leases = appliance.desk.server.leases();
         for (address, held) in self.uses.iter().filter(|(_, it)| it.until > now && it.until_wall > now_wall) {
             let known = leases.iter().any(|lease| {
                 lease.address == *address
                     && lease.mac == held.mac
                     && lease.state == LeaseState::Bound
-                    && lease.expires_at.plus(WAITED_MAX) >= held.until_wall
+                    // Renewed after the clock was set back, a lease ends earlier by the clock, and no earlier in truth.
+                    && (held.outpaced
+                        || lease.expires_at.plus(WAITED_MAX) >= held.until_wall.min(wall_of(held.until)))
             });
             if !known {
                 return Err(format!("{} uses {address} by an ACK, and a start does not know it", held.mac));

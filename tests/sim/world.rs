@@ -395,6 +395,12 @@ impl World {
         let failed = !appliance.outbox.failed.lock().expect("the outbox").is_empty();
         let deadline = appliance.tftp_deadline();
         for (parcel, waited) in &sent {
+            if self.trace
+                && let Some(report) = &parcel.report
+            {
+                let (kind, address) = (parcel.reply.kind.as_str(), parcel.reply.address);
+                println!("{:>9.3} {kind} {address:?} to {}", self.now as f64 / 1000.0, report.mac);
+            }
             self.checks.reply(appliance, &self.disk, parcel, *waited, now)?;
         }
         let unaccounted = appliance.unaccounted();
@@ -506,7 +512,10 @@ impl World {
         let life = self.players[player].life;
         for order in orders {
             match order {
-                Order::Dhcp(bytes, source, destination) => self.to_server(bytes, source, destination),
+                Order::Dhcp(bytes, source, destination) => {
+                    self.checks.sends(self.players[player].identity.mac, &bytes);
+                    self.to_server(bytes, source, destination);
+                }
                 Order::Tftp(from, port, bytes) => self.carry(Next::TftpIn(from, port, bytes)),
                 Order::Http(fetch) => {
                     let wait = self.delay();
@@ -615,6 +624,9 @@ impl World {
             let size = pick(&mut self.random, &[1_i64, 60, 3600, 86_400, 31_536_000]) * 1000;
             let ahead = self.random.chance(0.5);
             self.skew += if ahead { size } else { -size };
+            if ahead {
+                self.checks.clock_goes_forward();
+            }
             self.say(format_args!("the clock goes {} by {size} ms", if ahead { "forward" } else { "back" }));
         }
         self.disk = Arc::new(self.disk.reopened());
@@ -622,7 +634,7 @@ impl World {
         let settings = self.plan.dhcp(self.pool_shift);
         let appliance = Appliance::start(&self.disk, settings, self.plan.registry(), now);
         self.say("the appliance starts");
-        self.checks.nothing_acknowledged_is_lost(&appliance, self.now, now)?;
+        self.checks.nothing_acknowledged_is_lost(&appliance, self.now, |time| self.wall_of(time))?;
         self.appliance = Some(appliance);
         Ok(())
     }

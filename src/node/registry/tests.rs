@@ -99,7 +99,7 @@ impl Bench {
     }
 
     fn token(&self, last: u16, at: u64) -> String {
-        self.registry.issue_token(mac(last), ADDRESS, after(at)).unwrap()
+        self.registry.issue_token(mac(last), ADDRESS, after(at)).unwrap().text
     }
 
     fn hello(&self, token: &str, last: u16, at: u64) -> Result<String, AgentRefusal> {
