@@ -146,7 +146,8 @@ impl Appliance {
         let key = TokenKey::from_bytes([7; 32]);
         let store: Arc<Disk> = Arc::clone(disk);
         let registry = Arc::new(Registry::new(Arc::clone(&store) as _, snapshot, registry, key));
-        registry.started(now);
+        let leased = bindings.iter().filter(|binding| binding.is_live(now)).map(|binding| binding.mac);
+        registry.started(leased, now);
         let addresses = Arc::new(AddressBook::default());
         for binding in bindings.iter().filter(|binding| binding.state == BindingState::Bound) {
             addresses.set(binding.address, binding.mac);

@@ -34,13 +34,14 @@ struct Use {
     mac: MacAddr,
     until: u64,
     until_wall: Timestamp,
-    /// The appliance's clock went forward since: a lease renewed in between may end early.
+    /// The appliance's clock went forward since it was asked for: a lease renewed in between may end early.
     outpaced: bool,
 }
 
 #[derive(Default)]
 pub struct Checks {
     uses: BTreeMap<Ipv4Addr, Use>,
+    forward_at: Option<u64>,
     replies: u64,
     pub acks: u64,
     pub most_waiting: usize,
@@ -101,11 +102,11 @@ impl Checks {
         &mut self,
         mac: MacAddr,
         address: Ipv4Addr,
-        until: u64,
-        until_wall: Timestamp,
+        (asked_at, until): (u64, u64),
         now: u64,
-        now_wall: Timestamp,
+        wall_of: impl Fn(u64) -> Timestamp,
     ) -> Result<(), String> {
+        let (until_wall, now_wall) = (wall_of(until), wall_of(now));
         if let Some(other) = self.uses.get(&address).filter(|it| it.mac != mac)
             // By both clocks: one that was set forward takes leases away early, and nobody can help that.
             && other.until > now
@@ -114,7 +115,8 @@ impl Checks {
             return Err(format!("{address} is used by {} and by {mac}", other.mac));
         }
         self.gives_up(mac);
-        self.uses.insert(address, Use { mac, until, until_wall, outpaced: false });
+        let outpaced = self.forward_at.is_some_and(|at| at >= asked_at);
+        self.uses.insert(address, Use { mac, until, until_wall, outpaced });
         Ok(())
     }
 
@@ -129,7 +131,8 @@ impl Checks {
         self.uses.retain(|_, it| it.mac != mac);
     }
 
-    pub fn clock_goes_forward(&mut self) {
+    pub fn clock_goes_forward(&mut self, now: u64) {
+        self.forward_at = Some(now);
         self.uses.values_mut().for_each(|it| it.outpaced = true);
     }
 

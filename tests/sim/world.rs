@@ -198,12 +198,8 @@ impl World {
     }
 
     /// The appliance's wall clock.
-    pub fn wall(&self) -> Timestamp {
-        self.wall_of(self.now)
-    }
-
-    pub fn wall_of(&self, time: u64) -> Timestamp {
-        Timestamp::from_millis((EPOCH + time).saturating_add_signed(self.skew))
+    fn wall(&self) -> Timestamp {
+        wall(self.skew, self.now)
     }
 
     fn say(&self, what: impl Display) {
@@ -529,8 +525,8 @@ impl World {
                 Order::Takes { address, asked_at, until } => {
                     let mac = self.players[player].identity.mac;
                     self.say(format_args!("{mac} uses {address}"));
-                    let wall = (self.wall_of(asked_at), self.wall_of(until));
-                    self.checks.takes(mac, address, until, wall.1, self.now, self.wall())?;
+                    let skew = self.skew;
+                    self.checks.takes(mac, address, (asked_at, until), self.now, |time| wall(skew, time))?;
                 }
                 Order::GivesUp => self.checks.gives_up(self.players[player].identity.mac),
                 Order::Wake(at) => self.at(at, Next::Wake(player, life)),
@@ -625,7 +621,7 @@ impl World {
             let ahead = self.random.chance(0.5);
             self.skew += if ahead { size } else { -size };
             if ahead {
-                self.checks.clock_goes_forward();
+                self.checks.clock_goes_forward(self.now);
             }
             self.say(format_args!("the clock goes {} by {size} ms", if ahead { "forward" } else { "back" }));
         }
@@ -634,7 +630,7 @@ impl World {
         let settings = self.plan.dhcp(self.pool_shift);
         let appliance = Appliance::start(&self.disk, settings, self.plan.registry(), now);
         self.say("the appliance starts");
-        self.checks.nothing_acknowledged_is_lost(&appliance, self.now, |time| self.wall_of(time))?;
+        self.checks.nothing_acknowledged_is_lost(&appliance, self.now, |time| wall(self.skew, time))?;
         self.appliance = Some(appliance);
         Ok(())
     }
@@ -652,4 +648,9 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// What a wall clock that is off by so much says at a true time.
+fn wall(skew: i64, time: u64) -> Timestamp {
+    Timestamp::from_millis((EPOCH + time).saturating_add_signed(skew))
 }

@@ -6,7 +6,7 @@ use crate::boot::decision::{KnownNode, NextBoot};
 use crate::node::Origin;
 use crate::node::inventory::{Inventory, Nic};
 use crate::node::state::{Order, ProvisionState};
-use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage, Transport};
+use crate::node::timeline::{AgentCall, BOOTS_MAX, FileOutcome, Happening, Stage, Transport};
 use crate::node::token::{AgentNonce, TOKEN_LIFETIME};
 use crate::store::memory::MemoryStore;
 
