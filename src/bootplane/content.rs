@@ -331,9 +331,7 @@ impl BootContent {
             Standing::Known(node) => decide_script(&node),
         };
         let token = match plan {
-            ScriptPlan::Ramdisk => {
-                Some(self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?)
-            }
+            ScriptPlan::Ramdisk => Some(self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?),
             ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => None,
         };
         let token_issued_at = token.as_ref().map(|token| token.issued_at);

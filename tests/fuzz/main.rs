@@ -55,7 +55,10 @@ fn feed((name, target): Target, input: &[u8], origin: &str) -> Result<(), String
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz");
     let path = folder.join(format!("{name}-{}", std::process::id()));
     fs::create_dir_all(&folder).and_then(|()| fs::write(&path, input)).expect("the input is kept");
-    Err(format!("{name}, {origin}: {why}\n  the input is {}; put it into tests/fuzz/corpus/{name}", path.display()))
+    Err(format!(
+        "{name}, {origin}: {why}\n  the input is {}; put it into tests/fuzz/corpus/{name}",
+        path.display()
+    ))
 }
 
 /// What libFuzzer does, without knowing what came of it.

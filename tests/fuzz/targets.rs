@@ -19,9 +19,7 @@ use farrier::bootplane::head::HeadReader;
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::{Config, Identity, PoolRange};
 use farrier::dhcp::address_book::AddressBook;
-use farrier::dhcp::server::{
-    Answer, DhcpServer, Directory, Received, ReplyKind, Service, Settings,
-};
+use farrier::dhcp::server::{Answer, DhcpServer, Directory, Received, ReplyKind, Service, Settings};
 use farrier::net::MacAddr;
 use farrier::node::registry::{Registry, RegistrySettings};
 use farrier::node::roster::{self, Format};
@@ -154,7 +152,8 @@ fn dhcp_options(data: &[u8]) {
     bytes.extend_from_slice(&[99, 130, 83, 99, 53, 1, kind % 9]);
     for piece in pieces(rest).take(32) {
         let Some((code, value)) = piece.split_first() else { continue };
-        let code = [43, 77, 82, 60, 93, 97, 175, 61, 12, 55, 57, 50, 54, 81, 52, 124, 125].get(usize::from(*code));
+        let code =
+            [43, 77, 82, 60, 93, 97, 175, 61, 12, 55, 57, 50, 54, 81, 52, 124, 125].get(usize::from(*code));
         for part in value.chunks(255) {
             bytes.push(*code.unwrap_or(&43));
             bytes.push(part.len() as u8);
@@ -206,7 +205,10 @@ fn tftp_session(data: &[u8]) {
                 datagrams += burst.count;
                 assert!(burst.count <= 64);
                 let from = (burst.first as usize - 1) * burst.blksize;
-                assert!(!octets || content[from..].starts_with(&burst.payload), "other bytes than the file's");
+                assert!(
+                    !octets || content[from..].starts_with(&burst.payload),
+                    "other bytes than the file's"
+                );
             }
         }
     };
@@ -272,7 +274,10 @@ fn http_range(data: &[u8]) {
             assert!(part.start <= part.end && part.end <= size, "{part:?} of {size}");
             assert_eq!(length, Some(part.end - part.start));
             let whole = part == (0..size);
-            assert_eq!(answer.status == StatusCode::PARTIAL_CONTENT, answer.headers.contains_key("content-range"));
+            assert_eq!(
+                answer.status == StatusCode::PARTIAL_CONTENT,
+                answer.headers.contains_key("content-range")
+            );
             assert!(whole || answer.status == StatusCode::PARTIAL_CONTENT);
         }
         None => assert!(method == Method::HEAD || !answer.status.is_success(), "{}", answer.status),
@@ -386,8 +391,10 @@ fn insert(path: &Path, kind: u8, rest: &[u8]) {
             return;
         }
         // What the schema itself refuses is not there to be read.
-        let _ = connection
-            .execute(&format!("INSERT OR IGNORE INTO {table} VALUES ({marks})"), rusqlite::params_from_iter(row));
+        let _ = connection.execute(
+            &format!("INSERT OR IGNORE INTO {table} VALUES ({marks})"),
+            rusqlite::params_from_iter(row),
+        );
     }
 }
 

@@ -140,7 +140,12 @@ pub struct Appliance {
 }
 
 impl Appliance {
-    pub fn start(disk: &Arc<Disk>, settings: Settings, registry: RegistrySettings, now: Timestamp) -> Appliance {
+    pub fn start(
+        disk: &Arc<Disk>,
+        settings: Settings,
+        registry: RegistrySettings,
+        now: Timestamp,
+    ) -> Appliance {
         let mut snapshot = disk.snapshot();
         let bindings = std::mem::take(&mut snapshot.bindings);
         let key = TokenKey::from_bytes([7; 32]);
@@ -156,11 +161,7 @@ impl Appliance {
         let in_use: Arc<Mutex<Vec<Ipv4Addr>>> = Arc::default();
         let clock = Clock::start();
         let content = Arc::new(BootContent::new(ContentParts {
-            settings: ScriptSettings {
-                server: SERVER,
-                profile: "vm".to_owned(),
-                arguments: Vec::new(),
-            },
+            settings: ScriptSettings { server: SERVER, profile: "vm".to_owned(), arguments: Vec::new() },
             loaders: SHELF.loaders.clone(),
             library: Arc::clone(&SHELF.library),
             registry: Arc::clone(&registry),
@@ -245,7 +246,14 @@ impl Appliance {
     // --- TFTP ---------------------------------------------------------------------------------------------------------
 
     /// A datagram to port 69 or to a transfer's port; what is sent in turn.
-    pub fn tftp(&mut self, from: SocketAddrV4, port: u16, bytes: &[u8], now: Instant, wall: Timestamp) -> Vec<(u16, Vec<u8>)> {
+    pub fn tftp(
+        &mut self,
+        from: SocketAddrV4,
+        port: u16,
+        bytes: &[u8],
+        now: Instant,
+        wall: Timestamp,
+    ) -> Vec<(u16, Vec<u8>)> {
         if port != TFTP_PORT {
             let Some(serving) = self.transfers.get_mut(&from).filter(|it| it.tid == port) else {
                 return Vec::new();
@@ -268,8 +276,7 @@ impl Appliance {
         let transfer = Transfer::new(&request, &limits, content, now);
         let tid = self.next_tid;
         self.next_tid = self.next_tid.wrapping_add(1).max(FIRST_TID);
-        let serving =
-            Serving { transfer, request: bytes.to_vec(), ticket: served.ticket, tid, began: now };
+        let serving = Serving { transfer, request: bytes.to_vec(), ticket: served.ticket, tid, began: now };
         self.transfers.insert(from, serving);
         self.flush(from, now, wall)
     }
@@ -326,7 +333,13 @@ impl Appliance {
     // --- HTTP ---------------------------------------------------------------------------------------------------------
 
     /// GET or HEAD. The ticket goes back by [`Appliance::fetched`] when the last byte has left.
-    pub fn get(&self, peer: Ipv4Addr, method: Method, path: &str, now: Timestamp) -> (Answer, Option<Ticket>) {
+    pub fn get(
+        &self,
+        peer: Ipv4Addr,
+        method: Method,
+        path: &str,
+        now: Timestamp,
+    ) -> (Answer, Option<Ticket>) {
         let answer = |status, length: usize, content: &[u8]| Answer {
             status,
             length: length as u64,

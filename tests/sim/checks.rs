@@ -13,7 +13,7 @@ use std::time::Duration;
 use farrier::clock::Timestamp;
 use farrier::dhcp::lease::LeaseState;
 use farrier::dhcp::network::desk::Parcel;
-use farrier::dhcp::server::{Report, ReplyKind};
+use farrier::dhcp::server::{ReplyKind, Report};
 use farrier::net::MacAddr;
 use farrier::node::Node;
 use farrier::node::registry::{NodeRef, TIMELINE_EVENTS_MAX};
@@ -87,7 +87,10 @@ impl Checks {
             self.acks += 1;
             let until = now.plus(Duration::from_millis(lease)).minus(WAITED_MAX);
             if !waited || !disk.held(address, report.mac, until) {
-                return Err(format!("an ACK of {address} for {} left, and its lease is not on disk", report.mac));
+                return Err(format!(
+                    "an ACK of {address} for {} left, and its lease is not on disk",
+                    report.mac
+                ));
             }
         }
         self.replies += 1;
@@ -166,7 +169,9 @@ impl Checks {
         self.inventory_is_on_disk(disk, mac)?;
         let node = appliance.and_then(|it| it.registry.find(&NodeRef::Mac(mac)));
         match node {
-            Some(node) if node.inventory.is_none() => Err(format!("{mac} enrolled, its node has no inventory")),
+            Some(node) if node.inventory.is_none() => {
+                Err(format!("{mac} enrolled, its node has no inventory"))
+            }
             None if appliance.is_some() => Err(format!("{mac} enrolled, and is no node")),
             Some(_) | None => Ok(()),
         }
@@ -218,7 +223,8 @@ impl Checks {
         let mut events = 0;
         for node in appliance.registry.nodes() {
             let boots = appliance.registry.boots(node.id);
-            if boots.len() > BOOTS_MAX + 1 || boots.iter().any(|boot| boot.events.len() > EVENTS_PER_BOOT_MAX) {
+            if boots.len() > BOOTS_MAX + 1 || boots.iter().any(|boot| boot.events.len() > EVENTS_PER_BOOT_MAX)
+            {
                 return Err(format!("the timeline of {} has {} boots", node.id, boots.len()));
             }
             events += boots.iter().map(|boot| boot.events.len()).sum::<usize>();
@@ -245,9 +251,14 @@ fn has_event(appliance: &Appliance, report: &Report) -> Result<(), String> {
     let shown = boots.iter().rev().any(|boot| {
         // Repeated chatter is counted, not kept.
         boot.unrecorded > 0
-            || boot.events.iter().any(|event| {
-                matches!(&event.happening, Happening::Dhcp { xid, .. } if *xid == report.xid)
-            })
+            || boot
+                .events
+                .iter()
+                .any(|event| matches!(&event.happening, Happening::Dhcp { xid, .. } if *xid == report.xid))
     });
-    if shown { Ok(()) } else { Err(format!("{} was answered ({:08x}), no event says so", report.mac, report.xid)) }
+    if shown {
+        Ok(())
+    } else {
+        Err(format!("{} was answered ({:08x}), no event says so", report.mac, report.xid))
+    }
 }

@@ -32,7 +32,9 @@ pub enum Fate {
     /// No room, or an error before anything reached the log.
     Refused,
     /// The sync failed. `kept`: what was written is there all the same when the file is opened again.
-    SyncFailed { kept: bool },
+    SyncFailed {
+        kept: bool,
+    },
 }
 
 /// How far a call on another thread has come.
@@ -69,7 +71,8 @@ impl Disk {
     /// What is found when the power is back.
     pub fn reopened(&self) -> Disk {
         let state = self.lock();
-        let again = State { synced: Arc::clone(&state.synced), leases: state.leases.clone(), ..State::default() };
+        let again =
+            State { synced: Arc::clone(&state.synced), leases: state.leases.clone(), ..State::default() };
         Disk { state: Mutex::new(again), main: self.main }
     }
 
@@ -121,7 +124,9 @@ impl Disk {
             when_durable(match fate {
                 Fate::Synced => Ok(()),
                 Fate::Refused => Err(CommitError::Write { reason: "no space left on device".to_owned() }),
-                Fate::SyncFailed { .. } => Err(CommitError::Write { reason: "input/output error".to_owned() }),
+                Fate::SyncFailed { .. } => {
+                    Err(CommitError::Write { reason: "input/output error".to_owned() })
+                }
             });
         }
     }

@@ -79,10 +79,7 @@ impl Plan {
             network: ipnetwork::Ipv4Network::new(SERVER, 16).expect("a prefix"),
             gateway: None,
             dns: Vec::new(),
-            pool: PoolRange {
-                first: Ipv4Addr::from(first),
-                last: Ipv4Addr::from(first + self.pool - 1),
-            },
+            pool: PoolRange { first: Ipv4Addr::from(first), last: Ipv4Addr::from(first + self.pool - 1) },
             lease: self.lease,
             unknown: self.unknown,
             identity: Identity::Mac,

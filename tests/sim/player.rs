@@ -21,7 +21,11 @@ pub enum Order {
     SolicitRouter,
     Wake(u64),
     /// It uses this address from now on, by a lease it asked for then.
-    Takes { address: Ipv4Addr, asked_at: u64, until: u64 },
+    Takes {
+        address: Ipv4Addr,
+        asked_at: u64,
+        until: u64,
+    },
     GivesUp,
     Enrolled,
     Lost(String),

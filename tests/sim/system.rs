@@ -177,7 +177,9 @@ impl System {
             self.asked_at = now;
         }
         let wait = match self.state {
-            State::Renewing(_) | State::Rebinding(_) => (self.until.saturating_sub(now) / 3).clamp(2000, 60_000),
+            State::Renewing(_) | State::Rebinding(_) => {
+                (self.until.saturating_sub(now) / 3).clamp(2000, 60_000)
+            }
             _ => RETRIES_MILLIS[self.attempt.min(RETRIES_MILLIS.len() - 1)],
         };
         self.attempt += 1;
@@ -193,10 +195,13 @@ impl System {
         let (bytes, source, destination) = match self.state {
             State::Init => return,
             State::Selecting => {
-                let bytes = message::emit(&manners(RAMDISK.dhcp.order), &self.who, Ask::Discover, self.xid, 0);
+                let bytes =
+                    message::emit(&manners(RAMDISK.dhcp.order), &self.who, Ask::Discover, self.xid, 0);
                 (bytes, nowhere, Ipv4Addr::BROADCAST)
             }
-            State::Requesting(address) => (request(RAMDISK.dhcp.order, address), nowhere, Ipv4Addr::BROADCAST),
+            State::Requesting(address) => {
+                (request(RAMDISK.dhcp.order, address), nowhere, Ipv4Addr::BROADCAST)
+            }
             State::Rebooting(address) => (request(ORDER_REBOOT, address), nowhere, Ipv4Addr::BROADCAST),
             State::Bound(address) | State::Renewing(address) => {
                 (using(request(ORDER_BARE, address), address), SocketAddrV4::new(address, 68), SERVER)

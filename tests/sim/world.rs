@@ -311,7 +311,8 @@ impl World {
             Next::TftpTimer => {
                 self.tftp_timer = None;
                 let wall = self.wall();
-                let sent = self.appliance.as_mut().map(|it| it.tftp_timers(instant, wall)).unwrap_or_default();
+                let sent =
+                    self.appliance.as_mut().map(|it| it.tftp_timers(instant, wall)).unwrap_or_default();
                 for (peer, tid, bytes) in sent {
                     self.tftp_out(peer, tid, bytes);
                 }
@@ -569,11 +570,10 @@ impl World {
         } else if self.disk_is_full {
             Fate::Refused
         } else if self.random.chance(self.plan.commit_fails) {
-            pick(&mut self.random, &[
-                Fate::Refused,
-                Fate::SyncFailed { kept: true },
-                Fate::SyncFailed { kept: false },
-            ])
+            pick(
+                &mut self.random,
+                &[Fate::Refused, Fate::SyncFailed { kept: true }, Fate::SyncFailed { kept: false }],
+            )
         } else {
             Fate::Synced
         };
@@ -596,7 +596,10 @@ impl World {
 
     fn crash(&mut self) {
         let survive = if self.calm { 0 } else { below(&mut self.random, self.disk.waiting() as u64 + 1) };
-        self.say(format_args!("the power goes; {survive} of {} batches are found again", self.disk.waiting()));
+        self.say(format_args!(
+            "the power goes; {survive} of {} batches are found again",
+            self.disk.waiting()
+        ));
         self.disk.cut(survive as usize);
         self.appliance = None;
         self.inbox.clear();
