@@ -146,7 +146,9 @@ impl Appliance {
         let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
         let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
-        registry.started(clock.now());
+        let leased =
+            bindings.iter().filter(|binding| binding.is_live(clock.now())).map(|binding| binding.mac);
+        registry.started(leased, clock.now());
         let config = Arc::new(ArcSwap::from_pointee(config));
 
         let dhcp = Arc::new(

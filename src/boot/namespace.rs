@@ -52,7 +52,8 @@ pub enum NameRefusal {
     Traversal,
 }
 
-/// The one spelling of a name: `\` as `/`, no leading, doubled or trailing slash, no `.` component.
+/// The one spelling of a name: `\` as `/`, no leading, doubled or trailing slash, no `.` component, no space before a
+/// slash or the end.
 ///
 /// Trailing bytes outside printable ASCII are cut off first: old UEFI firmware reads option 67 past its end and
 /// asks for `name.efi\xff`.
@@ -67,7 +68,7 @@ pub fn canonical(raw: &[u8]) -> Result<String, NameRefusal> {
     }
     let mut name = String::with_capacity(raw.len());
     for component in raw.split(|byte| matches!(byte, b'/' | b'\\')) {
-        match component {
+        match component.trim_ascii_end() {
             b"" | b"." => {}
             b".." => return Err(NameRefusal::Traversal),
             component => {
@@ -213,6 +214,8 @@ mod tests {
         }
         assert_eq!(canonical(b"../../etc/passwd"), Err(NameRefusal::Traversal));
         assert_eq!(canonical(b"a\\..\\b"), Err(NameRefusal::Traversal));
+        assert_eq!(canonical(b"a/.. /."), Err(NameRefusal::Traversal));
+        assert_eq!(canonical(b"a//./b /").unwrap(), "a/b", "one spelling, however often it is asked for");
         assert_eq!(canonical(b"a\0b"), Err(NameRefusal::Unprintable));
         assert_eq!(canonical(b"\xff"), Err(NameRefusal::Empty));
         assert_eq!(canonical(&[b'a'; 256]), Err(NameRefusal::TooLong));

@@ -331,11 +331,10 @@ impl BootContent {
             Standing::Known(node) => decide_script(&node),
         };
         let token = match plan {
-            ScriptPlan::Ramdisk => self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?,
-            ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => String::new(),
+            ScriptPlan::Ramdisk => Some(self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?),
+            ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => None,
         };
-        // Tokens are issued as of the time they are asked for.
-        let token_issued_at = (!token.is_empty()).then_some(now);
+        let token_issued_at = token.as_ref().map(|token| token.issued_at);
         let node = self.registry.name_of(mac);
         let settings = self.settings.load();
         // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
@@ -349,7 +348,7 @@ impl BootContent {
                 mac,
                 node: node.as_ref(),
                 profile: &settings.profile,
-                token: &token,
+                token: token.as_ref().map_or("", |token| &token.text),
                 arguments: &arguments,
             },
         );

@@ -45,6 +45,13 @@ pub struct Binding {
     pub expires_at: Timestamp,
 }
 
+impl Binding {
+    /// Whether its client may use the address now.
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        self.state == BindingState::Bound && self.expires_at > now
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BindingState {

@@ -36,13 +36,15 @@ use crate::node::timeline::Happening;
 use crate::store::Store;
 use crate::telemetry::Tally;
 
+pub mod desk;
 mod outbound;
 mod recently;
 mod worker;
 
+use desk::{Desk, FailedBatch, Said};
 use outbound::Outbound;
 use recently::Recently;
-use worker::{FailedBatch, Progress, Worker};
+use worker::{Done, Progress, Worker};
 
 /// The word for this service in counters.
 const SERVICE: &str = "dhcp";
@@ -130,8 +132,9 @@ enum Command {
     PoolUse(mpsc::SyncSender<PoolUse>),
     Reconfigure(Box<Settings>),
     InUse(Ipv4Addr),
-    /// From the store's thread: this was not made durable, and its parcels were not sent.
-    CommitFailed(FailedBatch),
+    /// From the store's thread: this was not made durable, and its parcels were not sent. It counts as pending until
+    /// the server has forgotten it.
+    CommitFailed(FailedBatch, Done),
     Stop,
 }
 
@@ -220,13 +223,16 @@ pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, Bind
         addresses.set(binding.address, binding.mac);
     }
     let worker = Worker {
-        server: DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now()),
+        desk: Desk {
+            server: DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now()),
+            registry,
+            store,
+            addresses,
+            tally,
+            said: Said::default(),
+        },
         bridge,
         outbound: Some(outbound),
-        registry,
-        store,
-        addresses,
-        tally,
         clock,
         orders,
         commands: commands.clone(),

@@ -153,7 +153,7 @@ impl LeaseTable {
 
     /// The client's live binding.
     pub fn live_binding(&self, key: &ClientKey, now: Timestamp) -> Option<&Binding> {
-        self.binding(key).filter(|binding| binding.state == BindingState::Bound && binding.expires_at > now)
+        self.binding(key).filter(|binding| binding.is_live(now))
     }
 
     /// The address held for the client by a live offer.

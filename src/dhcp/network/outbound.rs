@@ -5,10 +5,10 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
-use std::time::Instant;
 
+use crate::dhcp::network::desk::{Parcel, Post};
 use crate::dhcp::network::{BindError, SERVICE};
-use crate::dhcp::server::{Destination, Reply, Report, Service, Silence};
+use crate::dhcp::server::{Destination, Report, Service, Silence};
 use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
 use crate::net::{Bridge, MacAddr};
@@ -19,16 +19,6 @@ const DHCP_PORT: u16 = 67;
 /// PXE 2.1 §2.2.4.
 const BOOT_SERVER_PORT: u16 = 4011;
 const CLIENT_PORT: u16 = 68;
-
-/// A reply on its way, and who asked for it.
-#[derive(Debug)]
-pub(super) struct Parcel {
-    pub(super) reply: Reply,
-    pub(super) service: Service,
-    pub(super) report: Option<Report>,
-    /// When it was decided on; a lease still has to reach the disk.
-    pub(super) decided_at: Instant,
-}
 
 pub(super) struct Outbound {
     pub(super) dhcp: UdpSocket,
@@ -69,8 +59,18 @@ impl Outbound {
         }
     }
 
+    fn message<'a>(&self, parcel: &'a Parcel) -> Option<Outgoing<'a>> {
+        let to = match parcel.reply.destination {
+            Destination::Unicast(to) => to,
+            Destination::Broadcast | Destination::Frame { .. } => return None,
+        };
+        Some(Outgoing { payload: &parcel.reply.bytes, to, from: self.from })
+    }
+}
+
+impl Post for Outbound {
     /// Sends replies in one system call for each way they take.
-    pub(super) fn send(&self, parcels: &[Parcel]) {
+    fn send(&self, parcels: &[Parcel]) {
         for way in [Way::Udp(Service::Dhcp), Way::Udp(Service::BootServer), Way::Frame] {
             let those: Vec<&Parcel> = parcels.iter().filter(|parcel| way_of(parcel) == way).collect();
             if those.is_empty() {
@@ -99,14 +99,6 @@ impl Outbound {
                 log_reply(parcel, &sent);
             }
         }
-    }
-
-    fn message<'a>(&self, parcel: &'a Parcel) -> Option<Outgoing<'a>> {
-        let to = match parcel.reply.destination {
-            Destination::Unicast(to) => to,
-            Destination::Broadcast | Destination::Frame { .. } => return None,
-        };
-        Some(Outgoing { payload: &parcel.reply.bytes, to, from: self.from })
     }
 }
 

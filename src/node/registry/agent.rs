@@ -11,6 +11,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::MutexGuard;
+use std::time::Duration;
 
 use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
@@ -18,7 +19,7 @@ use crate::net::MacAddr;
 use crate::node::inventory::{Inventory, clean_text};
 use crate::node::registry::Registry;
 use crate::node::registry::book::Book;
-use crate::node::registry::entry::Act;
+use crate::node::registry::entry::{Act, Entry};
 use crate::node::state::Order;
 use crate::node::timeline::{AgentCall, EVENT_TEXT_MAX, Happening};
 use crate::node::token::{AgentNonce, BootToken, Redeemer, Session, TOKEN_LIFETIME, TokenFault};
@@ -41,6 +42,14 @@ pub struct AgentSession {
     pub session: String,
     pub node: NodeId,
     pub name: Option<NodeName>,
+}
+
+/// A boot token as it goes into a script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedToken {
+    pub text: String,
+    /// As the token says it; the time it was asked for, or later.
+    pub issued_at: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,19 +102,24 @@ impl AgentRefusal {
 
 impl Registry {
     /// A boot token for the kernel command line of an approved node that is to boot the ramdisk; `None` for others.
-    pub fn issue_token(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Option<String> {
+    pub fn issue_token(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Option<IssuedToken> {
         // Before the lock, which every script takes: this asks the kernel for randomness and hashes.
-        let token = self.tokens.issue_boot_token(mac, address, now)?;
+        let text = self.tokens.issue_boot_token(mac, address, now)?;
         let mut book = self.lock_at(now);
         let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
         if !book.lets_in(entry) || entry.node.next_boot != NextBoot::Ramdisk {
             return None;
         }
         let id = entry.node.id;
+        let issued_at = earliest_issue(&entry.node).max(now);
         let ((), effects) =
             book.change(id, now, |act| act.entry.token_until = Some(now.plus(TOKEN_LIFETIME)))?;
         self.settle(id, effects);
-        Some(token)
+        let text = match issued_at == now {
+            true => text,
+            false => self.tokens.issue_boot_token(mac, address, issued_at)?,
+        };
+        Some(IssuedToken { text, issued_at })
     }
 
     /// Redeems a boot token. Durable before it returns. A second use is refused and shown on the timeline, unless
@@ -332,7 +346,7 @@ impl Registry {
         if entry.node.redeemed_token_at.is_some_and(|redeemed| token.issued_at <= redeemed) {
             return Err(AgentRefusal::TokenSpent);
         }
-        if token.is_expired(now) {
+        if token.is_expired(now) && !outran_clock(entry, &token, now) {
             return Err(AgentRefusal::TokenExpired);
         }
         // A token outlives neither the removal of its node nor the approval; a new node of the same MAC is another.
@@ -390,6 +404,21 @@ impl Registry {
         }
         refusal
     }
+}
+
+/// The first issue time that this node's token may have. If the clock was set back between two starts, what the node
+/// redeemed, and its own beginning, lie ahead of it: a token as of now would be spent before it was used.
+fn earliest_issue(node: &Node) -> Timestamp {
+    let unspent = node.redeemed_token_at.map(|redeemed| redeemed.plus(Duration::from_millis(1)));
+    unspent.unwrap_or_default().max(node.created_at)
+}
+
+/// Whether a token from the future is one that had to be: see [`earliest_issue`]. Its issue time says nothing of its
+/// age, so memory decides how long it is good.
+fn outran_clock(entry: &Entry, token: &BootToken, now: Timestamp) -> bool {
+    now < token.issued_at
+        && token.issued_at == earliest_issue(&entry.node)
+        && entry.token_until.is_some_and(|until| now <= until)
 }
 
 /// Whether the redemption that stands is this one's own.

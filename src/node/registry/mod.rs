@@ -55,7 +55,7 @@ mod record;
 mod traces;
 mod waiting;
 
-pub use agent::{AgentRefusal, AgentSession, Hello};
+pub use agent::{AgentRefusal, AgentSession, Hello, IssuedToken};
 pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use edit::{EditError, Edited, Expected, NodeEdit};
 pub use import::{Action, ImportError, Planned};

@@ -387,7 +387,7 @@ fn an_expired_token_is_told_from_a_spent_one() {
         registry.record(MAC, happening, at(secs));
     }
     let address = Ipv4Addr::new(192, 168, 2, 130);
-    let token = registry.issue_token(MAC, address, at(10)).unwrap();
+    let token = registry.issue_token(MAC, address, at(10)).unwrap().text;
     let plan = ScriptPlan::Ramdisk;
     let handed = Happening::Script { name: "grub/grub.cfg".to_owned(), plan, token_issued_at: Some(at(10)) };
     registry.record(MAC, handed, at(10));

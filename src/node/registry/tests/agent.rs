@@ -82,3 +82,45 @@ fn an_inventory_may_be_reported_again() {
     assert_eq!(bench.node(2).id, node.id);
     bench.assert_stored();
 }
+
+/// The battery is empty, and the clock says last year until it is set.
+#[test]
+fn a_clock_that_was_set_back_turns_no_agent_away() {
+    const DAY: u64 = 86_400;
+    for later in [false, true] {
+        let bench = Bench::new(UnknownPolicy::Enroll);
+        bench.seen(1, DAY);
+        if later {
+            bench.hello(&bench.token(1, DAY), 1, DAY + 1).unwrap();
+        }
+        let bench = bench.restart();
+        bench.seen(1, 5);
+        let (token, second) = (bench.token(1, 10), bench.token(1, 11));
+        assert_eq!(bench.hello(&token, 1, 12).err(), None);
+        assert_eq!(bench.hello(&token, 1, 13), Err(AgentRefusal::TokenSpent));
+        assert_eq!(bench.hello(&second, 1, 13), Err(AgentRefusal::TokenSpent), "issued as of the same time");
+        // The clock does not tell how old such a token is; memory does.
+        let late = bench.token(1, 20);
+        let too_late = 21 + TOKEN_LIFETIME.as_secs();
+        assert_eq!(bench.hello(&late, 1, too_late), Err(AgentRefusal::TokenExpired));
+        let bench = bench.restart();
+        assert_eq!(bench.hello(&late, 1, 22), Err(AgentRefusal::TokenExpired), "and a start forgets");
+        assert_eq!(bench.hello(&bench.token(1, 23), 1, 24).err(), None);
+    }
+}
+
+#[test]
+fn what_was_dropped_in_memory_is_dropped_on_disk_when_the_node_is_written_again() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    for boot in 0..=BOOTS_MAX as u64 {
+        // The batch that begins the last boot drops the first; it fails.
+        if boot == BOOTS_MAX as u64 {
+            bench.store.fail_next_commits(1000);
+        }
+        bench.seen(1, boot * 3600);
+        bench.file(1, Stage::Kernel, "vmlinuz", boot * 3600 + 1);
+    }
+    bench.store.fail_next_commits(0);
+    bench.registry.tick(after(BOOTS_MAX as u64 * 3600 + 2));
+    bench.assert_stored();
+}
