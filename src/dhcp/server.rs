@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The caller makes [`Outcome::changes`] durable before [`Outcome::answer`] leaves; offers carry none. If the commit
-//! fails it drops the answer and calls [`DhcpServer::forget`].
+//! fails it calls [`DhcpServer::forget`] and drops the answer, unless that confirms a lease which is on disk all the
+//! same: then it says for how long, and extends nothing.
 //!
 //! Deviations from the RFC, all deliberate: a client is its MAC and not its client identifier (firmware, iPXE and the
 //! operating system of one machine present three different ones), unless `identity = "client-id"`; an authoritative
@@ -27,7 +28,7 @@ use crate::boot::decision::{self, BootPlan, NothingToBoot, RefusedBoot, Standing
 use crate::boot::loader::{LoaderFile, LoaderTable};
 use crate::clock::Timestamp;
 use crate::config::{Config, Identity, PoolRange};
-use crate::dhcp::lease::table::LeaseTable;
+use crate::dhcp::lease::table::{LeaseTable, StillStored};
 use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
 use crate::dhcp::request::{MessageKind, Relay, Request};
 use crate::dhcp::server::declines::Declines;
@@ -277,9 +278,10 @@ impl DhcpServer {
         }
     }
 
-    /// The commit of these changes failed and nobody was told of them.
-    pub fn forget(&mut self, changes: &[Change], now: Timestamp) {
-        self.table.forget(changes, now);
+    /// The commit of these changes failed and nobody was told of them. What is left of earlier promises may be told
+    /// ([`Reply::without_extension`]).
+    pub fn forget(&mut self, changes: &[Change], now: Timestamp) -> Vec<StillStored> {
+        self.table.forget(changes, now)
     }
 
     /// The client at this address is at work (TFTP, HTTP) though it may never have requested its offer: Raspberry Pi

@@ -72,7 +72,10 @@ pub fn start(bridge: Bridge, tally: Arc<Tally>) -> io::Result<AdvertiserHandle> 
         let waker = Arc::clone(&waker);
         thread::Builder::new()
             .name("advertise".to_owned())
-            .spawn(move || run(bridge, &tally, &waker, &watch))?
+            .spawn(move || {
+                sys::run_like_others();
+                run(bridge, &tally, &waker, &watch);
+            })?
     };
     Ok(AdvertiserHandle { waker, thread: Some(thread) })
 }

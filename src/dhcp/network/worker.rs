@@ -16,6 +16,7 @@ use crate::boot::client::{Client, ClientClass};
 use crate::boot::decision::{NothingToBoot, Standing};
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
+use crate::dhcp::lease::table::StillStored;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE, step_of};
@@ -66,8 +67,9 @@ struct Ready {
 pub(super) struct Worker {
     pub(super) server: DhcpServer,
     pub(super) bridge: Bridge,
-    /// Absent while the bridge is gone.
-    pub(super) outbound: Option<Arc<Outbound>>,
+    pub(super) outbound: Arc<Outbound>,
+    /// The device the sockets are tied to was deleted.
+    pub(super) bridge_gone: bool,
     pub(super) registry: Arc<dyn Nodes>,
     pub(super) store: Arc<dyn Store>,
     pub(super) addresses: Arc<AddressBook>,
@@ -113,11 +115,14 @@ impl Worker {
             self.server.expire(self.clock.now());
             let ready = self.wait();
             ordered = ready.orders;
-            if ready.links || self.outbound.is_none() {
+            if ready.links || self.bridge_gone {
                 self.watch.clear();
                 self.look_at_bridge();
             }
-            let Some(outbound) = self.outbound.clone() else { continue };
+            if self.bridge_gone {
+                continue;
+            }
+            let outbound = Arc::clone(&self.outbound);
             if ready.dhcp || ready.boot_server {
                 self.let_gather();
             }
@@ -160,14 +165,14 @@ impl Worker {
         let now = Instant::now();
         let muted = self.progress.muted_until.is_some_and(|until| now < until);
         let receiving = self.progress.pending.load(Ordering::SeqCst) < PENDING_REPLIES_MAX && !muted;
-        let sockets = self.outbound.as_ref().filter(|_| receiving);
         let mut polled = vec![
             PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.watch.as_fd(), PollFlags::POLLIN),
         ];
-        if let Some(outbound) = sockets {
-            polled.push(PollFd::new(outbound.dhcp.as_fd(), PollFlags::POLLIN));
-            polled.push(PollFd::new(outbound.boot_server.as_fd(), PollFlags::POLLIN));
+        if receiving && !self.bridge_gone {
+            for service in [Service::Dhcp, Service::BootServer] {
+                polled.push(PollFd::new(self.outbound.socket(service).as_fd(), PollFlags::POLLIN));
+            }
         }
         match poll(&mut polled, self.timeout(muted)) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -188,18 +193,18 @@ impl Worker {
             // Expiry is bookkeeping: never more often than this.
             deadline.since(self.clock.now()).max(RETRY)
         });
-        let until_retry = (muted || self.outbound.is_none()).then_some(RETRY);
+        let until_retry = (muted || self.bridge_gone).then_some(RETRY);
         let earliest = until_expiry.into_iter().chain(until_retry).min();
         earliest
             .map_or(PollTimeout::NONE, |duration| PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX))
     }
 
-    /// Opens the sockets anew if the device they belong to was replaced; says once when service stops and when it
+    /// Moves the sockets if the device they belong to was replaced; says once when service stops and when it
     /// goes on.
     fn look_at_bridge(&mut self) {
         let bridge = &self.bridge.name;
-        match (self.bridge.link(), &self.outbound) {
-            (Some(link), Some(_)) => {
+        match (self.bridge.link(), self.bridge_gone) {
+            (Some(link), false) => {
                 if link.up == self.progress.bridge_down {
                     self.progress.bridge_down = !link.up;
                     match link.up {
@@ -209,9 +214,10 @@ impl Worker {
                 }
                 return;
             }
-            (Some(_), None) => {}
-            (None, _) => {
-                if self.outbound.take().is_some() {
+            (Some(_), true) => {}
+            (None, gone) => {
+                if !gone {
+                    self.bridge_gone = true;
                     self.tally.count(SERVICE, "bridge-gone");
                     tracing::error!(%bridge, "the bridge is gone: no machine can boot until it is back");
                 }
@@ -219,11 +225,18 @@ impl Worker {
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
         let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
-        if let Ok(outbound) = Outbound::open(&found, &self.tally) {
-            tracing::info!(%bridge, "the bridge is back");
-            self.bridge = found;
-            self.progress.bridge_down = false;
-            self.outbound = Some(Arc::new(outbound));
+        match self.outbound.moved_to(&found) {
+            Ok(outbound) => {
+                tracing::info!(%bridge, "the bridge is back");
+                self.bridge = found;
+                self.bridge_gone = false;
+                self.progress.bridge_down = false;
+                self.outbound = Arc::new(outbound);
+            }
+            Err(error) => {
+                let reason = &error as &dyn std::error::Error;
+                tracing::error!(%bridge, reason, "DHCP cannot return to the bridge");
+            }
         }
     }
 
@@ -480,18 +493,30 @@ impl Worker {
         );
     }
 
-    /// Nobody was told of these grants, so they never were.
+    /// Nobody was told of these grants, so they never were. Who holds a lease that is on disk is told what is left of it:
+    /// with silence it would give its address up in the end, for a disk of ours that is full.
     fn take_back(&mut self, failed: &FailedBatch) {
         let FailedBatch { batch: Batch { ready: _, changes, parcels }, error, _done } = failed;
         let now = self.clock.now();
-        self.server.forget(changes, now);
+        let still_stored = self.server.forget(changes, now);
         if !self.progress.store_fails.swap(true, Ordering::Relaxed) {
-            tracing::error!(reason = %error, "leases cannot be stored, so none is given");
+            tracing::error!(reason = %error, "leases cannot be stored: none is given or extended; those on disk are confirmed for as long as they last");
         }
-        self.tally.add(SERVICE, "not-durable", parcels.len() as u64);
-        for report in parcels.iter().filter_map(|parcel| parcel.report.as_ref()) {
-            self.record(report, Err("not-durable".to_owned()), None, None, now);
+        let mut confirmed = Vec::new();
+        for parcel in parcels {
+            let left = left_of(parcel, &still_stored, now);
+            match left.and_then(|left| parcel.reply.clone().without_extension(left)) {
+                Some(reply) => confirmed.push(Parcel { reply, ..parcel.clone() }),
+                None => {
+                    self.tally.count(SERVICE, "not-durable");
+                    if let Some(report) = &parcel.report {
+                        self.record(report, Err("not-durable".to_owned()), None, None, now);
+                    }
+                }
+            }
         }
+        self.tally.add(SERVICE, "not-extended", confirmed.len() as u64);
+        self.outbound.send(&confirmed);
     }
 
     /// Waits for commits under way; their replies leave meanwhile.
@@ -512,6 +537,13 @@ impl Worker {
             let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         }
     }
+}
+
+/// How long the lease that this reply would have extended lasts as it is on disk.
+fn left_of(parcel: &Parcel, still_stored: &[StillStored], now: Timestamp) -> Option<Duration> {
+    let (mac, address) = (parcel.report.as_ref()?.mac, parcel.reply.address?);
+    let stored = still_stored.iter().find(|stored| stored.mac == mac && stored.address == address)?;
+    Some(stored.until.since(now))
 }
 
 /// Whether this client's lease is among the changes.

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::boot::decision::NextBoot;
+use crate::dhcp::wire::OptionCode;
 use crate::dhcp::lease::{BindingState, LeaseState, OFFER_HOLD, OFFER_HOLD_MIN, QUARANTINE};
 use crate::dhcp::testing::{
     ClientMessage, LEASE, SERVER, World, address, answer, codes_of, mac, option_of, parsed, reply, settings,
@@ -510,6 +511,39 @@ fn a_renewal_whose_commit_failed_falls_back_to_the_lease_that_was_acknowledged()
     assert_eq!(answer(&world.send(&discover(2))), "pool-exhausted");
     world.pass(SECOND);
     assert_eq!(answer(&world.send(&discover(2))), "offer 192.168.2.50");
+}
+
+#[test]
+fn with_a_full_disk_a_renewal_is_told_what_is_left_and_nobody_is_told_more() {
+    let mut world = World::with_pool(50, 51);
+    let current = world.bind(mac(1));
+    world.pass(LEASE / 2);
+    // However often it asks, also with requests that overtake the disk, it is never told more than the disk has.
+    for round in 0..6 {
+        let renew = || ClientMessage::renewing(mac(1), current);
+        let first = world.send(&renew());
+        world.pass(SECOND);
+        let second = world.send(&renew());
+        world.pass(SECOND);
+        for lost in [first, second] {
+            let still = world.server.forget(&lost.changes, world.now);
+            let Answer::Reply(reply) = lost.answer else { panic!("an ACK was decided on") };
+            assert_eq!(still.len(), 1, "round {round}");
+            let left = still[0].until.since(world.now);
+            assert_eq!(left, LEASE / 2 - SECOND * 2 * (round + 1), "round {round}");
+            let reply = reply.without_extension(left).expect("a lease that runs");
+            let message = Message::parse(&reply.bytes).expect("a message");
+            let secs = u32::try_from(left.as_secs()).unwrap().to_be_bytes();
+            assert_eq!(message.options().bytes(OptionCode::AddressLeaseTime), Some(&secs[..]));
+        }
+    }
+    // A newcomer has nothing on disk, and one whose lease has ended has nothing left.
+    world.send(&discover(2));
+    let new = world.send(&ClientMessage::selecting(mac(2), address(51)));
+    assert_eq!(world.server.forget(&new.changes, world.now), []);
+    world.pass(LEASE);
+    let late = world.send(&ClientMessage::renewing(mac(1), current));
+    assert_eq!(world.server.forget(&late.changes, world.now), []);
 }
 
 #[test]

@@ -213,7 +213,7 @@ impl Database {
             return Err(OpenFailure::Unreadable(format!("the file system allows no WAL (mode {mode})")));
         }
         connection.execute_batch(
-            "PRAGMA synchronous=FULL; PRAGMA mmap_size=0; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;",
+            "PRAGMA synchronous=FULL; PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;",
         )?;
         // The query answers, so it cannot go into the batch above. The writer checkpoints when it has time.
         connection.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))?;
