@@ -34,7 +34,9 @@ use crate::node::registry::{Registry, RegistrySettings};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::node::verdict::BridgeState;
 use crate::operator::access::Access;
-use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, ServiceStatus, StoreStatus};
+use crate::operator::api::{
+    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, ServiceStatus, StoreStatus,
+};
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
 use crate::operator::sparing::Sparing;
@@ -153,17 +155,20 @@ impl Appliance {
         let config = Arc::new(ArcSwap::from_pointee(config));
 
         let dhcp = Arc::new(
-            dhcp::network::start_at(doors, DhcpParts {
-                bridge: bridge.clone(),
-                config: config.load_full(),
-                loaders: Arc::new(loaders.table.clone()),
-                bindings,
-                registry: Arc::clone(&registry) as _,
-                store: durable,
-                addresses: Arc::clone(&addresses),
-                tally: Arc::clone(&tally),
-                clock,
-            })
+            dhcp::network::start_at(
+                doors,
+                DhcpParts {
+                    bridge: bridge.clone(),
+                    config: config.load_full(),
+                    loaders: Arc::new(loaders.table.clone()),
+                    bindings,
+                    registry: Arc::clone(&registry) as _,
+                    store: durable,
+                    addresses: Arc::clone(&addresses),
+                    tally: Arc::clone(&tally),
+                    clock,
+                },
+            )
             .map_err(StartError::Dhcp)?,
         );
         let content = Arc::new(BootContent::new(ContentParts {

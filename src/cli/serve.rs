@@ -250,7 +250,8 @@ mod tests {
         let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
         // Handlers are in place before the first signal; this process is never ended by one.
         let signals = Signals::open().unwrap();
-        let served = tokio::spawn(async move { serve(Told(sender), running, &arguments(&path), signals).await });
+        let served =
+            tokio::spawn(async move { serve(Told(sender), running, &arguments(&path), signals).await });
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP).unwrap();
         assert_eq!(told.recv().await, Some("reload"));
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();

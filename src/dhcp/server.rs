@@ -209,7 +209,8 @@ pub struct DhcpServer {
 }
 
 impl DhcpServer {
-    pub fn new(settings: Settings, bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
+    pub fn new(settings: Settings, mut bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
+        set_to_clock(&mut bindings, now);
         let table = LeaseTable::new(settings.pool, bindings, now);
         DhcpServer { settings, table, declines: Declines::default() }
     }
@@ -313,6 +314,20 @@ impl DhcpServer {
 
     pub fn pool_use(&self) -> PoolUse {
         self.table.pool_use()
+    }
+}
+
+/// A lease that was granted in the future tells that the clock was set back. What was left of each lease then is still left
+/// of it, and no more: else addresses of machines that never come again would be held for as long as the clock was set back.
+fn set_to_clock(bindings: &mut [Binding], now: Timestamp) {
+    let latest = bindings.iter().map(|binding| binding.granted_at).max().unwrap_or_default();
+    let back = latest.since(now);
+    if back.is_zero() {
+        return;
+    }
+    for binding in bindings {
+        binding.granted_at = binding.granted_at.minus(back);
+        binding.expires_at = binding.expires_at.minus(back);
     }
 }
 

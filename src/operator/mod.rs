@@ -38,7 +38,9 @@ use crate::node::registry::Registry;
 use crate::node::verdict::BridgeState;
 use crate::operator::access::names::Names;
 use crate::operator::access::{Access, Door};
-use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, ServiceStatus, StoreStatus};
+use crate::operator::api::{
+    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, ServiceStatus, StoreStatus,
+};
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
 use crate::operator::serve::Served;

@@ -48,7 +48,9 @@ pub(super) fn keep_to_ourselves(state: &Path) {
         return;
     }
     match fs::set_permissions(state, Permissions::from_mode(mode & 0o7700)) {
-        Ok(()) => tracing::info!(path = %state.display(), "the state directory is for the appliance alone now: mode 0700"),
+        Ok(()) => {
+            tracing::info!(path = %state.display(), "the state directory is for the appliance alone now: mode 0700")
+        }
         Err(error) => {
             tracing::warn!(path = %state.display(), %error, "the state directory can be read by others: `chmod 0700` it");
         }

@@ -100,8 +100,7 @@ pub fn give_up(reach: &Reach<'_>) -> Result<Confinement, PrivilegeError> {
         user::become_user(user)?;
     }
     keep_capabilities()?;
-    prctl::set_no_new_privs()
-        .map_err(|errno| PrivilegeError::NoNewPrivileges { source: errno.into() })?;
+    prctl::set_no_new_privs().map_err(|errno| PrivilegeError::NoNewPrivileges { source: errno.into() })?;
     let landlock = landlock::restrict(reach);
     let (user, capabilities) = (own_name(), held_capabilities());
     let no_new_privileges = prctl::get_no_new_privs().unwrap_or(false);

@@ -173,9 +173,8 @@ pub(super) fn restrict() -> Result<bool, PrivilegeError> {
     for filter in [new_clone(), listed().map_err(|error| failed(&error))?] {
         let (rules, otherwise, matched) = filter;
         let filter = SeccompFilter::new(rules, otherwise, matched, architecture);
-        let program: BpfProgram = filter
-            .and_then(TryInto::try_into)
-            .map_err(|error: seccompiler::BackendError| failed(&error))?;
+        let program: BpfProgram =
+            filter.and_then(TryInto::try_into).map_err(|error: seccompiler::BackendError| failed(&error))?;
         apply_filter(&program).map_err(|error| failed(&error))?;
     }
     Ok(true)

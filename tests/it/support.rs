@@ -85,6 +85,8 @@ impl Drop for Process {
 pub struct TestBed {
     pub directory: tempfile::TempDir,
     server: Option<Process>,
+    /// Log warnings only: a long run would log gigabytes.
+    pub quiet: bool,
     cables: usize,
 }
 
@@ -95,6 +97,7 @@ impl TestBed {
         let bed = TestBed {
             directory: tempfile::tempdir().expect("a temporary directory"),
             server: None,
+            quiet: false,
             cables: 0,
         };
         bed.configure(extra_configuration);
@@ -139,7 +142,7 @@ impl TestBed {
             .args(["serve", "--config"])
             .arg(self.path("farrier.toml"))
             .env("NOTIFY_SOCKET", &notify_path)
-            .env("RUST_LOG", "farrier=debug")
+            .env("RUST_LOG", if self.quiet { "farrier=warn" } else { "farrier=debug" })
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
             .spawn()

@@ -139,7 +139,8 @@ impl Bench {
         let memory = Arc::new(Memory { files, ..Default::default() });
         let source: Arc<dyn FileSource> = memory.clone();
         let doors = Doors::open(&self.bridge).expect("port 69");
-        self.server = Some(start(self.bridge.clone(), doors, source, Arc::clone(&self.tally)).expect("port 69"));
+        self.server =
+            Some(start(self.bridge.clone(), doors, source, Arc::clone(&self.tally)).expect("port 69"));
         memory
     }
 

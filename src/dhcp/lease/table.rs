@@ -201,6 +201,11 @@ impl LeaseTable {
         (offer.until > now && offer.key == *key).then_some(address)
     }
 
+    #[cfg(test)]
+    pub(crate) fn bindings(&self) -> impl Iterator<Item = &Binding> {
+        self.slots.values().filter_map(|slot| slot.binding.as_ref())
+    }
+
     pub fn availability(&self, address: Ipv4Addr, key: &ClientKey, now: Timestamp) -> Availability {
         let Some(slot) = self.slots.get(&address) else { return Availability::Free };
         let owned = |owner: &ClientKey| if owner == key { Availability::Own } else { Availability::Taken };

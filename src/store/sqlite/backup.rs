@@ -37,7 +37,9 @@ pub enum BackupError {
         "{path} was written by a newer farrier (schema {found}, this one knows {known}): install that version; nothing was changed"
     )]
     TooNew { path: String, found: i64, known: i64 },
-    #[error("an appliance is running on {path}: stop it first, `systemctl stop farrier`; nothing was changed")]
+    #[error(
+        "an appliance is running on {path}: stop it first, `systemctl stop farrier`; nothing was changed"
+    )]
     Running { path: String },
     #[error("{path}: {reason}")]
     Failed { path: String, reason: String },
@@ -82,13 +84,14 @@ fn copy_into(database: &Path, part: &Path) -> Result<(), BackupError> {
 /// Whether the file is a whole store that this program understands.
 fn check(copy: &Path) -> Result<Contents, BackupError> {
     let path = || copy.display().to_string();
-    let not_whole = |reason: &dyn std::fmt::Display| BackupError::NotWhole {
-        path: path(),
-        reason: reason.to_string(),
-    };
+    let not_whole =
+        |reason: &dyn std::fmt::Display| BackupError::NotWhole { path: path(), reason: reason.to_string() };
     let bytes = fs::metadata(copy).map_err(|error| not_whole(&error))?.len();
     // A backup has no WAL, and is not to get one by being looked at.
-    let uri = format!("file:{}?immutable=1", copy.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23"));
+    let uri = format!(
+        "file:{}?immutable=1",
+        copy.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23")
+    );
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
     let connection = Connection::open_with_flags(uri, flags).map_err(|error| not_whole(&error))?;
     let ask = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
@@ -221,7 +224,7 @@ mod tests {
         drop(store);
         let sound = fs::read(&copy).unwrap();
         let mut garbled = sound.clone();
-        garbled[4096 + 100..4096 + 400].fill(0xa5);
+        garbled[4096..4096 + 64].fill(0xa5);
         let newer = here.path().join("newer");
         fs::write(&newer, &sound).unwrap();
         Connection::open(&newer).unwrap().execute_batch("PRAGMA user_version=99").unwrap();

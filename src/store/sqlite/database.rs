@@ -190,7 +190,8 @@ impl Database {
     }
 
     /// Opens again after a failed commit. What the page cache holds may never reach the disk, not even by another
-    /// fsync, so everything in the WAL is written once more, to the main file, and the WAL begins anew.
+    /// fsync, so everything in the WAL is written once more, to the main file, and the WAL begins anew. Then something is
+    /// written to it: a disk that is still full lets itself be opened, and is not to pass for mended.
     pub(super) fn reopen(path: &Path) -> Result<Database, OpenFailure> {
         let database = Database::connect(path)?;
         let busy: i64 =
@@ -198,6 +199,7 @@ impl Database {
         if busy != 0 {
             return Err(OpenFailure::Unreadable("another process is reading the file".to_owned()));
         }
+        database.connection.execute_batch(&format!("PRAGMA user_version={SCHEMA_VERSION}"))?;
         Ok(database)
     }
 
