@@ -12,12 +12,14 @@ use super::user::User;
 /// `images/blobs/<digest>`, `loaders/usr/lib/…/x.efi`: nothing of ours lies deeper.
 const DEPTH_MAX: usize = 10;
 
-/// Makes the directory if there is none, and gives it to the user with all that is in it. A directory that is the
+/// Makes the directory if there is none: Landlock knows only what is there.
+pub(super) fn make(state: &Path) -> io::Result<()> {
+    if state.exists() { Ok(()) } else { DirBuilder::new().recursive(true).mode(0o700).create(state) }
+}
+
+/// Gives the directory to the user with all that is in it. A directory that is the
 /// user's already is left alone: whoever owns it could have put links to other people's files there.
 pub(super) fn hand_over(state: &Path, user: &User) -> io::Result<()> {
-    if !state.exists() {
-        DirBuilder::new().recursive(true).mode(0o700).create(state)?;
-    }
     let owner = fs::metadata(state)?.uid();
     if owner == user.uid || !Uid::effective().is_root() {
         return Ok(());
@@ -70,6 +72,8 @@ mod tests {
         keep_to_ourselves(&state);
         assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o7777, 0o700);
         keep_to_ourselves(&here.path().join("absent"));
+        make(&here.path().join("new/state")).unwrap();
+        assert_eq!(fs::metadata(here.path().join("new/state")).unwrap().permissions().mode() & 0o7777, 0o700);
     }
 
     #[test]

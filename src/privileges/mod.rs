@@ -71,8 +71,8 @@ pub struct Confinement {
 pub enum PrivilegeError {
     #[error(transparent)]
     User(#[from] UserError),
-    #[error("store.path: {path} cannot be given to user {user}")]
-    State { path: String, user: String, source: io::Error },
+    #[error("store.path: {path} cannot be {what}")]
+    State { path: String, what: &'static str, source: io::Error },
     #[error("capabilities cannot be given up: {reason}")]
     Capabilities { reason: String },
     #[error("no_new_privs cannot be set")]
@@ -87,11 +87,11 @@ pub fn give_up(reach: &Reach<'_>) -> Result<Confinement, PrivilegeError> {
     crate::net::descriptors::raise_limit();
     let wanted = user::wanted(reach.config.user.as_deref())?;
     let state = &reach.config.store.path;
+    let unusable =
+        |what| move |source| PrivilegeError::State { path: state.display().to_string(), what, source };
+    files::make(state).map_err(unusable("made"))?;
     if let Some(user) = &wanted {
-        files::hand_over(state, user).map_err(|source| {
-            let (path, user) = (state.display().to_string(), user.name.clone());
-            PrivilegeError::State { path, user, source }
-        })?;
+        files::hand_over(state, user).map_err(unusable("given to the user of process.user"))?;
     }
     files::keep_to_ourselves(state);
     // While we are still root: afterwards the bounding set cannot be changed.

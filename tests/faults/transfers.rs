@@ -52,6 +52,7 @@ fn r_13_machines_that_were_loading_during_a_restart_get_home() {
             let stdout = storm.0.stdout.take().expect("a pipe");
             let report: Value = serde_json::from_reader(stdout).expect("a report");
             completed += report["completed"].as_u64().expect("a number");
+            println!("lost: {}", report["losses"]);
         }
         let all = 2 * each as u64;
         println!("{completed} of {all} machines got home across 3 restarts (patience {PATIENCE:?})");

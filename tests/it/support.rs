@@ -135,6 +135,8 @@ impl TestBed {
         let notify_path = self.path("notify.sock");
         let _ = fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(&notify_path).expect("a notification socket");
+        fs::set_permissions(&notify_path, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .expect("whoever the appliance becomes may tell");
         notify.set_read_timeout(Some(Duration::from_millis(100))).expect("a read timeout");
         let log =
             fs::File::options().create(true).append(true).open(self.path("serve.log")).expect("a log file");
