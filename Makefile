@@ -16,7 +16,7 @@ PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
 DEB_OUT    ?= target/deb
 
-.PHONY: help demo test test-api sim fuzz build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
+.PHONY: help demo test test-api sim fuzz faults soak build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,15 @@ test:            ## every test: parsers to real firmware
 	@.ci/packages test
 	$(CARGO) build --release --bins
 	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test
+
+faults:          ## kills, power cuts, failing disks, restarts: the full counts (hours); last figures in tests/RELIABILITY.md
+	@.ci/packages test
+	FAULTS_KILLS=$(or $(KILLS),1000) FAULTS_POWER_CUTS=$(or $(CUTS),1000) FAULTS_INJECTIONS=$(or $(INJECTIONS),12) \
+		FAULTS_TRANSFERS=100 $(CARGO) test --release --test faults -- --nocapture --test-threads=1
+
+soak:            ## mixed load with malformed packets for MINUTES=n: target/soak.svg, target/soak.txt
+	@.ci/packages test
+	SOAK_MINUTES=$(or $(MINUTES),60) $(CARGO) test --release --test faults -- --nocapture soak
 
 test-api:        ## the API against its OpenAPI document: schemathesis makes requests up
 	@.ci/packages test

@@ -1,6 +1,6 @@
 //! The composition root: opens, wires, starts and joins all of it; the only place that knows every part.
 //!
-//! Order matters twice. Starting: the store is read before anything answers, DHCP before the services whose clients
+//! Order matters twice. Starting: [`ground`] opens what takes privileges and gives them up, before there are threads; then the store is read before anything answers, DHCP before the services whose clients
 //! need an address, the operator plane last, so that whoever it answers finds everything running. Stopping is the
 //! reverse, except that the store goes last: every ACK under way still finds its disk.
 
@@ -30,30 +30,33 @@ use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Link;
-use crate::net::neighbours;
 use crate::node::registry::{Registry, RegistrySettings};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::node::verdict::BridgeState;
 use crate::operator::access::Access;
-use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
+use crate::operator::api::{
+    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, ServiceStatus, StoreStatus,
+};
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
 use crate::operator::sparing::Sparing;
 use crate::operator::views::{self, Leases};
-use crate::operator::{
-    ApplianceView, HandedOver, Listeners, OperatorHandle, OperatorParts, Premises, SocketError,
-};
-use crate::store::place::{self, UnusablePlaceError};
+use crate::operator::{ApplianceView, OperatorHandle, OperatorParts, Premises, SocketError};
+use crate::privileges::{Confinement, PrivilegeError};
+use crate::store::place::UnusablePlaceError;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{LoadError, Store};
 use crate::telemetry::Tally;
 use crate::tftp::network::TftpHandle;
 use crate::{bootplane, dhcp, net, operator, tftp};
 
+mod ground;
+
+pub use ground::Ground;
+use ground::HTTP_PORT;
+
 /// How often overdue nodes are looked for, background writes that failed are tried again, and the bridge is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// Port of the HTTP boot plane; firmware knows no other.
-const HTTP_PORT: u16 = 80;
 
 /// The running appliance.
 pub struct Appliance {
@@ -78,6 +81,8 @@ pub enum StartError {
     Loader(#[source] UnknownLoaderError),
     #[error(transparent)]
     Place(#[from] UnusablePlaceError),
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     #[error("store.path: the store does not open")]
     Store(#[source] LoadError),
     #[error("store.path: the key of boot tokens cannot be kept")]
@@ -99,8 +104,15 @@ impl StartError {
             StartError::Bridge(_)
             | StartError::Loader(_)
             | StartError::Operator(_)
-            | StartError::Place(_) => true,
-            StartError::Store(_)
+            | StartError::Place(_)
+            | StartError::Privileges(PrivilegeError::User(_)) => true,
+            StartError::Privileges(
+                PrivilegeError::State { .. }
+                | PrivilegeError::Capabilities { .. }
+                | PrivilegeError::NoNewPrivileges { .. }
+                | PrivilegeError::Seccomp { .. },
+            )
+            | StartError::Store(_)
             | StartError::TokenKey(_)
             | StartError::Library(_)
             | StartError::Dhcp(_)
@@ -110,21 +122,14 @@ impl StartError {
 }
 
 impl Appliance {
-    /// Opens everything the configuration names and starts serving.
+    /// Opens the rest of what the configuration names and starts serving.
     pub async fn start(
         config: Config,
-        handed: HandedOver,
+        ground: Ground,
         problems: Arc<ProblemLog>,
         clock: Clock,
     ) -> Result<Appliance, StartError> {
-        let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
-        neighbours::warn_if_below(u32::from(config.dhcp.pool.last) - u32::from(config.dhcp.pool.first) + 1);
-        let table = loader_table(&config)?;
-        let mut listeners = Listeners::open(&config, handed).map_err(StartError::Operator)?;
-
-        // A start that fails is to leave nothing behind, so what can fail is tried before the state directory is made.
-        place::check(&config.store.path)?;
-        probe_ports(&bridge)?;
+        let Ground { bridge, table, dhcp: doors, tftp, http: listener, mut listeners, confinement } = ground;
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
         listeners.keep_certificate().map_err(StartError::Operator)?;
@@ -152,17 +157,20 @@ impl Appliance {
         let config = Arc::new(ArcSwap::from_pointee(config));
 
         let dhcp = Arc::new(
-            dhcp::network::start(DhcpParts {
-                bridge: bridge.clone(),
-                config: config.load_full(),
-                loaders: Arc::new(loaders.table.clone()),
-                bindings,
-                registry: Arc::clone(&registry) as _,
-                store: durable,
-                addresses: Arc::clone(&addresses),
-                tally: Arc::clone(&tally),
-                clock,
-            })
+            dhcp::network::start_at(
+                doors,
+                DhcpParts {
+                    bridge: bridge.clone(),
+                    config: config.load_full(),
+                    loaders: Arc::new(loaders.table.clone()),
+                    bindings,
+                    registry: Arc::clone(&registry) as _,
+                    store: durable,
+                    addresses: Arc::clone(&addresses),
+                    tally: Arc::clone(&tally),
+                    clock,
+                },
+            )
             .map_err(StartError::Dhcp)?,
         );
         let content = Arc::new(BootContent::new(ContentParts {
@@ -178,11 +186,9 @@ impl Appliance {
             tally: Arc::clone(&tally),
             clock,
         }));
-        net::descriptors::raise_limit();
-        let tftp = tftp::network::start(bridge.clone(), Arc::clone(&content) as _, Arc::clone(&tally))
+        let tftp = tftp::network::start(bridge.clone(), tftp, Arc::clone(&content) as _, Arc::clone(&tally))
             .map_err(|source| StartError::Service { service: "TFTP", source })?;
         let http = |source| StartError::Service { service: "HTTP", source };
-        let listener = bridge.tcp_listener(HTTP_PORT).map_err(http)?;
         let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(http)? };
         let boot_plane = start_boot_plane(listener, &bridge, &content, &registry, &addresses, &tally, clock)
             .map_err(http)?;
@@ -203,6 +209,7 @@ impl Appliance {
             leases: Sparing::default(),
             pool_use: Sparing::default(),
             content: Arc::clone(&content),
+            confinement,
         };
         let operator = operator::start(
             OperatorParts {
@@ -299,15 +306,6 @@ fn registry_settings(config: &Config) -> RegistrySettings {
     }
 }
 
-/// Whether every port of the bridge is free; another farrier, or another server, may hold it.
-fn probe_ports(bridge: &Bridge) -> Result<(), StartError> {
-    dhcp::network::probe(bridge).map_err(StartError::Dhcp)?;
-    let taken = |service| move |source| StartError::Service { service, source };
-    bridge.udp_socket(tftp::network::PORT).map_err(taken("TFTP"))?;
-    bridge.tcp_listener(HTTP_PORT).map_err(taken("HTTP"))?;
-    Ok(())
-}
-
 fn start_boot_plane(
     listener: TcpListener,
     bridge: &Bridge,
@@ -380,6 +378,7 @@ struct View {
     leases: Sparing<Leases>,
     pool_use: Sparing<PoolUse>,
     content: Arc<BootContent>,
+    confinement: Confinement,
 }
 
 impl ApplianceView for View {
@@ -434,6 +433,12 @@ impl ApplianceView for View {
             largest_group: stats.largest_group,
             last_commit_micros: stats.last_commit_micros,
         }
+    }
+
+    fn process(&self) -> ProcessStatus {
+        let Confinement { user, capabilities, no_new_privileges, landlock, seccomp } =
+            self.confinement.clone();
+        ProcessStatus { user, capabilities, no_new_privileges, landlock, seccomp }
     }
 
     fn leases(&self) -> Arc<Leases> {

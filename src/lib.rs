@@ -23,6 +23,8 @@ pub mod bootplane;
 pub mod operator;
 pub mod page;
 
+pub mod privileges;
+
 pub mod appliance;
 
 pub mod agent;

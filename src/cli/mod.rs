@@ -15,6 +15,7 @@ use crate::cli::error::CommandError;
 use crate::cli::text::Style;
 
 mod audit;
+mod backup;
 pub mod client;
 mod config;
 mod demo;
@@ -101,6 +102,10 @@ pub enum Command {
     Lab(lab::LabCommand),
     /// Simulated machines, as many as you like, netboot at once
     Storm(storm::StormArgs),
+    /// Write leases, nodes, timelines and tokens to one file, also while the appliance runs
+    Backup(backup::BackupArgs),
+    /// Make such a file the store again; the appliance must be stopped, and what was there is kept
+    Restore(backup::BackupArgs),
     /// Check a configuration file
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -155,6 +160,8 @@ fn perform(cli: Cli) -> Result<String, CommandError> {
     match cli.command {
         Command::Serve(arguments) => serve::run(&arguments).map(|()| String::new()),
         Command::Config(command) => config::run(&command, json),
+        Command::Backup(arguments) => backup::back_up(&arguments, json),
+        Command::Restore(arguments) => backup::restore(&arguments, json),
         Command::Completions(arguments) => generate::completions(&arguments),
         Command::Man(arguments) => generate::man(&arguments),
         Command::Status => ask(async { status::run(&Client::new(socket), json, style).await }),

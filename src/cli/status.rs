@@ -8,7 +8,7 @@ use super::json_text;
 use super::table::Table;
 use super::text::{Style, Tone, ago, counted, duration, inert};
 use crate::clock::{Clock, Timestamp};
-use crate::operator::api::{Severity, Status};
+use crate::operator::api::{ProcessStatus, Severity, Status};
 
 pub(super) async fn run(client: &Client, json: bool, style: Style) -> Result<String, CommandError> {
     let status: Status = client.get("/api/v1/status").await?;
@@ -70,9 +70,23 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
     if let Some(error) = &status.store.last_error {
         line("", Tone::Bad, &format!("last commit failed: {error}"));
     }
+    let (tone, text_of_process) = process(&status.process);
+    line("process", tone, &text_of_process);
     text.push_str(&problems(status, style, now));
     text.push_str(&counters(status, style));
     text
+}
+
+/// Attention where the kernel, or the way it was started, leaves it more than it should have.
+fn process(process: &ProcessStatus) -> (Tone, String) {
+    let ProcessStatus { user, capabilities, no_new_privileges, landlock, seccomp } = process;
+    let held = if capabilities.is_empty() { "no capabilities".to_owned() } else { capabilities.join(" ") };
+    let on = |on: bool| if on { "on" } else { "off" };
+    let (privileges, calls) = (on(*no_new_privileges), on(*seccomp));
+    let text =
+        format!("user {user}, {held}; no_new_privs {privileges}, Landlock {landlock}, seccomp {calls}");
+    let confined = *no_new_privileges && *seccomp && landlock != "off" && user != "root";
+    (if confined { Tone::Plain } else { Tone::Attention }, text)
 }
 
 fn problems(status: &Status, style: Style, now: Timestamp) -> String {

@@ -290,6 +290,13 @@ fn the_status_says_what_is_wrong() {
             last_error: Some("disk full".into()),
             ..StoreStatus::default()
         },
+        process: ProcessStatus {
+            user: "farrier".into(),
+            capabilities: vec!["CAP_NET_RAW".into()],
+            no_new_privileges: true,
+            landlock: "full".into(),
+            seccomp: false,
+        },
         transfers: TransfersStatus { tftp: 2, http: 0 },
         problems: vec![ReportedProblem {
             at: START,

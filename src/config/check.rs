@@ -67,7 +67,8 @@ impl Check<'_> {
         let operator = self.operator(file.operator, &network)?;
         let store = self.store(file.store)?;
         let boot = self.boot(file.boot)?;
-        Ok(Config { network, dhcp, operator, store, boot })
+        let user = file.process.user.map(|name| self.account("process.user", "user", name)).transpose()?;
+        Ok(Config { network, dhcp, operator, store, boot, user })
     }
 
     fn network(&self, section: NetworkSection) -> Result<NetworkConfig, ConfigError> {

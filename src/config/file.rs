@@ -19,6 +19,7 @@ pub(super) struct FileConfig {
     pub(super) operator: OperatorSection,
     pub(super) store: StoreSection,
     pub(super) boot: BootSection,
+    pub(super) process: ProcessSection,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,6 +74,12 @@ pub(super) struct TlsSection {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct StoreSection {
     pub(super) path: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ProcessSection {
+    pub(super) user: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -44,6 +44,8 @@ pub struct Config {
     pub operator: OperatorConfig,
     pub store: StoreConfig,
     pub boot: BootConfig,
+    /// Whom a start as root becomes, by name or number. Without: the package's user, if there is one.
+    pub user: Option<String>,
 }
 
 /// A Linux interface name; there is no default and no wildcard.
@@ -169,7 +171,8 @@ impl Config {
         check::Check { path, document: &document }.config(file)
     }
 
-    /// Keys that differ in `new` and that a running appliance cannot take over: its sockets and its store are open.
+    /// Keys that differ in `new` and that a running appliance cannot take over: its sockets and its store are open, and what
+    /// it may reach is decided.
     pub fn fixed_at_start(&self, new: &Config) -> Vec<&'static str> {
         let compared = [
             ("network.bridge", self.network.bridge != new.network.bridge),
@@ -180,7 +183,9 @@ impl Config {
             ("operator.names", self.operator.names != new.operator.names),
             ("operator.tls", self.operator.tls != new.operator.tls),
             ("operator.metrics_open", self.operator.metrics_open != new.operator.metrics_open),
+            ("operator.consoles", self.operator.consoles != new.operator.consoles),
             ("store.path", self.store.path != new.store.path),
+            ("process.user", self.user != new.user),
         ];
         compared.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }

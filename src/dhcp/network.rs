@@ -10,8 +10,8 @@
 //! Everything one receive brings is one batch for the store, so that under load many leases share one sync. A grant
 //! always carries its whole binding, so a repeated request waits for a commit of its own.
 //!
-//! Nothing on the network ends this thread. A bridge that is deleted closes the sockets; they are opened again once a
-//! bridge of that name carries our address again.
+//! Nothing on the network ends this thread. A bridge that is deleted leaves the sockets deaf; they are moved to the next
+//! bridge of that name once it carries our address.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -42,6 +42,7 @@ mod recently;
 mod worker;
 
 use desk::{Desk, FailedBatch, Said};
+pub use outbound::Doors;
 use outbound::Outbound;
 use recently::Recently;
 use worker::{Done, Progress, Worker};
@@ -197,16 +198,16 @@ impl Drop for DhcpHandle {
     }
 }
 
-/// Whether the sockets can be had, by having them for a moment.
-pub fn probe(bridge: &Bridge) -> Result<(), BindError> {
-    Outbound::open(bridge, &Arc::default()).map(drop)
-}
-
 /// Opens the sockets and starts the thread.
 pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
+    start_at(Doors::open(&parts.bridge)?, parts)
+}
+
+/// Starts the thread with sockets that are open already.
+pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
     let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, clock } = parts;
     let system = |source| BindError::Thread { source };
-    let outbound = Arc::new(Outbound::open(&bridge, &tally)?);
+    let outbound = Arc::new(Outbound::new(&bridge, doors, &tally)?);
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let waker = Arc::new(EventFd::from_flags(flags).map_err(|errno| system(errno.into()))?);
     let watch = LinkWatch::open().map_err(system)?;
@@ -232,7 +233,8 @@ pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, Bind
             said: Said::default(),
         },
         bridge,
-        outbound: Some(outbound),
+        outbound,
+        bridge_gone: false,
         clock,
         orders,
         commands: commands.clone(),

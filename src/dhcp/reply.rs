@@ -112,6 +112,23 @@ pub struct Draft<'a> {
     pub destination: Destination,
 }
 
+impl Reply {
+    /// The same acknowledgement for what is left of a lease, when the disk would not take its extension.
+    pub fn without_extension(mut self, left: Duration) -> Option<Reply> {
+        let secs = u32::try_from(left.as_secs()).ok().filter(|secs| *secs > 0)?;
+        // Renewal is tried again soon: the disk may have room by then.
+        let times = [
+            (OptionCode::AddressLeaseTime, secs),
+            (OptionCode::Renewal, secs / 2),
+            (OptionCode::Rebinding, secs - secs / 8),
+        ];
+        for (code, value) in times {
+            wire::overwrite_u32(&mut self.bytes, code, value)?;
+        }
+        Some(self)
+    }
+}
+
 impl Draft<'_> {
     pub fn compose(self) -> Reply {
         let bytes = match self.kind {

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The caller makes [`Outcome::changes`] durable before [`Outcome::answer`] leaves; offers carry none. If the commit
-//! fails it drops the answer and calls [`DhcpServer::forget`].
+//! fails it calls [`DhcpServer::forget`] and drops the answer, unless that confirms a lease which is on disk all the
+//! same: then it says for how long, and extends nothing.
 //!
 //! Deviations from the RFC, all deliberate: a client is its MAC and not its client identifier (firmware, iPXE and the
 //! operating system of one machine present three different ones), unless `identity = "client-id"`; an authoritative
@@ -27,7 +28,7 @@ use crate::boot::decision::{self, BootPlan, NothingToBoot, RefusedBoot, Standing
 use crate::boot::loader::{LoaderFile, LoaderTable};
 use crate::clock::Timestamp;
 use crate::config::{Config, Identity, PoolRange};
-use crate::dhcp::lease::table::LeaseTable;
+use crate::dhcp::lease::table::{LeaseTable, StillStored};
 use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
 use crate::dhcp::request::{MessageKind, Relay, Request};
 use crate::dhcp::server::declines::Declines;
@@ -208,7 +209,8 @@ pub struct DhcpServer {
 }
 
 impl DhcpServer {
-    pub fn new(settings: Settings, bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
+    pub fn new(settings: Settings, mut bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
+        set_to_clock(&mut bindings, now);
         let table = LeaseTable::new(settings.pool, bindings, now);
         DhcpServer { settings, table, declines: Declines::default() }
     }
@@ -277,9 +279,10 @@ impl DhcpServer {
         }
     }
 
-    /// The commit of these changes failed and nobody was told of them.
-    pub fn forget(&mut self, changes: &[Change], now: Timestamp) {
-        self.table.forget(changes, now);
+    /// The commit of these changes failed and nobody was told of them. What is left of earlier promises may be told
+    /// ([`Reply::without_extension`]).
+    pub fn forget(&mut self, changes: &[Change], now: Timestamp) -> Vec<StillStored> {
+        self.table.forget(changes, now)
     }
 
     /// The client at this address is at work (TFTP, HTTP) though it may never have requested its offer: Raspberry Pi
@@ -311,6 +314,20 @@ impl DhcpServer {
 
     pub fn pool_use(&self) -> PoolUse {
         self.table.pool_use()
+    }
+}
+
+/// A lease that was granted in the future tells that the clock was set back. What was left of each lease then is still left
+/// of it, and no more: else addresses of machines that never come again would be held for as long as the clock was set back.
+fn set_to_clock(bindings: &mut [Binding], now: Timestamp) {
+    let latest = bindings.iter().map(|binding| binding.granted_at).max().unwrap_or_default();
+    let back = latest.since(now);
+    if back.is_zero() {
+        return;
+    }
+    for binding in bindings {
+        binding.granted_at = binding.granted_at.minus(back);
+        binding.expires_at = binding.expires_at.minus(back);
     }
 }
 

@@ -211,6 +211,29 @@ impl<'a> Options<'a> {
     }
 }
 
+/// Puts another number into the first instance of an option of ours; `None` if there is none of four bytes.
+pub fn overwrite_u32(message: &mut [u8], wanted: OptionCode, value: u32) -> Option<()> {
+    const PAD: u8 = 0;
+    const END: u8 = 255;
+    let mut at = OPTIONS;
+    loop {
+        match *message.get(at)? {
+            PAD => at += 1,
+            END => return None,
+            code => {
+                let data = at + 2;
+                let end = data + usize::from(*message.get(at + 1)?);
+                if code == u8::from(wanted) {
+                    let field: &mut [u8; 4] = message.get_mut(data..end)?.try_into().ok()?;
+                    *field = value.to_be_bytes();
+                    return Some(());
+                }
+                at = end;
+            }
+        }
+    }
+}
+
 /// Whether these bytes are a DISCOVER, and of which MAC, at a glance: enough to decide that they are not worth more.
 pub fn discover_of(bytes: &[u8]) -> Option<[u8; 6]> {
     /// Wherever firmware puts the message type, it is among the first options.

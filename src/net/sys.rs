@@ -402,11 +402,19 @@ const ICMP6_FILTER: libc::c_int = 1;
 const ROUTER_SOLICITATION: usize = 133;
 
 /// Lets the calling thread run before others when all processors are wanted (setpriority(2), which on Linux is about
-/// threads). Takes CAP_SYS_NICE; without it nothing changes.
+/// threads), and those it makes. Takes CAP_SYS_NICE; without it nothing changes.
 pub fn run_before_others() {
-    const NICE: libc::c_int = -10;
+    set_niceness(-10);
+}
+
+/// Undoes it for the calling thread, which takes nothing.
+pub fn run_like_others() {
+    set_niceness(0);
+}
+
+fn set_niceness(nice: libc::c_int) {
     // SAFETY: no pointers; 0 is the calling thread.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
 /// Supplementary groups of the peer of a Unix stream socket, as they were when it connected (`SO_PEERGROUPS`, Linux

@@ -38,7 +38,9 @@ use crate::node::registry::Registry;
 use crate::node::verdict::BridgeState;
 use crate::operator::access::names::Names;
 use crate::operator::access::{Access, Door};
-use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
+use crate::operator::api::{
+    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, ServiceStatus, StoreStatus,
+};
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
 use crate::operator::serve::Served;
@@ -86,6 +88,10 @@ pub trait ApplianceView: Send + Sync {
     fn services(&self) -> Vec<ServiceStatus>;
     fn image(&self) -> ImageStatus;
     fn store(&self) -> StoreStatus;
+    /// Who the program is, and what it may do.
+    fn process(&self) -> ProcessStatus {
+        ProcessStatus::default()
+    }
     /// Bindings and offers, of this moment or of a moment ago.
     fn leases(&self) -> Arc<Leases>;
     fn pool_use(&self) -> PoolUse;

@@ -300,6 +300,7 @@ pub fn status(parts: &OperatorParts) -> Status {
         waiting_for_approval: census.waiting_for_approval,
         image: parts.appliance.image(),
         store: parts.appliance.store(),
+        process: parts.appliance.process(),
         transfers: TransfersStatus { tftp, http },
         problems: parts.problems.snapshot(),
         counters: parts.tally.snapshot().into_iter().map(counter).collect(),

@@ -76,7 +76,9 @@ struct Bench {
 
 fn config() -> Arc<Config> {
     Arc::new(Config {
+        user: None,
         network: NetworkConfig {
+        user: None,
             bridge: bridge_name("br0"),
             address: network("192.168.2.2/24"),
             gateway: None,

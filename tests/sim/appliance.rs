@@ -83,15 +83,7 @@ struct Hatch {
 impl Post for Hatch {
     fn send(&self, parcels: &[Parcel]) {
         let mut sent = self.outbox.sent.lock().expect("the outbox");
-        for Parcel { reply, service, report, decided_at } in parcels {
-            let parcel = Parcel {
-                reply: reply.clone(),
-                service: *service,
-                report: report.clone(),
-                decided_at: *decided_at,
-            };
-            sent.push((parcel, self.waited));
-        }
+        sent.extend(parcels.iter().map(|parcel| (parcel.clone(), self.waited)));
         if self.waited {
             self.outbox.waiting.fetch_sub(parcels.len(), Ordering::Relaxed);
         }
@@ -230,15 +222,18 @@ impl Appliance {
     /// Leases that could not be stored are forgotten, as the thread does when it is told.
     pub fn take_back(&mut self, now: Timestamp) {
         let failed = std::mem::take(&mut *self.outbox.failed.lock().expect("the outbox"));
+        let hatch = Hatch { outbox: Arc::clone(&self.outbox), waited: false };
         for (failed, parcels) in failed {
-            self.desk.take_back(&failed, now);
+            self.desk.take_back(&failed, &hatch, now);
             self.outbox.waiting.fetch_sub(parcels, Ordering::Relaxed);
         }
     }
 
     /// Invariant 3: how many datagrams of DHCP neither were answered nor have a named reason for silence, nor wait.
     pub fn unaccounted(&self) -> i64 {
-        let silent: u64 = self.tally.snapshot().iter().filter(|row| row.0 == "dhcp").map(|row| row.2).sum();
+        // What was confirmed without being extended was sent as well.
+        let silences = |row: &&_| matches!(row, ("dhcp", reason, _) if *reason != "not-extended");
+        let silent: u64 = self.tally.snapshot().iter().filter(silences).map(|row| row.2).sum();
         let waiting = self.outbox.waiting.load(Ordering::Relaxed) as u64;
         self.received as i64 - (silent + self.sent + waiting) as i64
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!  bytes ─► DhcpServer ─┬─ nothing new ────────────────────────────► batch.ready
 //!                       └─ changes ─► batch ─► store ─ durable ────► Post::send   (on the store's thread)
-//!                                               └── failed ─► Desk::take_back, nothing is sent
+//!                                               └── failed ─► Desk::take_back, nothing new is promised
 //! ```
 //!
 //! The thread brings datagrams and sends what is ready; a simulation brings its own, and a disk that fails.
@@ -11,12 +11,13 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::boot::client::{Client, ClientClass};
 use crate::boot::decision::NothingToBoot;
 use crate::clock::Timestamp;
 use crate::dhcp::address_book::AddressBook;
+use crate::dhcp::lease::table::StillStored;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::{Nodes, SERVICE, outbound, step_of};
 use crate::dhcp::server::{
@@ -28,7 +29,7 @@ use crate::store::{Change, CommitError, Store};
 use crate::telemetry::Tally;
 
 /// A reply on its way, and who asked for it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Parcel {
     pub reply: Reply,
     pub service: Service,
@@ -264,18 +265,37 @@ impl Desk {
         );
     }
 
-    /// Nobody was told of these grants, so they never were.
-    pub fn take_back(&mut self, failed: &FailedBatch, now: Timestamp) {
+    /// Nobody was told of these grants, so they never were. Who holds a lease that is on disk is told what is left of it:
+    /// with silence it would give its address up in the end, for a disk of ours that is full.
+    pub fn take_back(&mut self, failed: &FailedBatch, post: &dyn Post, now: Timestamp) {
         let FailedBatch { batch: Batch { ready: _, changes, parcels }, error } = failed;
-        self.server.forget(changes, now);
+        let still_stored = self.server.forget(changes, now);
         if !self.said.store_fails.swap(true, Ordering::Relaxed) {
-            tracing::error!(reason = %error, "leases cannot be stored, so none is given");
+            tracing::error!(reason = %error, "leases cannot be stored: none is given or extended; those on disk are confirmed for as long as they last");
         }
-        self.tally.add(SERVICE, "not-durable", parcels.len() as u64);
-        for report in parcels.iter().filter_map(|parcel| parcel.report.as_ref()) {
-            self.record(report, Err("not-durable".to_owned()), None, None, now);
+        let mut confirmed = Vec::new();
+        for parcel in parcels {
+            let left = left_of(parcel, &still_stored, now);
+            match left.and_then(|left| parcel.reply.clone().without_extension(left)) {
+                Some(reply) => confirmed.push(Parcel { reply, ..parcel.clone() }),
+                None => {
+                    self.tally.count(SERVICE, "not-durable");
+                    if let Some(report) = &parcel.report {
+                        self.record(report, Err("not-durable".to_owned()), None, None, now);
+                    }
+                }
+            }
         }
+        self.tally.add(SERVICE, "not-extended", confirmed.len() as u64);
+        post.send(&confirmed);
     }
+}
+
+/// How long the lease that this reply would have extended lasts as it is on disk.
+fn left_of(parcel: &Parcel, still_stored: &[StillStored], now: Timestamp) -> Option<Duration> {
+    let (mac, address) = (parcel.report.as_ref()?.mac, parcel.reply.address?);
+    let stored = still_stored.iter().find(|stored| stored.mac == mac && stored.address == address)?;
+    Some(stored.until.since(now))
 }
 
 /// Whether this client's lease is among the changes.

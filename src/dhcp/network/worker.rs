@@ -51,8 +51,9 @@ struct Ready {
 pub(super) struct Worker {
     pub(super) desk: Desk,
     pub(super) bridge: Bridge,
-    /// Absent while the bridge is gone.
-    pub(super) outbound: Option<Arc<Outbound>>,
+    pub(super) outbound: Arc<Outbound>,
+    /// The device the sockets are tied to was deleted.
+    pub(super) bridge_gone: bool,
     pub(super) clock: Clock,
     pub(super) orders: mpsc::Receiver<Command>,
     pub(super) commands: mpsc::Sender<Command>,
@@ -88,11 +89,14 @@ impl Worker {
             self.desk.server.expire(self.clock.now());
             let ready = self.wait();
             ordered = ready.orders;
-            if ready.links || self.outbound.is_none() {
+            if ready.links || self.bridge_gone {
                 self.watch.clear();
                 self.look_at_bridge();
             }
-            let Some(outbound) = self.outbound.clone() else { continue };
+            if self.bridge_gone {
+                continue;
+            }
+            let outbound = Arc::clone(&self.outbound);
             if ready.dhcp || ready.boot_server {
                 self.let_gather();
             }
@@ -124,7 +128,9 @@ impl Worker {
                     self.desk.reconfigured();
                 }
                 Command::InUse(address) => self.desk.server.in_use(address, self.clock.now()),
-                Command::CommitFailed(failed, _done) => self.desk.take_back(&failed, self.clock.now()),
+                Command::CommitFailed(failed, _done) => {
+                    self.desk.take_back(&failed, &*self.outbound, self.clock.now());
+                }
                 Command::Stop => return true,
             }
         }
@@ -135,14 +141,14 @@ impl Worker {
         let now = Instant::now();
         let muted = self.progress.muted_until.is_some_and(|until| now < until);
         let receiving = self.progress.pending.load(Ordering::SeqCst) < PENDING_REPLIES_MAX && !muted;
-        let sockets = self.outbound.as_ref().filter(|_| receiving);
         let mut polled = vec![
             PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.watch.as_fd(), PollFlags::POLLIN),
         ];
-        if let Some(outbound) = sockets {
-            polled.push(PollFd::new(outbound.dhcp.as_fd(), PollFlags::POLLIN));
-            polled.push(PollFd::new(outbound.boot_server.as_fd(), PollFlags::POLLIN));
+        if receiving && !self.bridge_gone {
+            for service in [Service::Dhcp, Service::BootServer] {
+                polled.push(PollFd::new(self.outbound.socket(service).as_fd(), PollFlags::POLLIN));
+            }
         }
         match poll(&mut polled, self.timeout(muted)) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -163,18 +169,18 @@ impl Worker {
             // Expiry is bookkeeping: never more often than this.
             deadline.since(self.clock.now()).max(RETRY)
         });
-        let until_retry = (muted || self.outbound.is_none()).then_some(RETRY);
+        let until_retry = (muted || self.bridge_gone).then_some(RETRY);
         let earliest = until_expiry.into_iter().chain(until_retry).min();
         earliest
             .map_or(PollTimeout::NONE, |duration| PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX))
     }
 
-    /// Opens the sockets anew if the device they belong to was replaced; says once when service stops and when it
+    /// Moves the sockets if the device they belong to was replaced; says once when service stops and when it
     /// goes on.
     fn look_at_bridge(&mut self) {
         let bridge = &self.bridge.name;
-        match (self.bridge.link(), &self.outbound) {
-            (Some(link), Some(_)) => {
+        match (self.bridge.link(), self.bridge_gone) {
+            (Some(link), false) => {
                 if link.up == self.progress.bridge_down {
                     self.progress.bridge_down = !link.up;
                     match link.up {
@@ -184,9 +190,10 @@ impl Worker {
                 }
                 return;
             }
-            (Some(_), None) => {}
-            (None, _) => {
-                if self.outbound.take().is_some() {
+            (Some(_), true) => {}
+            (None, gone) => {
+                if !gone {
+                    self.bridge_gone = true;
                     self.desk.tally.count(SERVICE, "bridge-gone");
                     tracing::error!(%bridge, "the bridge is gone: no machine can boot until it is back");
                 }
@@ -194,11 +201,18 @@ impl Worker {
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
         let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
-        if let Ok(outbound) = Outbound::open(&found, &self.desk.tally) {
-            tracing::info!(%bridge, "the bridge is back");
-            self.bridge = found;
-            self.progress.bridge_down = false;
-            self.outbound = Some(Arc::new(outbound));
+        match self.outbound.moved_to(&found) {
+            Ok(outbound) => {
+                tracing::info!(%bridge, "the bridge is back");
+                self.bridge = found;
+                self.bridge_gone = false;
+                self.progress.bridge_down = false;
+                self.outbound = Arc::new(outbound);
+            }
+            Err(error) => {
+                let reason = &error as &dyn std::error::Error;
+                tracing::error!(%bridge, reason, "DHCP cannot return to the bridge");
+            }
         }
     }
 

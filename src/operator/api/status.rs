@@ -24,6 +24,8 @@ pub struct Status {
     pub waiting_for_approval: u64,
     pub image: ImageStatus,
     pub store: StoreStatus,
+    #[serde(default)]
+    pub process: ProcessStatus,
     pub transfers: TransfersStatus,
     /// Newest last.
     pub problems: Vec<ReportedProblem>,
@@ -101,6 +103,20 @@ pub struct StoreStatus {
     pub largest_group: u64,
     #[serde(default)]
     pub last_commit_micros: u64,
+}
+
+/// What the running program may do to the machine it runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProcessStatus {
+    pub user: String,
+    /// Those it kept, in the kernel's spelling.
+    pub capabilities: Vec<String>,
+    /// Nothing it could execute would have more.
+    pub no_new_privileges: bool,
+    /// How far the kernel restricts it to its own files: `full`, `partial` (an older kernel) or `off`.
+    pub landlock: String,
+    /// Whether the kernel restricts it to a list of system calls.
+    pub seccomp: bool,
 }
 
 /// A warning or an error the appliance logged.
