@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use nix::net::if_::if_nametoindex;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::{LoaderTable, UnknownLoaderError};
@@ -19,10 +20,11 @@ use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::service::BootService;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, DhcpMode};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::PoolUse;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
+use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
@@ -63,11 +65,17 @@ pub struct Appliance {
     content: Arc<BootContent>,
     library: Arc<Library>,
     dhcp: Arc<DhcpHandle>,
-    tftp: TftpHandle,
-    advertiser: Option<AdvertiserHandle>,
-    boot_plane: BootPlaneHandle,
+    /// Absent where we only observe.
+    files: Option<FileServices>,
     operator: OperatorHandle,
     ticker: JoinHandle<()>,
+}
+
+/// What answers on the bridge beside DHCP.
+struct FileServices {
+    tftp: TftpHandle,
+    http: BootPlaneHandle,
+    advertiser: AdvertiserHandle,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -118,13 +126,14 @@ impl Appliance {
         clock: Clock,
     ) -> Result<Appliance, StartError> {
         let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
-        neighbours::warn_if_below(u32::from(config.dhcp.pool.last) - u32::from(config.dhcp.pool.first) + 1);
+        neighbours::warn_if_below(config.dhcp.pool.size());
         let table = loader_table(&config)?;
         let mut listeners = Listeners::open(&config, handed).map_err(StartError::Operator)?;
 
         // A start that fails is to leave nothing behind, so what can fail is tried before the state directory is made.
         place::check(&config.store.path)?;
-        probe_ports(&bridge)?;
+        let mode = config.dhcp.mode;
+        probe_ports(&bridge, mode)?;
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
         listeners.keep_certificate().map_err(StartError::Operator)?;
@@ -139,7 +148,7 @@ impl Appliance {
         let durable: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
         let tally = Arc::new(Tally::default());
         store.time_commits(Arc::clone(&tally));
-        let addresses = Arc::new(AddressBook::default());
+        let addresses = Arc::new(address_book(&bridge, mode));
         let settings = registry_settings(&config);
         let audit = Arc::new(AuditLog::new(std::mem::take(&mut snapshot.audit), Arc::clone(&durable), clock));
         let tokens = std::mem::take(&mut snapshot.tokens);
@@ -177,15 +186,16 @@ impl Appliance {
             clock,
         }));
         net::descriptors::raise_limit();
-        let tftp = tftp::network::start(bridge.clone(), Arc::clone(&content) as _, Arc::clone(&tally))
-            .map_err(|source| StartError::Service { service: "TFTP", source })?;
-        let http = |source| StartError::Service { service: "HTTP", source };
-        let listener = bridge.tcp_listener(HTTP_PORT).map_err(http)?;
-        let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(http)? };
-        let boot_plane = start_boot_plane(listener, &bridge, &content, &registry, &addresses, &tally, clock)
-            .map_err(http)?;
-        let advertiser = net::advertise::start(bridge.clone(), Arc::clone(&tally))
-            .map_err(|source| StartError::Service { service: "router advertisement", source })?;
+        let (files, door) = match mode {
+            DhcpMode::Server | DhcpMode::Proxy => {
+                let (files, door) = serve_files(&bridge, &content, &registry, &addresses, &tally, clock)?;
+                (Some(files), Some(door))
+            }
+            DhcpMode::Observe => {
+                tracing::warn!("dhcp.mode = \"observe\": nobody on the bridge is answered");
+                (None, None)
+            }
+        };
 
         let page = listeners.describe_tcp();
         if let Some(page) = &page {
@@ -223,23 +233,12 @@ impl Appliance {
             version = env!("CARGO_PKG_VERSION"),
             bridge = %running.network.bridge,
             address = %running.network.address,
+            mode = running.dhcp.mode.as_str(),
             "serving"
         );
         drop(running);
         let ticker = tokio::spawn(tick(Arc::clone(&registry), door, clock));
-        Ok(Appliance {
-            config,
-            clock,
-            registry,
-            content,
-            library,
-            dhcp,
-            tftp,
-            advertiser: Some(advertiser),
-            boot_plane,
-            operator,
-            ticker,
-        })
+        Ok(Appliance { config, clock, registry, content, library, dhcp, files, operator, ticker })
     }
 
     /// Takes over a configuration whose fixed keys are unchanged ([`Config::fixed_at_start`]). Files published since
@@ -260,18 +259,30 @@ impl Appliance {
     }
 
     /// Stops serving in good order: nothing acknowledged is lost, transfers are told, watchers see their streams end.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.ticker.abort();
-        drop(self.advertiser.take());
+        let (tftp, http) = match self.files {
+            Some(FileServices { tftp, http, advertiser }) => {
+                drop(advertiser);
+                (Some(tftp), Some(http))
+            }
+            None => (None, None),
+        };
         let dhcp = Arc::clone(&self.dhcp);
-        let tftp = self.tftp;
         // Both join a thread of their own.
         let wire = tokio::task::spawn_blocking(move || {
             dhcp.stop();
-            tftp.stop();
+            if let Some(tftp) = tftp {
+                tftp.stop();
+            }
         });
+        let http_stops = async {
+            if let Some(http) = http {
+                http.stop().await;
+            }
+        };
         // Side by side: each may take its whole time.
-        tokio::join!(self.boot_plane.stop(), self.operator.stop());
+        tokio::join!(http_stops, self.operator.stop());
         if wire.await.is_err() {
             tracing::error!("the DHCP or TFTP thread ended badly");
         }
@@ -298,12 +309,51 @@ fn registry_settings(config: &Config) -> RegistrySettings {
 }
 
 /// Whether every port of the bridge is free; another farrier, or another server, may hold it.
-fn probe_ports(bridge: &Bridge) -> Result<(), StartError> {
+fn probe_ports(bridge: &Bridge, mode: DhcpMode) -> Result<(), StartError> {
     dhcp::network::probe(bridge).map_err(StartError::Dhcp)?;
+    match mode {
+        DhcpMode::Server | DhcpMode::Proxy => {}
+        DhcpMode::Observe => return Ok(()),
+    }
     let taken = |service| move |source| StartError::Service { service, source };
     bridge.udp_socket(tftp::network::PORT).map_err(taken("TFTP"))?;
     bridge.tcp_listener(HTTP_PORT).map_err(taken("HTTP"))?;
     Ok(())
+}
+
+/// Whose an address is: by our leases, or where another server gives the addresses by what the kernel knows.
+fn address_book(bridge: &Bridge, mode: DhcpMode) -> AddressBook {
+    match mode {
+        DhcpMode::Server | DhcpMode::Observe => AddressBook::default(),
+        DhcpMode::Proxy => {
+            let name = bridge.name.clone();
+            AddressBook::of_claims(Box::new(move |address| {
+                // By name: a bridge that was made anew has another index.
+                let link = if_nametoindex(name.0.as_str()).ok()?;
+                net::ports::neighbour_on(link, address).ok().flatten()
+            }))
+        }
+    }
+}
+
+fn serve_files(
+    bridge: &Bridge,
+    content: &Arc<BootContent>,
+    registry: &Arc<Registry>,
+    addresses: &Arc<AddressBook>,
+    tally: &Arc<Tally>,
+    clock: Clock,
+) -> Result<(FileServices, Door), StartError> {
+    let failed = |service| move |source| StartError::Service { service, source };
+    let tftp = tftp::network::start(bridge.clone(), Arc::clone(content) as _, Arc::clone(tally))
+        .map_err(failed("TFTP"))?;
+    let listener = bridge.tcp_listener(HTTP_PORT).map_err(failed("HTTP"))?;
+    let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(failed("HTTP"))? };
+    let http = start_boot_plane(listener, bridge, content, registry, addresses, tally, clock)
+        .map_err(failed("HTTP"))?;
+    let advertiser =
+        net::advertise::start(bridge.clone(), Arc::clone(tally)).map_err(failed("router advertisement"))?;
+    Ok((FileServices { tftp, http, advertiser }, door))
 }
 
 fn start_boot_plane(
@@ -356,13 +406,15 @@ impl Door {
     }
 }
 
-async fn tick(registry: Arc<Registry>, mut door: Door, clock: Clock) {
+async fn tick(registry: Arc<Registry>, mut door: Option<Door>, clock: Clock) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         registry.tick(clock.now());
-        door.follow();
+        if let Some(door) = &mut door {
+            door.follow();
+        }
     }
 }
 
@@ -400,13 +452,21 @@ impl ApplianceView for View {
         let bridge = &self.bridge.name;
         let service =
             |name: &str, listens: String, running| ServiceStatus { name: name.to_owned(), listens, running };
-        let mut services = vec![
-            service("dhcp", format!("{bridge}, UDP 67 and 4011"), up),
-            service("tftp", format!("{ip}, UDP 69"), up),
-            service("http", format!("{ip}, TCP {HTTP_PORT}"), up),
-            service("router-advertisement", format!("{bridge}, ICMPv6"), up),
-            service("operator", self.config.load().operator.socket.display().to_string(), true),
-        ];
+        let config = self.config.load();
+        let dhcp = |part| service("dhcp", format!("{bridge}, UDP 67 and 4011{part}"), up);
+        let files = || {
+            vec![
+                service("tftp", format!("{ip}, UDP 69"), up),
+                service("http", format!("{ip}, TCP {HTTP_PORT}"), up),
+                service("router-advertisement", format!("{bridge}, ICMPv6"), up),
+            ]
+        };
+        let mut services = match config.dhcp.mode {
+            DhcpMode::Server => [vec![dhcp("")], files()].concat(),
+            DhcpMode::Proxy => [vec![dhcp(", as a proxy")], files()].concat(),
+            DhcpMode::Observe => vec![dhcp(", listening only")],
+        };
+        services.push(service("operator", config.operator.socket.display().to_string(), true));
         if let Some(page) = &self.page {
             services.push(service("page", page.clone(), true));
         }
@@ -440,6 +500,10 @@ impl ApplianceView for View {
 
     fn pool_use(&self) -> PoolUse {
         *self.pool_use.get(|| self.dhcp.pool_use())
+    }
+
+    fn other_servers(&self) -> Vec<OtherServer> {
+        self.dhcp.other_servers()
     }
 
     fn images(&self) -> Vec<ImageEntry> {

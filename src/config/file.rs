@@ -33,6 +33,7 @@ pub(super) struct NetworkSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct DhcpSection {
+    pub(super) mode: Option<String>,
     pub(super) pool: Option<String>,
     pub(super) lease: Option<String>,
     pub(super) unknown: Option<String>,

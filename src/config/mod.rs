@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
@@ -72,6 +74,29 @@ pub struct PoolRange {
     pub last: Ipv4Addr,
 }
 
+/// What part DHCP plays on the bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DhcpMode {
+    /// The only DHCP server there: addresses and boot files.
+    #[default]
+    Server,
+    /// Beside another server, which gives the addresses: boot files only (PXE 2.1, ProxyDHCP).
+    Proxy,
+    /// Listens, answers nobody, and tells what a server would have answered.
+    Observe,
+}
+
+impl DhcpMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DhcpMode::Server => "server",
+            DhcpMode::Proxy => "proxy",
+            DhcpMode::Observe => "observe",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Identity {
     /// A client is its MAC: firmware, iPXE, ramdisk and OS get one address (protocol: three client-ids in one boot).
@@ -83,6 +108,8 @@ pub enum Identity {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct DhcpConfig {
+    pub mode: DhcpMode,
+    /// Without a meaning where another server gives the addresses.
     pub pool: PoolRange,
     pub lease: Duration,
     pub unknown: UnknownPolicy,
@@ -174,6 +201,7 @@ impl Config {
         let compared = [
             ("network.bridge", self.network.bridge != new.network.bridge),
             ("network.address", self.network.address != new.network.address),
+            ("dhcp.mode", self.dhcp.mode != new.dhcp.mode),
             ("operator.socket", self.operator.socket != new.operator.socket),
             ("operator.group", self.operator.group != new.operator.group),
             ("operator.listen", self.operator.listen != new.operator.listen),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::boot::client::ClientClass;
 use crate::boot::decision::{BootFile, VendorClass};
+use crate::config::DhcpMode;
 use crate::dhcp::request::{MessageKind, Request};
 use crate::dhcp::server::{Destination, Reply, ReplyKind, Settings};
 use crate::dhcp::wire::{self, MessageType, OptionCode, ReplyHeader};
@@ -134,6 +135,8 @@ impl Draft<'_> {
             htype: message.htype(),
             xid: message.xid(),
             flags: match (self.kind, self.request.relay, self.request.current) {
+                // There is no address to send it to but everybody's.
+                (ReplyKind::Offer, _, _) if self.granted.is_none() => message.flags() | wire::BROADCAST_FLAG,
                 // RFC 2131 §4.3.2: a client that is wrong about its address is reached by broadcast only, and so may
                 // be one that asks for configuration without saying where it is.
                 (ReplyKind::Nak, Some(_), _) => message.flags() | wire::BROADCAST_FLAG,
@@ -203,11 +206,13 @@ impl Draft<'_> {
             options.push(OptionCode::Renewal, &t1);
             options.push(OptionCode::Rebinding, &t2);
         }
-        if self.boot_item.is_none() {
+        // The server that gives the addresses says the rest as well.
+        let configures = self.boot_item.is_none() && settings.mode != DhcpMode::Proxy;
+        if configures {
             options.push(OptionCode::SubnetMask, &mask);
             options.push_some(OptionCode::Router, gateway.as_ref().map(|gateway| &gateway[..]));
         }
-        for &code in self.request.parameters() {
+        for &code in self.request.parameters().iter().filter(|_| configures) {
             match OptionCode::from(code) {
                 OptionCode::DomainNameServer if !name_servers.is_empty() => {
                     options.push(OptionCode::DomainNameServer, &name_servers);
@@ -229,7 +234,8 @@ impl Draft<'_> {
         if self.request.class.wants_boot() {
             options.push_some(OptionCode::ClientMachineIdentifier, self.request.machine_id());
         }
-        if matches!(self.request.class, ClientClass::Ipxe { .. }) {
+        // A proxy's offer ends that wait by itself.
+        if matches!(self.request.class, ClientClass::Ipxe { .. }) && settings.mode != DhcpMode::Proxy {
             options.push(wire::IPXE_ENCAPSULATED, &NO_PROXY_DHCP);
         }
         options.push_some(OptionCode::ClientIdentifier, self.request.client_id);

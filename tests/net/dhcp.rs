@@ -10,7 +10,7 @@ use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::{
-    BootConfig, Config, DhcpConfig, Identity, NetworkConfig, OperatorConfig, PoolRange, StoreConfig,
+    BootConfig, Config, DhcpConfig, DhcpMode, Identity, NetworkConfig, OperatorConfig, PoolRange, StoreConfig,
 };
 use farrier::dhcp::address_book::AddressBook;
 use farrier::dhcp::lease::LeaseState;
@@ -83,6 +83,7 @@ fn config() -> Arc<Config> {
             dns: Vec::new(),
         },
         dhcp: DhcpConfig {
+            mode: DhcpMode::Server,
             pool: PoolRange { first: [192, 168, 2, 50].into(), last: [192, 168, 2, 250].into() },
             lease: Duration::from_secs(3600),
             unknown: UnknownPolicy::Enroll,

@@ -15,13 +15,16 @@ use nix::sys::eventfd::EventFd;
 use crate::boot::client::{Client, ClientClass};
 use crate::boot::decision::{NothingToBoot, Standing};
 use crate::clock::{Clock, Timestamp};
+use crate::config::DhcpMode;
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
-use crate::dhcp::network::{Command, Nodes, SERVICE, step_of};
+use crate::dhcp::network::{Command, Nodes, SERVICE, open_ear, step_of};
+use crate::dhcp::rivals::{OtherReply, Rivals};
 use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
 use crate::dhcp::wire;
 use crate::net::link::LinkWatch;
+use crate::net::overheard::Ear;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
 use crate::net::{Bridge, MacAddr};
 use crate::node::timeline::Happening;
@@ -61,13 +64,18 @@ struct Ready {
     dhcp: bool,
     boot_server: bool,
     links: bool,
+    ear: bool,
 }
 
 pub(super) struct Worker {
     pub(super) server: DhcpServer,
     pub(super) bridge: Bridge,
+    pub(super) mode: DhcpMode,
     /// Absent while the bridge is gone.
     pub(super) outbound: Option<Arc<Outbound>>,
+    /// Absent while the bridge is gone, and where we are the server.
+    pub(super) ear: Option<Ear>,
+    pub(super) rivals: Rivals,
     pub(super) registry: Arc<dyn Nodes>,
     pub(super) store: Arc<dyn Store>,
     pub(super) addresses: Arc<AddressBook>,
@@ -117,6 +125,9 @@ impl Worker {
                 self.watch.clear();
                 self.look_at_bridge();
             }
+            if ready.ear {
+                self.listen();
+            }
             let Some(outbound) = self.outbound.clone() else { continue };
             if ready.dhcp || ready.boot_server {
                 self.let_gather();
@@ -144,6 +155,9 @@ impl Worker {
                     self.server.expire(self.clock.now());
                     let _ = answer.send(self.server.pool_use());
                 }
+                Command::OtherServers(answer) => {
+                    let _ = answer.send(self.rivals.servers().to_vec());
+                }
                 Command::Reconfigure(settings) => {
                     self.server.reconfigure(*settings, self.clock.now());
                     self.progress.without_loader.clear();
@@ -169,6 +183,10 @@ impl Worker {
             polled.push(PollFd::new(outbound.dhcp.as_fd(), PollFlags::POLLIN));
             polled.push(PollFd::new(outbound.boot_server.as_fd(), PollFlags::POLLIN));
         }
+        let ear = self.ear.as_ref().filter(|_| !muted).map(|ear| {
+            polled.push(PollFd::new(ear.as_fd(), PollFlags::POLLIN));
+            polled.len() - 1
+        });
         match poll(&mut polled, self.timeout(muted)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
@@ -180,7 +198,8 @@ impl Worker {
         let ready = |index: usize| {
             polled.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
         };
-        Ready { orders: ready(0), links: ready(1), dhcp: ready(2), boot_server: ready(3) }
+        let (dhcp, boot_server) = (sockets.is_some() && ready(2), sockets.is_some() && ready(3));
+        Ready { orders: ready(0), links: ready(1), dhcp, boot_server, ear: ear.is_some_and(ready) }
     }
 
     fn timeout(&self, muted: bool) -> PollTimeout {
@@ -219,7 +238,9 @@ impl Worker {
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
         let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
-        if let Ok(outbound) = Outbound::open(&found, &self.tally) {
+        self.ear = None;
+        if let (Ok(outbound), Ok(ear)) = (Outbound::open(&found, &self.tally), open_ear(&found, self.mode)) {
+            self.ear = ear;
             tracing::info!(%bridge, "the bridge is back");
             self.bridge = found;
             self.progress.bridge_down = false;
@@ -278,6 +299,56 @@ impl Worker {
         }
         outbound.send(&std::mem::take(&mut batch.ready));
         self.submit(batch, outbound);
+    }
+
+    /// What other servers say.
+    fn listen(&mut self) {
+        /// Then it is the clients' turn again.
+        const SAYINGS_MAX: usize = 64;
+        let Some(mut ear) = self.ear.take() else { return };
+        let now = self.clock.now();
+        for _ in 0..SAYINGS_MAX {
+            match ear.next() {
+                Ok(Some(saying)) => {
+                    if let Some(reply) = OtherReply::read(saying.payload, saying.source, saying.mac) {
+                        self.take_note_of(reply, now);
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    self.tally.count(SERVICE, "receive-failed");
+                    tracing::error!(bridge = %self.bridge.name, reason = %error, "listening for other servers failed");
+                    self.progress.muted_until = Some(Instant::now() + RETRY);
+                    break;
+                }
+            }
+        }
+        self.ear = Some(ear);
+    }
+
+    fn take_note_of(&mut self, reply: OtherReply, now: Timestamp) {
+        self.tally.count(SERVICE, Silence::ReplyFromAnotherServer.as_str());
+        if self.rivals.note(&reply, now) {
+            tracing::info!(server = %reply.server, mac = %reply.server_mac, "another DHCP server answers here");
+        }
+        let ip = reply.address.map(tracing::field::display);
+        let boot_file = reply.boot_file.as_deref();
+        tracing::debug!(
+            mac = %reply.client, server = %reply.server, answer = reply.message, ip, boot_file,
+            "said by another DHCP server"
+        );
+        if matches!(self.registry.standing(reply.client, now), Standing::Known(_)) {
+            let happening = Happening::OtherServer {
+                port: reply.client,
+                server: reply.server,
+                server_mac: reply.server_mac,
+                message: reply.message.to_owned(),
+                xid: reply.xid,
+                address: reply.address,
+                boot_file: reply.boot_file,
+            };
+            self.registry.record(reply.client, happening, now);
+        }
     }
 
     /// An empty pool is no error of any one request, and the operator's to mend.
@@ -348,6 +419,10 @@ impl Worker {
         }
         let Some(report) = &outcome.report else { return };
         let mut has_timeline = report.known;
+        // A claim that becomes an entry only where it is not the kernel's word that counts.
+        if let (Some(address), DhcpMode::Proxy) = (report.elsewhere, self.mode) {
+            self.addresses.set(address, report.mac);
+        }
         if let Answer::Reply(reply) = &outcome.answer {
             // Grants came with the changes. What else names an address (port 4011, INFORM) has it from the client.
             if let (ReplyKind::Offer, Some(address)) = (reply.kind, reply.address) {
@@ -372,10 +447,14 @@ impl Worker {
         }
         let (answer, address, boot_file) = match &outcome.answer {
             Answer::Reply(reply) => {
-                (Ok(reply.kind.as_str().to_owned()), reply.address, reply.boot_file.clone())
+                (Ok(reply.kind.as_str()), report.address(Some(reply)), reply.boot_file.clone())
             }
-            Answer::Silence(silence) => (Err(silence.as_str().to_owned()), None, None),
+            Answer::Withheld(reply) => {
+                (Err(reply.kind.withheld()), report.address(Some(reply)), reply.boot_file.clone())
+            }
+            Answer::Silence(silence) => (Err(silence.as_str()), report.address(None), None),
         };
+        let answer = answer.map(str::to_owned).map_err(str::to_owned);
         self.record(report, answer, address, boot_file, now);
     }
 
@@ -432,7 +511,11 @@ impl Worker {
         match answer {
             Answer::Silence(silence) => {
                 self.tally.count(SERVICE, silence.as_str());
-                outbound::log_silence(silence, report.as_ref());
+                outbound::log_silence(silence.as_str(), report.as_ref());
+            }
+            Answer::Withheld(reply) => {
+                self.tally.count(SERVICE, reply.kind.withheld());
+                outbound::log_silence(reply.kind.withheld(), report.as_ref());
             }
             Answer::Reply(reply) => {
                 let parcel = Parcel { reply, service, report, decided_at: Instant::now() };

@@ -310,7 +310,12 @@ impl DhcpServer {
         Draft { reason, boot_file: None, ..self.draft(visit, ReplyKind::Nak, destination) }.compose()
     }
 
-    fn draft<'a>(&'a self, visit: &'a Visit<'_>, kind: ReplyKind, destination: Destination) -> Draft<'a> {
+    pub(super) fn draft<'a>(
+        &'a self,
+        visit: &'a Visit<'_>,
+        kind: ReplyKind,
+        destination: Destination,
+    ) -> Draft<'a> {
         Draft {
             request: visit.request,
             kind,
