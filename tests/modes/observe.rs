@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use crate::support::{ClientMachine, Process, SERVER, TestBed, eventually, in_namespace, run};
-use crate::wire::{DISCOVER, OTHER, OtherServer, Packet, REQUEST, Reply, Station, counted};
+use crate::wire::{DISCOVER, OTHER, OtherServer, Packet, REQUEST, Reply, Station, bed, counted};
 
 /// Frames a program of ours would have sent: what the kernel says by itself (ARP, neighbour discovery, "nobody is there")
 /// is no answer.
@@ -44,7 +44,7 @@ impl Capture {
 #[test]
 fn no_packet_of_ours_leaves_and_everything_is_seen() {
     in_namespace("observe::no_packet_of_ours_leaves_and_everything_is_seen", || {
-        let mut bed = TestBed::new("[dhcp]\nmode = \"observe\"\n");
+        let mut bed = bed("observe");
         let _other = OtherServer::start(&mut bed);
         let station = Station::plug(&mut bed, 1, 68);
         let known = Station::plug(&mut bed, 2, 68);

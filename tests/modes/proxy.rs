@@ -3,25 +3,12 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use farrier::boot::loader::LoaderTable;
 use serde_json::{Value, json};
 
-use crate::support::{SERVER, TestBed, eventually, in_namespace, pattern};
+use crate::support::{SERVER, TestBed, eventually, in_namespace};
 use crate::wire::{
-    ACK, DISCOVER, INFORM, OFFER, OTHER, OtherServer, Packet, REQUEST, Reply, Station, counted, gather,
+    ACK, DISCOVER, INFORM, OFFER, OTHER, OtherServer, Packet, REQUEST, Reply, Station, bed, counted, gather,
 };
-
-/// Loaders and an image, and a configuration that says what mode; nothing runs yet.
-fn bed(mode: &str) -> TestBed {
-    let bed = TestBed::new(&format!("[dhcp]\nmode = \"{mode}\"\n"));
-    for file in LoaderTable::built_in().files().filter(|file| file.packaged) {
-        let place = bed.state().join("loaders").join(file.path.strip_prefix("/").expect("absolute"));
-        std::fs::create_dir_all(place.parent().expect("a folder")).expect("a folder");
-        std::fs::write(place, pattern(60_000)).expect("a loader");
-    }
-    bed.publish("metal", &pattern(300_000), &pattern(600_000));
-    bed
-}
 
 /// A proxy beside dnsmasq.
 fn beside() -> (TestBed, OtherServer) {
@@ -240,8 +227,8 @@ fn a_node_whose_other_server_gives_nothing_is_told_so() {
         });
         assert_eq!(cause, "no-address-elsewhere");
         // The dialogue without a packet says the same of a machine that is well.
-        let told = bed.farrier(&["explain", &station.mac_text(), "--firmware", "bios"]);
-        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let told = bed.farrier(&["explain", "--mac", &station.mac_text(), "--firmware", "bios"]);
+        let told = String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned();
         assert!(told.contains("the other DHCP server offers") && told.contains("it enrolls"), "{told}");
     });
 }

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 
-use crate::support::{Process, SERVER, TestBed, eventually, in_namespace};
-use crate::wire::{ACK, DISCOVER, INFORM, NAK, OFFER, Packet, REQUEST, Reply, Station, counted, forwarding, gather};
+use crate::support::{Process, SERVER, TestBed, eventually, in_namespace, run};
+use crate::wire::{ACK, DISCOVER, INFORM, NAK, OFFER, Packet, REQUEST, Reply, Station, bed, counted, forwarding, gather, socket, text};
 
 const AGENT: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 5);
 /// Circuit id, remote id, and a sub-option nobody knows: echoed byte for byte.
@@ -81,19 +81,23 @@ fn d_26_without_an_agent_the_information_is_a_clients_claim() {
 #[test]
 fn d_25_a_client_boots_through_iscs_relay() {
     in_namespace("relay::d_25_a_client_boots_through_iscs_relay", || {
-        let mut bed = TestBed::start("");
+        let mut bed = bed("server");
+        bed.start_server();
         let relay = bed.plug("02:00:00:00:00:05");
-        forwarding();
+        // The far link is a switch of its own, with the client on it.
+        run("ip", &["link", "add", "br1", "type", "bridge", "forward_delay", "0", "stp_state", "0"]);
+        run("ip", &["link", "set", "br1", "up"]);
+        let mac = [0x52, 0x54, 0, 0, 0x0d, 0x88];
+        let client = bed.plug_into("br1", &text(mac));
+        let here = std::process::id().to_string();
+        let cable = ["link", "add", "far0", "type", "veth", "peer", "name", "farport", "netns", &here];
+        relay.run("ip", &cable);
+        run("ip", &["link", "set", "farport", "master", "br1", "up"]);
+        // Its address there is of our subnet, so that `giaddr` is one we serve; answers to it come by the near card.
         relay.run("ip", &["addr", "add", &format!("{AGENT}/24"), "dev", "eth0"]);
-        // The far link: a cable between the relay and a client of its own, with an address of our subnet on it, so that
-        // `giaddr` is one we serve.
-        let near = Ipv4Addr::new(192, 168, 77, 6);
-        relay.run("ip", &["link", "add", "far0", "type", "veth", "peer", "name", "far1"]);
-        relay.run("ip", &["addr", "add", &format!("{near}/32"), "dev", "far0"]);
+        relay.run("ip", &["addr", "add", "192.168.77.6/32", "dev", "far0"]);
         relay.run("ip", &["link", "set", "far0", "up"]);
-        relay.run("ip", &["link", "set", "far1", "address", "52:54:00:00:0d:88", "up"]);
-        // Answers to the agent's other address come in by its near card.
-        relay.run("ip", &["addr", "add", &format!("{near}/32"), "dev", "eth0"]);
+        forwarding();
         let child = relay
             .command(
                 "dhcrelay",
@@ -106,13 +110,7 @@ fn d_25_a_client_boots_through_iscs_relay() {
         let _relaying = Process(child);
         let log = || String::from_utf8_lossy(&relay.read("relay.log")).into_owned();
         eventually("the relay listens", || log().contains("Sending on   Socket/fallback").then_some(()));
-        let socket = relay.inside(|| {
-            let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 68)).expect("port 68");
-            socket2::SockRef::from(&socket).bind_device(Some(b"far1")).expect("its card");
-            socket.set_broadcast(true).expect("broadcasts");
-            socket
-        });
-        let mac = [0x52, 0x54, 0, 0, 0x0d, 0x88];
+        let socket = socket(&client, 68);
         let ask = |packet: &Packet| {
             socket.send_to(&packet.bytes(), (Ipv4Addr::BROADCAST, 67)).expect("sent");
             gather(&socket, packet, |_| true).pop().unwrap_or_else(|| panic!("no answer:\n{}", log()))

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::support::{ClientMachine, Process, SERVER, TestBed, eventually, run};
+use farrier::boot::loader::LoaderTable;
+
+use crate::support::{ClientMachine, Process, SERVER, TestBed, eventually, pattern, run};
 
 pub const DISCOVER: u8 = 1;
 pub const OFFER: u8 = 2;
@@ -246,7 +248,7 @@ impl Station {
     }
 }
 
-fn socket(plug: &ClientMachine, port: u16) -> UdpSocket {
+pub fn socket(plug: &ClientMachine, port: u16) -> UdpSocket {
     plug.inside(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("the port");
         socket2::SockRef::from(&socket).bind_device(Some(b"eth0")).expect("its card");
@@ -288,6 +290,18 @@ pub fn forwarding() {
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
         told.lines().all(|line| line.contains("state forwarding")).then_some(())
     });
+}
+
+/// Loaders and an image, and a configuration that says what mode; nothing runs yet.
+pub fn bed(mode: &str) -> TestBed {
+    let bed = TestBed::new(&format!("[dhcp]\nmode = \"{mode}\"\n"));
+    for file in LoaderTable::built_in().files().filter(|file| file.packaged) {
+        let place = bed.state().join("loaders").join(file.path.strip_prefix("/").expect("absolute"));
+        std::fs::create_dir_all(place.parent().expect("a folder")).expect("a folder");
+        std::fs::write(place, pattern(60_000)).expect("a loader");
+    }
+    bed.publish("metal", &pattern(300_000), &pattern(600_000));
+    bed
 }
 
 /// dnsmasq on a machine of its own, giving 192.168.77.100 to 150.

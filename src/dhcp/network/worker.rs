@@ -418,7 +418,8 @@ impl Worker {
             }
         }
         let Some(report) = &outcome.report else { return };
-        let mut has_timeline = report.known;
+        // A stranger that was offered a boot file and goes on to take an address waits to be a node.
+        let mut has_timeline = report.known || (report.elsewhere.is_some() && report.class.wants_boot());
         // A claim that becomes an entry only where it is not the kernel's word that counts.
         if let (Some(address), DhcpMode::Proxy) = (report.elsewhere, self.mode) {
             self.addresses.set(address, report.mac);
