@@ -290,7 +290,7 @@ impl Appliance {
 }
 
 fn loader_table(config: &Config) -> Result<LoaderTable, StartError> {
-    LoaderTable::built_in().with_overrides(&config.boot.loaders).map_err(StartError::Loader)
+    config.loader_table().map_err(StartError::Loader)
 }
 
 /// Reads the loader files. DHCP is given the table that comes of it: what is advertised is served.

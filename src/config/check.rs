@@ -214,7 +214,8 @@ impl Check<'_> {
         let identity = self.one_of("dhcp.identity", section.identity, &identities)?;
         let reservations = self.reservations(section.reservation, network)?;
         let authoritative = section.authoritative.unwrap_or(true);
-        Ok(DhcpConfig { mode, pool, lease, unknown, identity, authoritative, reservations })
+        let bootp = section.bootp.unwrap_or(false);
+        Ok(DhcpConfig { mode, pool, lease, unknown, identity, authoritative, bootp, reservations })
     }
 
     fn store(&self, section: StoreSection) -> Result<StoreConfig, ConfigError> {

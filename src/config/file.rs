@@ -39,6 +39,7 @@ pub(super) struct DhcpSection {
     pub(super) unknown: Option<String>,
     pub(super) identity: Option<String>,
     pub(super) authoritative: Option<bool>,
+    pub(super) bootp: Option<bool>,
     pub(super) reservation: Vec<ReservationEntry>,
 }
 

@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
-use crate::boot::loader::LoaderName;
+use crate::boot::loader::{LoaderName, LoaderTable, UnknownLoaderError};
 use crate::boot::script::KernelArgument;
 use crate::net::MacAddr;
 use crate::node::NodeName;
@@ -115,6 +115,8 @@ pub struct DhcpConfig {
     pub unknown: UnknownPolicy,
     pub identity: Identity,
     pub authoritative: bool,
+    /// BOOTP clients of registered machines with a fixed address are answered.
+    pub bootp: bool,
     pub reservations: Vec<Reservation>,
 }
 
@@ -194,6 +196,15 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let (file, document) = file::read(text, path)?;
         check::Check { path, document: &document }.config(file)
+    }
+
+    /// Which loader each firmware gets: the shipped choice for this mode, and the operator's before it.
+    pub fn loader_table(&self) -> Result<LoaderTable, UnknownLoaderError> {
+        let table = match self.dhcp.mode {
+            DhcpMode::Server | DhcpMode::Observe => LoaderTable::built_in(),
+            DhcpMode::Proxy => LoaderTable::built_in().beside_another_server(),
+        };
+        table.with_overrides(&self.boot.loaders)
     }
 
     /// Keys that differ in `new` and that a running appliance cannot take over: its sockets and its store are open.

@@ -70,6 +70,7 @@ pub struct Settings {
     pub unknown: UnknownPolicy,
     pub identity: Identity,
     pub authoritative: bool,
+    pub bootp: bool,
     pub loaders: Arc<LoaderTable>,
 }
 
@@ -85,6 +86,7 @@ impl Settings {
             unknown: config.dhcp.unknown,
             identity: config.dhcp.identity,
             authoritative: config.dhcp.authoritative,
+            bootp: config.dhcp.bootp,
             loaders,
         }
     }
@@ -167,6 +169,8 @@ pub enum ReplyKind {
     Offer,
     Ack,
     Nak,
+    /// RFC 951: an address without an end.
+    Bootp,
 }
 
 impl ReplyKind {
@@ -175,6 +179,7 @@ impl ReplyKind {
             ReplyKind::Offer => "offer",
             ReplyKind::Ack => "ack",
             ReplyKind::Nak => "nak",
+            ReplyKind::Bootp => "bootp-reply",
         }
     }
 
@@ -184,6 +189,7 @@ impl ReplyKind {
             ReplyKind::Offer => "would-offer",
             ReplyKind::Ack => "would-ack",
             ReplyKind::Nak => "would-nak",
+            ReplyKind::Bootp => "would-bootp-reply",
         }
     }
 }
@@ -320,6 +326,7 @@ impl DhcpServer {
             MessageKind::Decline => Err(self.decline(visit, changes)),
             MessageKind::Release => Err(self.release(visit, changes)),
             MessageKind::Inform => refused.and_then(|()| self.inform(visit)),
+            MessageKind::Bootp => refused.and_then(|()| self.bootp(visit)),
         }
     }
 

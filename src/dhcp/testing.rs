@@ -42,6 +42,7 @@ pub(crate) fn settings() -> Settings {
         unknown: UnknownPolicy::Enroll,
         identity: Identity::Mac,
         authoritative: true,
+        bootp: false,
         loaders: LOADERS.clone(),
     }
 }

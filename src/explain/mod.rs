@@ -229,7 +229,9 @@ impl Play<'_> {
         let ack = self.exchange(stage, &format!("REQUEST{who} of {address}, broadcast"), &request)?;
         match ack.kind {
             ReplyKind::Ack => Ok(ack.boot_file),
-            ReplyKind::Offer | ReplyKind::Nak => Err("the machine is told to start over (NAK)".to_owned()),
+            ReplyKind::Offer | ReplyKind::Nak | ReplyKind::Bootp => {
+                Err("the machine is told to start over (NAK)".to_owned())
+            }
         }
     }
 

@@ -55,6 +55,7 @@ fn server() -> DhcpServer {
         unknown: UnknownPolicy::Enroll,
         identity: Identity::Mac,
         authoritative: true,
+        bootp: false,
         loaders: LOADERS.clone(),
     };
     DhcpServer::new(settings, Vec::new(), START)

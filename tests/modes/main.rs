@@ -3,7 +3,7 @@
 //!
 //! Names begin with the number of the acceptance check (`d_24_…`, `p_07_…`) where there is one.
 
-//mod bootp;
+mod bootp;
 mod identity;
 mod observe;
 mod proxy;

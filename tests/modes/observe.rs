@@ -8,7 +8,8 @@ use crate::wire::{DISCOVER, OTHER, OtherServer, Packet, REQUEST, Reply, Station,
 
 /// Frames a program of ours would have sent: what the kernel says by itself (ARP, neighbour discovery, "nobody is there")
 /// is no answer.
-const OURS: &str = "ip.src == 192.168.77.2 && (udp || (tcp && !tcp.flags.reset)) && !icmp || icmpv6.type == 134";
+const OURS: &str =
+    "ip.src == 192.168.77.2 && (udp || (tcp && !tcp.flags.reset)) && !icmp || icmpv6.type == 134";
 
 /// Everything that reaches a machine's card.
 struct Capture {
@@ -60,13 +61,15 @@ fn no_packet_of_ours_leaves_and_everything_is_seen() {
         eventually("both offers and the ACK were heard", || {
             let servers = heard();
             let server = servers.get(0)?;
-            (server["address"] == OTHER.to_string() && server["offers"] == 2 && server["acks"] == 1).then_some(())
+            (server["address"] == OTHER.to_string() && server["offers"] == 2 && server["acks"] == 1)
+                .then_some(())
         });
 
         // A stranger with an address of another network; a client that chooses us; port 4011; TFTP; HTTP.
         let stranger = station.ask_all(&Packet::new(REQUEST, station.mac).option(50, &[10, 0, 0, 1]));
         assert!(!stranger.iter().any(Reply::ours), "{stranger:?}");
-        let ours = Packet::new(REQUEST, known.mac).pxe(7).option(54, &SERVER.octets()).option(50, &address.octets());
+        let ours =
+            Packet::new(REQUEST, known.mac).pxe(7).option(54, &SERVER.octets()).option(50, &address.octets());
         assert!(!known.ask_all(&ours).iter().any(Reply::ours));
         let socket = known.port(4011);
         let boot = Packet::new(REQUEST, known.mac).no_broadcast().using(address).pxe(7);
@@ -84,9 +87,17 @@ fn no_packet_of_ours_leaves_and_everything_is_seen() {
 
         // Of a node both are on the timeline: what we would have said, and what the other said.
         let events = bed.farrier_json(&["node", "show", "rack1"])["boot"]["events"].clone();
-        let of = |wanted: &dyn Fn(&serde_json::Value) -> bool| events.as_array().expect("events").iter().any(wanted);
-        assert!(of(&|event| event["answer"]["Err"] == "would-offer" && event["boot_file"].is_string()), "{events:#}");
-        assert!(of(&|event| event["event"] == "other-server" && event["address"] == address.to_string()), "{events:#}");
+        let of = |wanted: &dyn Fn(&serde_json::Value) -> bool| {
+            events.as_array().expect("events").iter().any(wanted)
+        };
+        assert!(
+            of(&|event| event["answer"]["Err"] == "would-offer" && event["boot_file"].is_string()),
+            "{events:#}"
+        );
+        assert!(
+            of(&|event| event["event"] == "other-server" && event["address"] == address.to_string()),
+            "{events:#}"
+        );
         let status = bed.farrier(&["status"]);
         let text = String::from_utf8_lossy(&status.stdout).into_owned();
         assert!(text.contains("observe: nobody is answered") && text.contains(&OTHER.to_string()), "{text}");

@@ -31,10 +31,10 @@ fn boot_clients_get_an_offer_without_an_address() {
         let script = format!("http://{SERVER}/boot/{}/script.ipxe", station.mac_text().replace(':', "-"));
         let cases = [
             ("BIOS", discover().pxe(0), "undionly.kpxe".to_owned(), &b"PXEClient"[..]),
-            ("UEFI", discover().pxe(7), "uefi-x64/shimx64.efi".to_owned(), b"PXEClient"),
+            ("UEFI", discover().pxe(7), "ipxe.efi".to_owned(), b"PXEClient"),
             ("HTTP Boot", discover().http(), format!("http://{SERVER}/ipxe.efi"), b"HTTPClient\0"),
             ("iPXE", discover().ipxe(), script, b"PXEClient"),
-            ("UEFI, flag clear", discover().pxe(7).no_broadcast(), "uefi-x64/shimx64.efi".to_owned(), b"PXEClient"),
+            ("UEFI, flag clear", discover().pxe(7).no_broadcast(), "ipxe.efi".to_owned(), b"PXEClient"),
         ];
         for (name, packet, file, class) in cases {
             let packet = packet.option(55, &[1, 3, 6, 43, 60, 66, 67]);
@@ -54,7 +54,10 @@ fn boot_clients_get_an_offer_without_an_address() {
                 assert_eq!(offer.option(code), None, "{name}: option {code} is the other server's to say");
             }
             if packet_says_broadcast(&packet) {
-                assert!(theirs.iter().any(|reply| reply.yiaddr() != Ipv4Addr::UNSPECIFIED), "{name}: {theirs:?}");
+                assert!(
+                    theirs.iter().any(|reply| reply.yiaddr() != Ipv4Addr::UNSPECIFIED),
+                    "{name}: {theirs:?}"
+                );
             }
         }
     });
@@ -74,12 +77,32 @@ fn everybody_else_is_left_to_the_other_server() {
         let cases = [
             ("an operating system's DISCOVER", new(DISCOVER), "not-a-boot-client"),
             ("its INFORM", new(INFORM).using(theirs), "not-a-boot-client"),
-            ("a DISCOVER that names a server", new(DISCOVER).pxe(7).option(54, &SERVER.octets()), "discover-names-server"),
+            (
+                "a DISCOVER that names a server",
+                new(DISCOVER).pxe(7).option(54, &SERVER.octets()),
+                "discover-names-server",
+            ),
             ("firmware nobody has a loader for", new(DISCOVER).pxe(2), "nothing-to-boot"),
-            ("a REQUEST to the other server", new(REQUEST).pxe(7).option(54, &OTHER.octets()).option(50, &theirs.octets()), "address-elsewhere"),
-            ("a REQUEST to us", new(REQUEST).pxe(7).option(54, &SERVER.octets()).option(50, &theirs.octets()), "address-elsewhere"),
-            ("an INIT-REBOOT of a strange address", new(REQUEST).option(50, &[10, 0, 0, 1]), "address-elsewhere"),
-            ("a DECLINE", new(4).option(54, &OTHER.octets()).option(50, &theirs.octets()), "address-elsewhere"),
+            (
+                "a REQUEST to the other server",
+                new(REQUEST).pxe(7).option(54, &OTHER.octets()).option(50, &theirs.octets()),
+                "address-elsewhere",
+            ),
+            (
+                "a REQUEST to us",
+                new(REQUEST).pxe(7).option(54, &SERVER.octets()).option(50, &theirs.octets()),
+                "address-elsewhere",
+            ),
+            (
+                "an INIT-REBOOT of a strange address",
+                new(REQUEST).option(50, &[10, 0, 0, 1]),
+                "address-elsewhere",
+            ),
+            (
+                "a DECLINE",
+                new(4).option(54, &OTHER.octets()).option(50, &theirs.octets()),
+                "address-elsewhere",
+            ),
             ("a RELEASE", new(7).option(54, &OTHER.octets()).using(theirs), "address-elsewhere"),
         ];
         for (name, packet, word) in cases {
@@ -113,14 +136,14 @@ fn p_07_port_4011_answers_request_and_inform_with_and_without_a_boot_item() {
             let plain = ask(&new(kind)).expect("an answer");
             assert_eq!((plain.kind(), plain.from.port(), plain.from.ip()), (ACK, 4011, &SERVER));
             assert_eq!((plain.yiaddr(), plain.siaddr()), (Ipv4Addr::UNSPECIFIED, SERVER));
-            assert_eq!(plain.file(), "uefi-x64/shimx64.efi");
+            assert_eq!(plain.file(), "ipxe.efi");
             assert_eq!(plain.option(54), Some(SERVER.octets().to_vec()));
             assert_eq!(plain.option(60).as_deref(), Some(&b"PXEClient"[..]));
             assert_eq!(plain.option(97), Some(vec![0; 17]));
             assert_eq!((plain.option(51), plain.option(1)), (None, None), "the lease is another's");
             let item = ask(&new(kind).option(43, &ITEM)).expect("an answer");
             assert_eq!((item.yiaddr(), item.option(43)), (address, Some(ITEM.to_vec())));
-            assert_eq!(item.file(), "uefi-x64/shimx64.efi");
+            assert_eq!(item.file(), "ipxe.efi");
             let before = counted(&bed, "bis-refused");
             assert!(ask(&new(kind).option(43, &[71, 4, 0, 5, 0x80, 0, 255])).is_none(), "BIS");
             assert_eq!(counted(&bed, "bis-refused"), before + 1);
@@ -133,10 +156,9 @@ fn p_07_port_4011_answers_request_and_inform_with_and_without_a_boot_item() {
 
 fn post(station: &Station, call: &str, body: &Value) -> (String, Value) {
     let url = format!("http://{SERVER}/agent/v1/{call}");
-    let text = station.plug.run(
-        "curl",
-        &["-sS", "-o", "answer.json", "-w", "%{http_code}", "--json", &body.to_string(), &url],
-    );
+    let text = station
+        .plug
+        .run("curl", &["-sS", "-o", "answer.json", "-w", "%{http_code}", "--json", &body.to_string(), &url]);
     let answer = serde_json::from_slice(&station.plug.read("answer.json")).unwrap_or_default();
     (text, answer)
 }
@@ -175,7 +197,11 @@ fn a_machine_is_tracked_though_another_gave_its_address() {
 
         // What it asked before it was a node is on its timeline, with the server that it chose.
         let verdict = bed.farrier_json(&["why", &mac]);
-        assert_eq!((&verdict["outcome"], &verdict["stage"]), (&json!("under-way"), &json!("kernel")), "{verdict:#}");
+        assert_eq!(
+            (&verdict["outcome"], &verdict["stage"]),
+            (&json!("under-way"), &json!("kernel")),
+            "{verdict:#}"
+        );
         let shown = bed.farrier_json(&["node", "show", &mac]);
         let events = shown["boot"]["events"].as_array().expect("events");
         let offered = events.iter().any(|event| event["event"] == "dhcp" && event["answer"]["Ok"] == "offer");
@@ -194,7 +220,8 @@ fn a_machine_is_tracked_though_another_gave_its_address() {
         assert_eq!(status, "200", "{answer}");
 
         // A claim on its address does not turn what it fetches into the thief's: the kernel knows who answers there.
-        let claim = Packet::new(REQUEST, thief.mac).ipxe().option(54, &OTHER.octets()).option(50, &address.octets());
+        let claim =
+            Packet::new(REQUEST, thief.mac).ipxe().option(54, &OTHER.octets()).option(50, &address.octets());
         let before = counted(&bed, "address-elsewhere");
         thief.send(&claim);
         eventually("the claim was heard", || (counted(&bed, "address-elsewhere") > before).then_some(()));

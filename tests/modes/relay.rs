@@ -4,7 +4,10 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 
 use crate::support::{Process, SERVER, TestBed, eventually, in_namespace, run};
-use crate::wire::{ACK, DISCOVER, INFORM, NAK, OFFER, Packet, REQUEST, Reply, Station, bed, counted, forwarding, gather, socket, text};
+use crate::wire::{
+    ACK, DISCOVER, INFORM, NAK, OFFER, Packet, REQUEST, Reply, Station, bed, counted, forwarding, gather,
+    socket, text,
+};
 
 const AGENT: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 5);
 /// Circuit id, remote id, and a sub-option nobody knows: echoed byte for byte.
@@ -30,10 +33,12 @@ fn d_25_the_agent_gets_the_answer_and_its_information_back() {
         let mut bed = TestBed::start("");
         let agent = agent(&mut bed);
         let relayed = |packet: Packet| packet.no_broadcast().relayed(AGENT, INFORMATION);
-        let at_agent = |reply: &Reply| (reply.from.port(), reply.address(24)) == (67, AGENT) && is_echoed_last(reply);
+        let at_agent =
+            |reply: &Reply| (reply.from.port(), reply.address(24)) == (67, AGENT) && is_echoed_last(reply);
 
         // All of it unicast to port 67 of the agent: the socket that gets it is bound there.
-        let discover = Packet::new(DISCOVER, CLIENT).option(61, b"\0client").pxe(7).option(55, &[1, 3, 6, 82]);
+        let discover =
+            Packet::new(DISCOVER, CLIENT).option(61, b"\0client").pxe(7).option(55, &[1, 3, 6, 82]);
         let offer = agent.ask(&relayed(discover)).expect("an offer");
         assert!(offer.kind() == OFFER && at_agent(&offer) && !offer.broadcast_flag(), "{offer:?}");
         let address = offer.yiaddr();

@@ -222,9 +222,8 @@ impl Station {
     /// DISCOVER to ACK with our server; gives the address.
     pub fn bind(&self, decorate: impl Fn(Packet) -> Packet) -> Ipv4Addr {
         let offer = self.ask(&decorate(Packet::new(DISCOVER, self.mac))).expect("an offer");
-        let request = Packet::new(REQUEST, self.mac)
-            .option(54, &SERVER.octets())
-            .option(50, &offer.yiaddr().octets());
+        let request =
+            Packet::new(REQUEST, self.mac).option(54, &SERVER.octets()).option(50, &offer.yiaddr().octets());
         let ack = self.ask(&decorate(request)).expect("an answer");
         assert_eq!((ack.kind(), ack.yiaddr()), (ACK, offer.yiaddr()));
         ack.yiaddr()
@@ -354,4 +353,3 @@ pub fn counted(bed: &TestBed, word: &str) -> u64 {
     let of_word = |counter: &&serde_json::Value| counter["service"] == "dhcp" && counter["outcome"] == word;
     counters.iter().find(of_word).map_or(0, |counter| counter["count"].as_u64().expect("a number"))
 }
-

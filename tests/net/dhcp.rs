@@ -89,6 +89,7 @@ fn config() -> Arc<Config> {
             unknown: UnknownPolicy::Enroll,
             identity: Identity::Mac,
             authoritative: true,
+            bootp: false,
             reservations: Vec::new(),
         },
         operator: OperatorConfig { socket: "/nonexistent".into(), ..OperatorConfig::default() },

@@ -426,7 +426,7 @@ impl Worker {
         }
         if let Answer::Reply(reply) = &outcome.answer {
             // Grants came with the changes. What else names an address (port 4011, INFORM) has it from the client.
-            if let (ReplyKind::Offer, Some(address)) = (reply.kind, reply.address) {
+            if let (ReplyKind::Offer | ReplyKind::Bootp, Some(address)) = (reply.kind, reply.address) {
                 self.addresses.set(address, report.mac);
             }
             has_timeline |= report.class.wants_boot();

@@ -96,7 +96,7 @@ impl DhcpServer {
                 self.elsewhere.drop_claim(request.mac);
                 None
             }
-            MessageKind::Discover => None,
+            MessageKind::Discover | MessageKind::Bootp => None,
         };
         if let Some(address) = told {
             self.elsewhere.claim(request.mac, address, request.hostname(), visit.now);

@@ -25,6 +25,7 @@ impl DhcpServer {
             }
             MessageKind::Inform if request.class.wants_boot() => self.boot_server(visit),
             MessageKind::Inform => Err(Silence::NotABootClient),
+            MessageKind::Bootp => Err(Silence::Bootp),
             MessageKind::Request | MessageKind::Decline | MessageKind::Release => {
                 Err(Silence::AddressElsewhere)
             }

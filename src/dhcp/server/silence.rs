@@ -29,8 +29,11 @@ silences! {
     BadOperation => "bad-operation",
     /// Not an Ethernet address one machine can own.
     BadHardwareAddress => "bad-hardware-address",
-    /// No magic cookie, or no message type: BOOTP (RFC 951), which has no leases and is not served.
+    /// No message type, and an empty vendor field or one that is not ours to read: BOOTP (RFC 951), and `dhcp.bootp` is
+    /// off or the field another vendor's.
     Bootp => "bootp",
+    /// A BOOTP client that has no fixed address, or nobody approved: without one it could only keep one of the pool's.
+    BootpWithoutAddress => "bootp-without-address",
     /// An OFFER, ACK or NAK: another server is at work on this bridge.
     ReplyFromAnotherServer => "reply-from-another-server",
     /// A message type servers do not handle, or not this one.

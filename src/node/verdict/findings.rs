@@ -160,7 +160,7 @@ fn of_dhcp(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> O
             // A machine that gives back what it has is leaving, not failing.
             "released" | "release-unfounded" | "decline-unfounded" => None,
             ADDRESS_ELSEWHERE => None,
-            "would-offer" | "would-ack" | "would-nak" => {
+            "would-offer" | "would-ack" | "would-nak" | "would-bootp-reply" => {
                 let address = address.map(|address| format!(" {address}")).unwrap_or_default();
                 found(
                     Cause::Observing,
