@@ -38,6 +38,7 @@ use crate::node::timeline::Happening;
 use crate::store::Store;
 use crate::telemetry::Tally;
 
+mod listening;
 mod outbound;
 mod recently;
 mod worker;

@@ -162,6 +162,10 @@ impl Draft<'_> {
             yiaddr: self.granted.unwrap_or(Ipv4Addr::UNSPECIFIED),
             siaddr: match self.boot_file {
                 Some(_) => self.settings.server(),
+                // U-Boot looks for its configuration by itself, and asks the server that is named here.
+                None if matches!(self.request.class, ClientClass::UnknownFirmware { .. }) => {
+                    self.settings.server()
+                }
                 None => Ipv4Addr::UNSPECIFIED,
             },
             giaddr: message.giaddr(),

@@ -18,7 +18,9 @@ pub const INFORM: u8 = 8;
 /// Where dnsmasq is.
 pub const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 9);
 /// How long an answer that is not to come is waited for; those that do come take milliseconds.
-const SILENCE: Duration = Duration::from_millis(1500);
+pub const SILENCE: Duration = Duration::from_millis(700);
+/// How long one is waited for that has to come, on a busy machine.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 /// A message of a client, field by field.
 #[derive(Clone)]
@@ -210,13 +212,18 @@ impl Station {
     /// Every answer to this packet that comes within the silence after the last.
     pub fn ask_all(&self, packet: &Packet) -> Vec<Reply> {
         self.send(packet);
-        gather(&self.socket, packet, |_| false)
+        gather(&self.socket, packet, SILENCE, |_| false)
     }
 
     /// The first answer of ours.
     pub fn ask(&self, packet: &Packet) -> Option<Reply> {
         self.send(packet);
-        gather(&self.socket, packet, Reply::ours).into_iter().find(Reply::ours)
+        gather(&self.socket, packet, ANSWER_WITHIN, Reply::ours).into_iter().find(Reply::ours)
+    }
+
+    /// Whether we leave it unanswered.
+    pub fn asks_in_vain(&self, packet: &Packet) -> bool {
+        !self.ask_all(packet).iter().any(Reply::ours)
     }
 
     /// DISCOVER to ACK with our server; gives the address.
@@ -234,13 +241,13 @@ impl Station {
         let discover = decorate(Packet::new(DISCOVER, self.mac));
         self.send(&discover);
         let from_other = |reply: &Reply| *reply.from.ip() == OTHER;
-        let offers = gather(&self.socket, &discover, from_other);
+        let offers = gather(&self.socket, &discover, ANSWER_WITHIN, from_other);
         let address = offers.iter().find(|reply| from_other(reply)).expect("dnsmasq offers").yiaddr();
         let request = decorate(
             Packet::new(REQUEST, self.mac).option(54, &OTHER.octets()).option(50, &address.octets()),
         );
         self.send(&request);
-        let answers = gather(&self.socket, &request, from_other);
+        let answers = gather(&self.socket, &request, ANSWER_WITHIN, from_other);
         assert!(answers.iter().any(|reply| from_other(reply) && reply.kind() == ACK), "{answers:?}");
         self.plug.run("ip", &["addr", "add", &format!("{address}/24"), "dev", "eth0"]);
         address
@@ -256,11 +263,16 @@ pub fn socket(plug: &ClientMachine, port: u16) -> UdpSocket {
     })
 }
 
-/// Answers to the packet, until one is the last or nothing has come for a while.
-pub fn gather(socket: &UdpSocket, packet: &Packet, is_last: impl Fn(&Reply) -> bool) -> Vec<Reply> {
+/// Answers to the packet, until one is the last or nothing has come for so long.
+pub fn gather(
+    socket: &UdpSocket,
+    packet: &Packet,
+    patience: Duration,
+    is_last: impl Fn(&Reply) -> bool,
+) -> Vec<Reply> {
     let mut replies = Vec::new();
     let mut bytes = [0; 2048];
-    let mut until = Instant::now() + SILENCE;
+    let mut until = Instant::now() + patience;
     while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
         socket.set_read_timeout(Some(left)).expect("a time-out");
         let Ok((length, std::net::SocketAddr::V4(from))) = socket.recv_from(&mut bytes) else { continue };
@@ -273,7 +285,7 @@ pub fn gather(socket: &UdpSocket, packet: &Packet, is_last: impl Fn(&Reply) -> b
         if last {
             break;
         }
-        until = Instant::now() + SILENCE;
+        until = Instant::now() + patience;
     }
     replies
 }

@@ -20,7 +20,7 @@ use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE, open_ear, step_of};
-use crate::dhcp::rivals::{OtherReply, Rivals};
+use crate::dhcp::rivals::Rivals;
 use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
 use crate::dhcp::wire;
 use crate::net::link::LinkWatch;
@@ -43,7 +43,7 @@ const PENDING_REPLIES_MAX: usize = 4096;
 const RECEIVE_PERIOD: Duration = Duration::from_micros(250);
 
 /// How long to wait for a bridge that is gone, in case its return went unnoticed; and after an error of a socket.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// How long stopping waits for commits under way; a disk that takes longer than this is broken.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -99,7 +99,7 @@ pub(super) struct Progress {
     /// Told to stop: every commit that ends is news.
     draining: Arc<AtomicBool>,
     /// A socket failed: leave it alone until then.
-    muted_until: Option<Instant>,
+    pub(super) muted_until: Option<Instant>,
     /// Said once, until it is up again.
     bridge_down: bool,
     /// Said once, until there is an address to give again.
@@ -299,56 +299,6 @@ impl Worker {
         }
         outbound.send(&std::mem::take(&mut batch.ready));
         self.submit(batch, outbound);
-    }
-
-    /// What other servers say.
-    fn listen(&mut self) {
-        /// Then it is the clients' turn again.
-        const SAYINGS_MAX: usize = 64;
-        let Some(mut ear) = self.ear.take() else { return };
-        let now = self.clock.now();
-        for _ in 0..SAYINGS_MAX {
-            match ear.next() {
-                Ok(Some(saying)) => {
-                    if let Some(reply) = OtherReply::read(saying.payload, saying.source, saying.mac) {
-                        self.take_note_of(reply, now);
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    self.tally.count(SERVICE, "receive-failed");
-                    tracing::error!(bridge = %self.bridge.name, reason = %error, "listening for other servers failed");
-                    self.progress.muted_until = Some(Instant::now() + RETRY);
-                    break;
-                }
-            }
-        }
-        self.ear = Some(ear);
-    }
-
-    fn take_note_of(&mut self, reply: OtherReply, now: Timestamp) {
-        self.tally.count(SERVICE, Silence::ReplyFromAnotherServer.as_str());
-        if self.rivals.note(&reply, now) {
-            tracing::info!(server = %reply.server, mac = %reply.server_mac, "another DHCP server answers here");
-        }
-        let ip = reply.address.map(tracing::field::display);
-        let boot_file = reply.boot_file.as_deref();
-        tracing::debug!(
-            mac = %reply.client, server = %reply.server, answer = reply.message, ip, boot_file,
-            "said by another DHCP server"
-        );
-        if matches!(self.registry.standing(reply.client, now), Standing::Known(_)) {
-            let happening = Happening::OtherServer {
-                port: reply.client,
-                server: reply.server,
-                server_mac: reply.server_mac,
-                message: reply.message.to_owned(),
-                xid: reply.xid,
-                address: reply.address,
-                boot_file: reply.boot_file,
-            };
-            self.registry.record(reply.client, happening, now);
-        }
     }
 
     /// An empty pool is no error of any one request, and the operator's to mend.

@@ -264,12 +264,15 @@ fn missing(chain: &Chain<'_>, event: &TimelineEvent, stage: Option<Stage>, name:
     Some(stopped(wanted, cause, headline, script.into_iter().chain([event])))
 }
 
-/// What shim, GRUB and iPXE look for and can do without.
+/// What shim, GRUB, iPXE and U-Boot look for and can do without.
 fn is_probe(name: &str) -> bool {
     let file = name.rsplit(['/', '\\']).next().unwrap_or(name).to_ascii_lowercase();
     let beginnings = ["revocations", "shim_certificate", "grub.cfg", "autoexec.ipxe", "mac-"];
     let endings = [".lst", ".mod", ".mo", ".mo.gz", ".pf2", ".ipxe"];
-    beginnings.iter().any(|start| file.starts_with(start)) || endings.iter().any(|end| file.ends_with(end))
+    let by_u_boot = name.contains("pxelinux.cfg/");
+    by_u_boot
+        || beginnings.iter().any(|start| file.starts_with(start))
+        || endings.iter().any(|end| file.ends_with(end))
 }
 
 fn broken_off(chain: &Chain<'_>, event: &TimelineEvent, reason: &str) -> Option<Finding> {
