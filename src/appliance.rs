@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use nix::net::if_::if_nametoindex;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::{LoaderTable, UnknownLoaderError};
@@ -19,10 +20,11 @@ use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::service::BootService;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, DhcpMode};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::PoolUse;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
+use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
@@ -53,7 +55,7 @@ use crate::{bootplane, dhcp, net, operator, tftp};
 mod ground;
 
 pub use ground::Ground;
-use ground::HTTP_PORT;
+use ground::{FileDoors, HTTP_PORT};
 
 /// How often overdue nodes are looked for, background writes that failed are tried again, and the bridge is looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -66,11 +68,17 @@ pub struct Appliance {
     content: Arc<BootContent>,
     library: Arc<Library>,
     dhcp: Arc<DhcpHandle>,
-    tftp: TftpHandle,
-    advertiser: Option<AdvertiserHandle>,
-    boot_plane: BootPlaneHandle,
+    /// Absent where we only observe.
+    files: Option<FileServices>,
     operator: OperatorHandle,
     ticker: JoinHandle<()>,
+}
+
+/// What answers on the bridge beside DHCP.
+struct FileServices {
+    tftp: TftpHandle,
+    http: BootPlaneHandle,
+    advertiser: AdvertiserHandle,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +137,8 @@ impl Appliance {
         problems: Arc<ProblemLog>,
         clock: Clock,
     ) -> Result<Appliance, StartError> {
-        let Ground { bridge, table, dhcp: doors, tftp, http: listener, mut listeners, confinement } = ground;
+        let Ground { bridge, table, dhcp: doors, files, mut listeners, confinement } = ground;
+        let mode = config.dhcp.mode;
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
         listeners.keep_certificate().map_err(StartError::Operator)?;
@@ -144,7 +153,7 @@ impl Appliance {
         let durable: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
         let tally = Arc::new(Tally::default());
         store.time_commits(Arc::clone(&tally));
-        let addresses = Arc::new(AddressBook::default());
+        let addresses = Arc::new(address_book(&bridge, mode));
         let settings = registry_settings(&config);
         let audit = Arc::new(AuditLog::new(std::mem::take(&mut snapshot.audit), Arc::clone(&durable), clock));
         let tokens = std::mem::take(&mut snapshot.tokens);
@@ -186,14 +195,17 @@ impl Appliance {
             tally: Arc::clone(&tally),
             clock,
         }));
-        let tftp = tftp::network::start(bridge.clone(), tftp, Arc::clone(&content) as _, Arc::clone(&tally))
-            .map_err(|source| StartError::Service { service: "TFTP", source })?;
-        let http = |source| StartError::Service { service: "HTTP", source };
-        let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(http)? };
-        let boot_plane = start_boot_plane(listener, &bridge, &content, &registry, &addresses, &tally, clock)
-            .map_err(http)?;
-        let advertiser = net::advertise::start(bridge.clone(), Arc::clone(&tally))
-            .map_err(|source| StartError::Service { service: "router advertisement", source })?;
+        let (files, door) = match files {
+            Some(doors) => {
+                let (files, door) =
+                    serve_files(doors, &bridge, &content, &registry, &addresses, &tally, clock)?;
+                (Some(files), Some(door))
+            }
+            None => {
+                tracing::warn!("dhcp.mode = \"observe\": nobody on the bridge is answered");
+                (None, None)
+            }
+        };
 
         let page = listeners.describe_tcp();
         if let Some(page) = &page {
@@ -232,23 +244,12 @@ impl Appliance {
             version = env!("CARGO_PKG_VERSION"),
             bridge = %running.network.bridge,
             address = %running.network.address,
+            mode = running.dhcp.mode.as_str(),
             "serving"
         );
         drop(running);
         let ticker = tokio::spawn(tick(Arc::clone(&registry), door, clock));
-        Ok(Appliance {
-            config,
-            clock,
-            registry,
-            content,
-            library,
-            dhcp,
-            tftp,
-            advertiser: Some(advertiser),
-            boot_plane,
-            operator,
-            ticker,
-        })
+        Ok(Appliance { config, clock, registry, content, library, dhcp, files, operator, ticker })
     }
 
     /// Takes over a configuration whose fixed keys are unchanged ([`Config::fixed_at_start`]). Files published since
@@ -269,18 +270,30 @@ impl Appliance {
     }
 
     /// Stops serving in good order: nothing acknowledged is lost, transfers are told, watchers see their streams end.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.ticker.abort();
-        drop(self.advertiser.take());
+        let (tftp, http) = match self.files {
+            Some(FileServices { tftp, http, advertiser }) => {
+                drop(advertiser);
+                (Some(tftp), Some(http))
+            }
+            None => (None, None),
+        };
         let dhcp = Arc::clone(&self.dhcp);
-        let tftp = self.tftp;
         // Both join a thread of their own.
         let wire = tokio::task::spawn_blocking(move || {
             dhcp.stop();
-            tftp.stop();
+            if let Some(tftp) = tftp {
+                tftp.stop();
+            }
         });
+        let http_stops = async {
+            if let Some(http) = http {
+                http.stop().await;
+            }
+        };
         // Side by side: each may take its whole time.
-        tokio::join!(self.boot_plane.stop(), self.operator.stop());
+        tokio::join!(http_stops, self.operator.stop());
         if wire.await.is_err() {
             tracing::error!("the DHCP or TFTP thread ended badly");
         }
@@ -288,7 +301,7 @@ impl Appliance {
 }
 
 fn loader_table(config: &Config) -> Result<LoaderTable, StartError> {
-    LoaderTable::built_in().with_overrides(&config.boot.loaders).map_err(StartError::Loader)
+    config.loader_table().map_err(StartError::Loader)
 }
 
 /// Reads the loader files. DHCP is given the table that comes of it: what is advertised is served.
@@ -304,6 +317,42 @@ fn registry_settings(config: &Config) -> RegistrySettings {
         call_deadline: config.boot.call_deadline,
         reservations: config.dhcp.reservations.clone(),
     }
+}
+
+/// Whose an address is: by our leases, or where another server gives the addresses by what the kernel knows.
+fn address_book(bridge: &Bridge, mode: DhcpMode) -> AddressBook {
+    match mode {
+        DhcpMode::Server | DhcpMode::Observe => AddressBook::default(),
+        DhcpMode::Proxy => {
+            let name = bridge.name.clone();
+            AddressBook::of_claims(Box::new(move |address| {
+                // By name: a bridge that was made anew has another index.
+                let link = if_nametoindex(name.0.as_str()).ok()?;
+                net::ports::neighbour_on(link, address).ok().flatten()
+            }))
+        }
+    }
+}
+
+fn serve_files(
+    doors: FileDoors,
+    bridge: &Bridge,
+    content: &Arc<BootContent>,
+    registry: &Arc<Registry>,
+    addresses: &Arc<AddressBook>,
+    tally: &Arc<Tally>,
+    clock: Clock,
+) -> Result<(FileServices, Door), StartError> {
+    let failed = |service| move |source| StartError::Service { service, source };
+    let FileDoors { tftp, http: listener } = doors;
+    let tftp = tftp::network::start(bridge.clone(), tftp, Arc::clone(content) as _, Arc::clone(tally))
+        .map_err(failed("TFTP"))?;
+    let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(failed("HTTP"))? };
+    let http = start_boot_plane(listener, bridge, content, registry, addresses, tally, clock)
+        .map_err(failed("HTTP"))?;
+    let advertiser =
+        net::advertise::start(bridge.clone(), Arc::clone(tally)).map_err(failed("router advertisement"))?;
+    Ok((FileServices { tftp, http, advertiser }, door))
 }
 
 fn start_boot_plane(
@@ -356,13 +405,15 @@ impl Door {
     }
 }
 
-async fn tick(registry: Arc<Registry>, mut door: Door, clock: Clock) {
+async fn tick(registry: Arc<Registry>, mut door: Option<Door>, clock: Clock) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         registry.tick(clock.now());
-        door.follow();
+        if let Some(door) = &mut door {
+            door.follow();
+        }
     }
 }
 
@@ -401,13 +452,21 @@ impl ApplianceView for View {
         let bridge = &self.bridge.name;
         let service =
             |name: &str, listens: String, running| ServiceStatus { name: name.to_owned(), listens, running };
-        let mut services = vec![
-            service("dhcp", format!("{bridge}, UDP 67 and 4011"), up),
-            service("tftp", format!("{ip}, UDP 69"), up),
-            service("http", format!("{ip}, TCP {HTTP_PORT}"), up),
-            service("router-advertisement", format!("{bridge}, ICMPv6"), up),
-            service("operator", self.config.load().operator.socket.display().to_string(), true),
-        ];
+        let config = self.config.load();
+        let dhcp = |part| service("dhcp", format!("{bridge}, UDP 67 and 4011{part}"), up);
+        let files = || {
+            vec![
+                service("tftp", format!("{ip}, UDP 69"), up),
+                service("http", format!("{ip}, TCP {HTTP_PORT}"), up),
+                service("router-advertisement", format!("{bridge}, ICMPv6"), up),
+            ]
+        };
+        let mut services = match config.dhcp.mode {
+            DhcpMode::Server => [vec![dhcp("")], files()].concat(),
+            DhcpMode::Proxy => [vec![dhcp(", as a proxy")], files()].concat(),
+            DhcpMode::Observe => vec![dhcp(", listening only")],
+        };
+        services.push(service("operator", config.operator.socket.display().to_string(), true));
         if let Some(page) = &self.page {
             services.push(service("page", page.clone(), true));
         }
@@ -447,6 +506,10 @@ impl ApplianceView for View {
 
     fn pool_use(&self) -> PoolUse {
         *self.pool_use.get(|| self.dhcp.pool_use())
+    }
+
+    fn other_servers(&self) -> Vec<OtherServer> {
+        self.dhcp.other_servers()
     }
 
     fn images(&self) -> Vec<ImageEntry> {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::{StartError, loader_table};
 use crate::boot::loader::LoaderTable;
-use crate::config::Config;
+use crate::config::{Config, DhcpMode};
 use crate::dhcp;
 use crate::net::bridge::Bridge;
 use crate::net::neighbours;
@@ -20,13 +20,29 @@ use crate::tftp;
 /// Port of the HTTP boot plane; firmware knows no other.
 pub(super) const HTTP_PORT: u16 = 80;
 
+/// Where files are asked for.
+pub(super) struct FileDoors {
+    pub(super) tftp: tftp::network::Doors,
+    pub(super) http: TcpListener,
+}
+
+impl FileDoors {
+    fn open(bridge: &Bridge) -> Result<FileDoors, StartError> {
+        let taken = |service| move |source| StartError::Service { service, source };
+        Ok(FileDoors {
+            tftp: tftp::network::Doors::open(bridge).map_err(taken("TFTP"))?,
+            http: bridge.tcp_listener(HTTP_PORT).map_err(taken("HTTP"))?,
+        })
+    }
+}
+
 /// Everything an [`super::Appliance`] stands on.
 pub struct Ground {
     pub(super) bridge: Bridge,
     pub(super) table: LoaderTable,
     pub(super) dhcp: dhcp::network::Doors,
-    pub(super) tftp: tftp::network::Doors,
-    pub(super) http: TcpListener,
+    /// Absent where we only observe.
+    pub(super) files: Option<FileDoors>,
     pub(super) listeners: Listeners,
     pub(super) confinement: Confinement,
 }
@@ -36,18 +52,19 @@ impl Ground {
     /// one thread: what is given up is given up by this thread and by those it makes.
     pub fn open(config: &Config, config_file: &Path, handed: HandedOver) -> Result<Ground, StartError> {
         let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
-        neighbours::warn_if_below(u32::from(config.dhcp.pool.last) - u32::from(config.dhcp.pool.first) + 1);
+        neighbours::warn_if_below(config.dhcp.pool.size());
         let table = loader_table(config)?;
         let listeners = Listeners::open(config, handed).map_err(StartError::Operator)?;
         place::check(&config.store.path)?;
         let dhcp = dhcp::network::Doors::open(&bridge).map_err(StartError::Dhcp)?;
-        let taken = |service| move |source| StartError::Service { service, source };
-        let tftp = tftp::network::Doors::open(&bridge).map_err(taken("TFTP"))?;
-        let http = bridge.tcp_listener(HTTP_PORT).map_err(taken("HTTP"))?;
+        let files = match config.dhcp.mode {
+            DhcpMode::Server | DhcpMode::Proxy => Some(FileDoors::open(&bridge)?),
+            DhcpMode::Observe => None,
+        };
         let loaders = table.files().map(|file| file.path.clone()).collect();
         let confinement = privileges::give_up(&Reach { config, config_file, loaders })?;
         // Root may write anywhere; whoever we are now may not.
         place::check(&config.store.path)?;
-        Ok(Ground { bridge, table, dhcp, tftp, http, listeners, confinement })
+        Ok(Ground { bridge, table, dhcp, files, listeners, confinement })
     }
 }

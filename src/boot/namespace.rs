@@ -8,6 +8,7 @@
 //! | `undionly.kpxe`, `uefi-x64/shimx64.efi`, … | a loader of `pxe/loaders.toml` |
 //! | `boot/52-54-00-00-00-01/script.ipxe`, `autoexec.ipxe` | the asking node's iPXE script |
 //! | `grub/grub.cfg-01-52-54-00-00-00-01`, `grub/grub.cfg` | the asking node's GRUB configuration |
+//! | `pxelinux.cfg/01-52-54-00-00-00-01` | the asking node's configuration for U-Boot and PXELINUX |
 //! | `image/vm/vmlinuz`, `image/vm/initrd.img` | deploy kernel and ramdisk of a profile |
 //!
 //! GRUB looks beside its loader and below `grub/`, so its two names exist in the root, in each loader folder, and
@@ -30,6 +31,9 @@ pub enum Content {
     },
     GrubConfig {
         mac: Option<MacAddr>,
+    },
+    PxelinuxConfig {
+        mac: MacAddr,
     },
     Kernel {
         profile: String,
@@ -101,6 +105,10 @@ fn resolve_exactly(name: &str, loaders: &LoaderTable) -> Option<Content> {
     }
     match *name.split('/').collect::<Vec<_>>() {
         ["boot", mac, "script.ipxe"] => Some(Content::IpxeScript { mac: Some(mac.parse().ok()?) }),
+        ["pxelinux.cfg", file] | [_, "pxelinux.cfg", file] => {
+            let mac = file.strip_prefix("01-")?.parse().ok()?;
+            Some(Content::PxelinuxConfig { mac })
+        }
         ["image", profile, "vmlinuz"] => Some(Content::Kernel { profile: profile.to_owned() }),
         ["image", profile, "initrd.img"] => Some(Content::Ramdisk { profile: profile.to_owned() }),
         _ => None,
@@ -134,6 +142,10 @@ pub fn grub_config_name(mac: MacAddr) -> String {
     format!("grub/grub.cfg-01-{}", mac.dashed())
 }
 
+pub fn pxelinux_config_name(mac: MacAddr) -> String {
+    format!("pxelinux.cfg/01-{}", mac.dashed())
+}
+
 pub fn kernel_name(profile: &str) -> String {
     format!("image/{profile}/vmlinuz")
 }
@@ -146,7 +158,9 @@ pub fn ramdisk_name(profile: &str) -> String {
 pub fn stage_of(content: &Content) -> Stage {
     match content {
         Content::Loader(_) => Stage::Loader,
-        Content::IpxeScript { .. } | Content::GrubConfig { .. } => Stage::Script,
+        Content::IpxeScript { .. } | Content::GrubConfig { .. } | Content::PxelinuxConfig { .. } => {
+            Stage::Script
+        }
         Content::Kernel { .. } => Stage::Kernel,
         Content::Ramdisk { .. } => Stage::Ramdisk,
     }
@@ -185,6 +199,22 @@ mod tests {
         assert_eq!(found(&grub_config_name(MAC)), Some(Content::GrubConfig { mac: Some(MAC) }));
         assert_eq!(found(&kernel_name("vm")), Some(Content::Kernel { profile: "vm".into() }));
         assert_eq!(found(&ramdisk_name("vm")), Some(Content::Ramdisk { profile: "vm".into() }));
+    }
+
+    #[test]
+    fn u_boot_finds_its_configuration_beside_its_boot_file_by_mac_only() {
+        for folder in ["", "uefi-x64/"] {
+            let by_mac = format!("{folder}{}", pxelinux_config_name(MAC));
+            assert_eq!(found(&by_mac), Some(Content::PxelinuxConfig { mac: MAC }), "{by_mac}");
+        }
+        for name in [
+            "pxelinux.cfg/default",
+            "pxelinux.cfg/C0A80232",
+            "pxelinux.cfg/01-nonsense",
+            "a/b/pxelinux.cfg/01-52-54-00-00-00-01",
+        ] {
+            assert_eq!(found(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::boot::decision::{ScriptPlan, Standing, decide_script};
 use crate::boot::namespace::{self, Content, NameRefusal};
-use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
+use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe, render_pxelinux};
 use crate::bootplane::files::media_type;
 use crate::bootplane::per_minute::PerMinute;
 use crate::clock::{Clock, Timestamp};
@@ -307,6 +307,9 @@ impl BootContent {
                 Ok(serve_blob(&profile.ramdisk, "application/octet-stream", ticket))
             }
             Content::IpxeScript { mac: named } => self.serve_script(peer, named, render_ipxe, ticket, now),
+            Content::PxelinuxConfig { mac: named } => {
+                self.serve_script(peer, Some(named), render_pxelinux, ticket, now)
+            }
             Content::GrubConfig { mac: named } => self.serve_script(peer, named, render_grub, ticket, now),
         }
     }

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::error::{CommandError, error_chain};
 use super::json_text;
-use crate::config::Config;
+use crate::config::{Config, DhcpMode};
 use crate::net::bridge::Bridge;
 
 #[derive(Debug, Subcommand)]
@@ -30,23 +30,33 @@ pub(super) fn run(command: &ConfigCommand, json: bool) -> Result<String, Command
                     .map_err(|error| CommandError::Usage(error_chain(&error)))?;
             }
             let (bridge, address) = (&config.network.bridge, config.network.address);
+            let mode = config.dhcp.mode;
             let pool = config.dhcp.pool;
             if json {
                 return Ok(json_text(&serde_json::json!({
                     "ok": true,
                     "bridge": bridge.to_string(),
                     "address": address.to_string(),
+                    "mode": mode,
                     "pool": pool.to_string(),
                     "pool_size": pool.size(),
                     "reservations": config.dhcp.reservations.len(),
                 })));
             }
-            Ok(format!(
-                "{}: ok\n  serves {bridge} as {address}, pool {pool} ({} addresses), {} reservations\n",
-                file.display(),
-                pool.size(),
-                config.dhcp.reservations.len(),
-            ))
+            let file = file.display();
+            let reservations = config.dhcp.reservations.len();
+            Ok(match mode {
+                DhcpMode::Server => format!(
+                    "{file}: ok\n  serves {bridge} as {address}, pool {pool} ({} addresses), {reservations} reservations\n",
+                    pool.size(),
+                ),
+                DhcpMode::Proxy => format!(
+                    "{file}: ok\n  serves {bridge} as {address} beside another DHCP server, which gives the addresses\n"
+                ),
+                DhcpMode::Observe => {
+                    format!("{file}: ok\n  observes {bridge} as {address}, and answers nobody there\n")
+                }
+            })
         }
     }
 }

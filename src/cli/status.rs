@@ -8,6 +8,7 @@ use super::json_text;
 use super::table::Table;
 use super::text::{Style, Tone, ago, counted, duration, inert};
 use crate::clock::{Clock, Timestamp};
+use crate::config::DhcpMode;
 use crate::operator::api::{ProcessStatus, Severity, Status};
 
 pub(super) async fn run(client: &Client, json: bool, style: Style) -> Result<String, CommandError> {
@@ -33,6 +34,18 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
         let (tone, state) = if service.running { (Tone::Plain, "") } else { (Tone::Bad, ", not running") };
         line(label, tone, &format!("{} on {}{state}", service.name, service.listens));
     }
+    for server in &status.dhcp.other_servers {
+        let said = format!(
+            "{} ({}): {} offers, {} acks, {} naks, last {}",
+            server.address,
+            server.mac,
+            server.offers,
+            server.acks,
+            server.naks,
+            ago(server.last_heard_at, now)
+        );
+        line("heard", Tone::Plain, &said);
+    }
     let pool = &status.pool;
     let used = pool.bound + pool.offered + pool.quarantined;
     let tone = if pool.size > 0 && used >= pool.size { Tone::Bad } else { Tone::Plain };
@@ -40,7 +53,17 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
         "{}-{}: {} of {} bound, {} offered, {} quarantined",
         pool.first, pool.last, pool.bound, pool.size, pool.offered, pool.quarantined
     );
-    line("pool", tone, &pool_text);
+    match status.dhcp.mode {
+        DhcpMode::Server => line("pool", tone, &pool_text),
+        DhcpMode::Proxy => {
+            line("pool", Tone::Plain, "none: another DHCP server gives the addresses (dhcp.mode = \"proxy\")")
+        }
+        DhcpMode::Observe => line(
+            "mode",
+            Tone::Attention,
+            "observe: nobody is answered; dhcp.mode = \"server\" or \"proxy\" makes it answer",
+        ),
+    }
     let transfers = status.transfers;
     let under_way = format!("{} by TFTP, {} by HTTP under way", transfers.tftp, transfers.http);
     line("transfers", Tone::Plain, &under_way);

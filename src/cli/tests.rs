@@ -269,6 +269,7 @@ fn the_status_says_what_is_wrong() {
             ServiceStatus { name: "dhcp".into(), listens: "192.168.2.2:67".into(), running: true },
             ServiceStatus { name: "tftp".into(), listens: "192.168.2.2:69".into(), running: false },
         ],
+        dhcp: DhcpStatus::default(),
         pool: PoolStatus {
             first: [192, 168, 2, 128].into(),
             last: [192, 168, 2, 254].into(),

@@ -11,7 +11,9 @@ use ipnetwork::Ipv4Network;
 use super::document::Document;
 use super::error::{ConfigError, nearest};
 use super::file::{BootSection, DhcpSection, FileConfig, NetworkSection, StoreSection};
-use super::{BootConfig, BridgeName, Config, DhcpConfig, Identity, NetworkConfig, StoreConfig};
+use super::{
+    BootConfig, BridgeName, Config, DhcpConfig, DhcpMode, Identity, NetworkConfig, PoolRange, StoreConfig,
+};
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::{LoaderName, LoaderTable};
@@ -185,8 +187,15 @@ impl Check<'_> {
     }
 
     fn dhcp(&self, section: DhcpSection, network: &NetworkConfig) -> Result<DhcpConfig, ConfigError> {
+        let modes = [DhcpMode::Server, DhcpMode::Proxy, DhcpMode::Observe].map(|mode| (mode.as_str(), mode));
+        let mode = self.one_of("dhcp.mode", section.mode, &modes)?;
         let pool = match &section.pool {
             Some(text) => self.pool(text, network)?,
+            None if mode == DhcpMode::Proxy => pool::default_pool(network).unwrap_or_else(|| {
+                // Nobody is given an address of it, and ours is none that anybody may have.
+                let own = network.address.ip();
+                PoolRange { first: own, last: own }
+            }),
             None => pool::default_pool(network).ok_or_else(|| {
                 let rule = format!("{} leaves no address for a pool", network_text(network.address));
                 self.refuse("dhcp.pool", "", rule, "choose a larger subnet in network.address")
@@ -206,7 +215,8 @@ impl Check<'_> {
         let identity = self.one_of("dhcp.identity", section.identity, &identities)?;
         let reservations = self.reservations(section.reservation, network)?;
         let authoritative = section.authoritative.unwrap_or(true);
-        Ok(DhcpConfig { pool, lease, unknown, identity, authoritative, reservations })
+        let bootp = section.bootp.unwrap_or(false);
+        Ok(DhcpConfig { mode, pool, lease, unknown, identity, authoritative, bootp, reservations })
     }
 
     fn store(&self, section: StoreSection) -> Result<StoreConfig, ConfigError> {

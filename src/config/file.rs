@@ -34,11 +34,13 @@ pub(super) struct NetworkSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct DhcpSection {
+    pub(super) mode: Option<String>,
     pub(super) pool: Option<String>,
     pub(super) lease: Option<String>,
     pub(super) unknown: Option<String>,
     pub(super) identity: Option<String>,
     pub(super) authoritative: Option<bool>,
+    pub(super) bootp: Option<bool>,
     pub(super) reservation: Vec<ReservationEntry>,
 }
 

@@ -15,10 +15,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
-use crate::boot::loader::LoaderName;
+use crate::boot::loader::{LoaderName, LoaderTable, UnknownLoaderError};
 use crate::boot::script::KernelArgument;
 use crate::net::MacAddr;
 use crate::node::NodeName;
@@ -74,6 +76,29 @@ pub struct PoolRange {
     pub last: Ipv4Addr,
 }
 
+/// What part DHCP plays on the bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DhcpMode {
+    /// The only DHCP server there: addresses and boot files.
+    #[default]
+    Server,
+    /// Beside another server, which gives the addresses: boot files only (PXE 2.1, ProxyDHCP).
+    Proxy,
+    /// Listens, answers nobody, and tells what a server would have answered.
+    Observe,
+}
+
+impl DhcpMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DhcpMode::Server => "server",
+            DhcpMode::Proxy => "proxy",
+            DhcpMode::Observe => "observe",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Identity {
     /// A client is its MAC: firmware, iPXE, ramdisk and OS get one address (protocol: three client-ids in one boot).
@@ -85,11 +110,15 @@ pub enum Identity {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct DhcpConfig {
+    pub mode: DhcpMode,
+    /// Without a meaning where another server gives the addresses.
     pub pool: PoolRange,
     pub lease: Duration,
     pub unknown: UnknownPolicy,
     pub identity: Identity,
     pub authoritative: bool,
+    /// BOOTP clients of registered machines with a fixed address are answered.
+    pub bootp: bool,
     pub reservations: Vec<Reservation>,
 }
 
@@ -171,12 +200,22 @@ impl Config {
         check::Check { path, document: &document }.config(file)
     }
 
+    /// Which loader each firmware gets: the shipped choice for this mode, and the operator's before it.
+    pub fn loader_table(&self) -> Result<LoaderTable, UnknownLoaderError> {
+        let table = match self.dhcp.mode {
+            DhcpMode::Server | DhcpMode::Observe => LoaderTable::built_in(),
+            DhcpMode::Proxy => LoaderTable::built_in().beside_another_server(),
+        };
+        table.with_overrides(&self.boot.loaders)
+    }
+
     /// Keys that differ in `new` and that a running appliance cannot take over: its sockets and its store are open, and what
     /// it may reach is decided.
     pub fn fixed_at_start(&self, new: &Config) -> Vec<&'static str> {
         let compared = [
             ("network.bridge", self.network.bridge != new.network.bridge),
             ("network.address", self.network.address != new.network.address),
+            ("dhcp.mode", self.dhcp.mode != new.dhcp.mode),
             ("operator.socket", self.operator.socket != new.operator.socket),
             ("operator.group", self.operator.group != new.operator.group),
             ("operator.listen", self.operator.listen != new.operator.listen),

@@ -83,6 +83,8 @@ pub enum LeaseState {
     Bound,
     Released,
     Quarantined,
+    /// Another server gave it: heard, not given (`dhcp.mode`).
+    Elsewhere,
 }
 
 /// How full the pool is. Addresses outside it (reservations) are not counted.

@@ -25,11 +25,13 @@ use crate::boot::client::Client;
 use crate::boot::decision::Standing;
 use crate::boot::loader::LoaderTable;
 use crate::clock::{Clock, Timestamp};
-use crate::config::{BridgeName, Config};
+use crate::config::{BridgeName, Config, DhcpMode};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{Binding, BindingState, LeaseView, PoolUse};
+use crate::dhcp::rivals::{OtherServer, Rivals};
 use crate::dhcp::server::{Answer, DhcpServer, Directory, Outcome, Report, Settings};
 use crate::net::link::LinkWatch;
+use crate::net::overheard::{Ear, Reach};
 use crate::net::{Bridge, MacAddr};
 use crate::node::registry::{Registry, TraceStep};
 use crate::node::timeline::Happening;
@@ -37,6 +39,7 @@ use crate::store::Store;
 use crate::telemetry::Tally;
 
 pub mod desk;
+mod listening;
 mod outbound;
 mod recently;
 mod worker;
@@ -65,8 +68,9 @@ pub trait Nodes: Directory + Send + Sync {
 /// What a stranger's trace keeps of one message.
 fn step_of(outcome: &Outcome, report: &Report, now: Timestamp) -> TraceStep {
     let (answer, address) = match &outcome.answer {
-        Answer::Reply(reply) => (Ok(reply.kind.as_str()), reply.address),
-        Answer::Silence(silence) => (Err(silence.as_str()), None),
+        Answer::Reply(reply) => (Ok(reply.kind.as_str()), report.address(Some(reply))),
+        Answer::Withheld(reply) => (Err(reply.kind.withheld()), report.address(Some(reply))),
+        Answer::Silence(silence) => (Err(silence.as_str()), report.address(None)),
     };
     let Report { class, message, xid, other_server, .. } = *report;
     TraceStep { at: now, class, message, xid, answer, address, other_server }
@@ -131,6 +135,7 @@ pub enum BindError {
 enum Command {
     Leases(mpsc::SyncSender<Vec<LeaseView>>),
     PoolUse(mpsc::SyncSender<PoolUse>),
+    OtherServers(mpsc::SyncSender<Vec<OtherServer>>),
     Reconfigure(Box<Settings>),
     InUse(Ipv4Addr),
     /// From the store's thread: this was not made durable, and its parcels were not sent. It counts as pending until
@@ -163,7 +168,14 @@ impl DhcpHandle {
         pool_use.recv().unwrap_or_default()
     }
 
-    /// Takes over a new configuration, except for the bridge and our address on it.
+    /// Other DHCP servers heard; none is listened for while we are the server there, and none known once stopped.
+    pub fn other_servers(&self) -> Vec<OtherServer> {
+        let (answer, servers) = mpsc::sync_channel(1);
+        self.tell(Command::OtherServers(answer));
+        servers.recv().unwrap_or_default()
+    }
+
+    /// Takes over a new configuration, except for the bridge and our address on it, and what part we play there.
     pub fn reconfigure(&self, config: &Config, loaders: Arc<LoaderTable>) {
         self.tell(Command::Reconfigure(Box::new(Settings::new(config, loaders))));
     }
@@ -198,6 +210,23 @@ impl Drop for DhcpHandle {
     }
 }
 
+/// Ears for other servers, where somebody else is the server.
+fn open_ear(bridge: &Bridge, mode: DhcpMode) -> Result<Option<Ear>, BindError> {
+    let reach = match mode {
+        DhcpMode::Server => return Ok(None),
+        // Who takes which address is known from requests and from ARP: not worth a look at every frame.
+        DhcpMode::Proxy => Reach::Broadcasts,
+        DhcpMode::Observe => Reach::Everything,
+    };
+    Ear::open(bridge, reach).map(Some).map_err(|source| {
+        let (bridge, what) = (bridge.name.clone(), "a packet socket".to_owned());
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => BindError::NotPermitted { bridge, what, source },
+            _ => BindError::Unavailable { bridge, what, source },
+        }
+    })
+}
+
 /// Opens the sockets and starts the thread.
 pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
     start_at(Doors::open(&parts.bridge)?, parts)
@@ -207,7 +236,9 @@ pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, Bind
 pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
     let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, clock } = parts;
     let system = |source| BindError::Thread { source };
+    let mode = config.dhcp.mode;
     let outbound = Arc::new(Outbound::new(&bridge, doors, &tally)?);
+    let ear = open_ear(&bridge, mode)?;
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let waker = Arc::new(EventFd::from_flags(flags).map_err(|errno| system(errno.into()))?);
     let watch = LinkWatch::open().map_err(system)?;
@@ -220,11 +251,15 @@ pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result
         );
     }
     let (commands, orders) = mpsc::channel();
-    for binding in bindings.iter().filter(|binding| binding.state == BindingState::Bound) {
-        addresses.set(binding.address, binding.mac);
+    // Leases of a time when we gave the addresses say nothing of who has them now.
+    if mode == DhcpMode::Server {
+        for binding in bindings.iter().filter(|binding| binding.state == BindingState::Bound) {
+            addresses.set(binding.address, binding.mac);
+        }
     }
     let worker = Worker {
         desk: Desk {
+            mode,
             server: DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now()),
             registry,
             store,
@@ -235,6 +270,8 @@ pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result
         bridge,
         outbound,
         bridge_gone: false,
+        ear,
+        rivals: Rivals::default(),
         clock,
         orders,
         commands: commands.clone(),

@@ -12,6 +12,11 @@
 //! fails it calls [`DhcpServer::forget`] and drops the answer, unless that confirms a lease which is on disk all the
 //! same: then it says for how long, and extends nothing.
 //!
+//! [`DhcpMode`] says how much of this is ours. As a proxy (PXE 2.1 §2.2) we add boot data to what another server says:
+//! a DISCOVER of a boot client gets an OFFER without an address, port 4011 is answered, everything else is silence
+//! (`proxy`). Observing, all of it is decided as a server would, and [`Answer::Withheld`]. In both, what clients say of
+//! the addresses they have from elsewhere is remembered (`elsewhere`).
+//!
 //! Deviations from the RFC, all deliberate: a client is its MAC and not its client identifier (firmware, iPXE and the
 //! operating system of one machine present three different ones), unless `identity = "client-id"`; an authoritative
 //! server gives an unknown client the address it remembers, if that is free; a lease time asked for is ignored.
@@ -27,18 +32,21 @@ use crate::boot::client::ClientClass;
 use crate::boot::decision::{self, BootPlan, NothingToBoot, RefusedBoot, Standing, UnknownPolicy};
 use crate::boot::loader::{LoaderFile, LoaderTable};
 use crate::clock::Timestamp;
-use crate::config::{Config, Identity, PoolRange};
+use crate::config::{Config, DhcpMode, Identity, PoolRange};
 use crate::dhcp::lease::table::{LeaseTable, StillStored};
 use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
 use crate::dhcp::request::{MessageKind, Relay, Request};
 use crate::dhcp::server::declines::Declines;
+use crate::dhcp::server::elsewhere::Elsewhere;
 use crate::dhcp::server::handling::Visit;
 use crate::dhcp::wire::Message;
 use crate::net::MacAddr;
 use crate::store::Change;
 
 mod declines;
+mod elsewhere;
 mod handling;
+mod proxy;
 mod silence;
 
 pub use silence::Silence;
@@ -53,6 +61,7 @@ pub trait Directory {
 /// The part of the configuration that DHCP answers from, with what is derived from it.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    pub mode: DhcpMode,
     /// Our address, which is also the server identifier, and the subnet.
     pub network: Ipv4Network,
     pub gateway: Option<Ipv4Addr>,
@@ -62,12 +71,14 @@ pub struct Settings {
     pub unknown: UnknownPolicy,
     pub identity: Identity,
     pub authoritative: bool,
+    pub bootp: bool,
     pub loaders: Arc<LoaderTable>,
 }
 
 impl Settings {
     pub fn new(config: &Config, loaders: Arc<LoaderTable>) -> Settings {
         Settings {
+            mode: config.dhcp.mode,
             network: config.network.address,
             gateway: config.network.gateway,
             dns: config.network.dns.clone(),
@@ -76,6 +87,7 @@ impl Settings {
             unknown: config.dhcp.unknown,
             identity: config.dhcp.identity,
             authoritative: config.dhcp.authoritative,
+            bootp: config.dhcp.bootp,
             loaders,
         }
     }
@@ -138,6 +150,8 @@ pub struct Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Reply(Reply),
+    /// What a server would have answered; it does not leave, for we only observe.
+    Withheld(Reply),
     Silence(Silence),
 }
 
@@ -156,6 +170,8 @@ pub enum ReplyKind {
     Offer,
     Ack,
     Nak,
+    /// RFC 951: an address without an end.
+    Bootp,
 }
 
 impl ReplyKind {
@@ -164,6 +180,17 @@ impl ReplyKind {
             ReplyKind::Offer => "offer",
             ReplyKind::Ack => "ack",
             ReplyKind::Nak => "nak",
+            ReplyKind::Bootp => "bootp-reply",
+        }
+    }
+
+    /// The reason of a silence that would have been this.
+    pub fn withheld(self) -> &'static str {
+        match self {
+            ReplyKind::Offer => "would-offer",
+            ReplyKind::Ack => "would-ack",
+            ReplyKind::Nak => "would-nak",
+            ReplyKind::Bootp => "would-bootp-reply",
         }
     }
 }
@@ -193,6 +220,15 @@ pub struct Report {
     pub nothing_to_boot: Option<NothingToBoot>,
     /// The server it chose, if another was.
     pub other_server: Option<Ipv4Addr>,
+    /// The address that this message says it has, or takes, from another server; never set while we are the server.
+    pub elsewhere: Option<Ipv4Addr>,
+}
+
+impl Report {
+    /// The address this exchange is about: the one we gave, or the one another server gave.
+    pub fn address(&self, reply: Option<&Reply>) -> Option<Ipv4Addr> {
+        reply.and_then(|reply| reply.address).or(self.elsewhere)
+    }
 }
 
 impl Outcome {
@@ -206,13 +242,14 @@ pub struct DhcpServer {
     settings: Settings,
     table: LeaseTable,
     declines: Declines,
+    elsewhere: Elsewhere,
 }
 
 impl DhcpServer {
     pub fn new(settings: Settings, mut bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
         set_to_clock(&mut bindings, now);
         let table = LeaseTable::new(settings.pool, bindings, now);
-        DhcpServer { settings, table, declines: Declines::default() }
+        DhcpServer { settings, table, declines: Declines::default(), elsewhere: Elsewhere::default() }
     }
 
     /// Takes new settings. Bindings outside the new pool are not renewed any more.
@@ -243,10 +280,18 @@ impl DhcpServer {
         };
         let nothing_to_boot = plan.nothing().filter(|_| request.class.wants_boot());
         let visit = Visit { request: &request, received, standing: &standing, plan, key, directory, now };
+        let elsewhere = self.note_elsewhere(&visit);
         let mut changes = Vec::new();
-        let answer = match self.answer(&visit, &mut changes) {
-            Ok(reply) => Answer::Reply(reply),
-            Err(silence) => Answer::Silence(silence),
+        let answer = match (self.answer(&visit, &mut changes), self.settings.mode) {
+            (Ok(reply), DhcpMode::Server | DhcpMode::Proxy) => Answer::Reply(reply),
+            (Ok(reply), DhcpMode::Observe) => {
+                // Nobody is told, so nothing was granted.
+                self.table.forget(&changes, now);
+                changes.clear();
+                Answer::Withheld(reply)
+            }
+            (Err(Silence::OtherServer), DhcpMode::Observe) => Answer::Silence(Silence::AddressElsewhere),
+            (Err(silence), _) => Answer::Silence(silence),
         };
         let report = Report {
             mac: request.mac,
@@ -256,7 +301,11 @@ impl DhcpServer {
             message: request.kind.as_str(),
             xid: message.xid(),
             nothing_to_boot,
-            other_server: request.server.filter(|_| answer == Answer::Silence(Silence::OtherServer)),
+            other_server: request.server.filter(|server| {
+                let elsewhere = [Silence::OtherServer, Silence::AddressElsewhere].map(Answer::Silence);
+                elsewhere.contains(&answer) && *server != self.settings.server()
+            }),
+            elsewhere,
         };
         Outcome { answer, changes, report: Some(report) }
     }
@@ -269,6 +318,9 @@ impl DhcpServer {
         if visit.request.asks_boot_server(visit.received.service) {
             return refused.and_then(|()| self.boot_server(visit));
         }
+        if self.settings.mode == DhcpMode::Proxy {
+            return refused.and_then(|()| self.proxy(visit));
+        }
         match visit.request.kind {
             MessageKind::Discover => refused.and_then(|()| self.discover(visit)),
             MessageKind::Request => refused.and_then(|()| self.request(visit, changes)),
@@ -276,6 +328,7 @@ impl DhcpServer {
             MessageKind::Decline => Err(self.decline(visit, changes)),
             MessageKind::Release => Err(self.release(visit, changes)),
             MessageKind::Inform => refused.and_then(|()| self.inform(visit)),
+            MessageKind::Bootp => refused.and_then(|()| self.bootp(visit)),
         }
     }
 
@@ -307,13 +360,20 @@ impl DhcpServer {
         self.table.next_deadline()
     }
 
-    /// Bindings and standing offers, by address.
+    /// Bindings and standing offers, by address; where another server gives the addresses, those heard of.
     pub fn leases(&self) -> Vec<LeaseView> {
-        self.table.views()
+        match self.settings.mode {
+            DhcpMode::Server => self.table.views(),
+            DhcpMode::Proxy | DhcpMode::Observe => self.elsewhere.views(self.settings.lease),
+        }
     }
 
+    /// All zero where another server gives the addresses.
     pub fn pool_use(&self) -> PoolUse {
-        self.table.pool_use()
+        match self.settings.mode {
+            DhcpMode::Server => self.table.pool_use(),
+            DhcpMode::Proxy | DhcpMode::Observe => PoolUse::default(),
+        }
     }
 }
 

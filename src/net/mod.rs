@@ -7,6 +7,7 @@
 //! - `advertise`: IPv6 router advertisements that tell netbooting firmware not to wait for a router
 //! - `descriptors`: the limit of open files
 //! - `neighbours`: the size of the host's neighbour table
+//! - `overheard`: what other DHCP servers say there
 //! - `urgency`: which packets leave first when the link is full
 //! - `sys`: the raw socket calls; the only file of the crate with `unsafe`
 
@@ -17,6 +18,7 @@ pub mod frame;
 pub mod link;
 pub mod mac;
 pub mod neighbours;
+pub mod overheard;
 pub mod ports;
 pub mod sys;
 pub mod urgency;

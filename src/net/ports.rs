@@ -89,6 +89,29 @@ pub fn neighbour(address: Ipv4Addr) -> io::Result<Option<MacAddr>> {
     }))
 }
 
+/// The MAC that answers for an address on this link, if the kernel knows it: one question, however many there are.
+pub fn neighbour_on(link: u32, address: Ipv4Addr) -> io::Result<Option<MacAddr>> {
+    /// `NUD_FAILED` and `NUD_INCOMPLETE`: it was asked for, and nobody answered.
+    const UNANSWERED: u16 = 0x20 | 0x01;
+    let mut request = vec![0; NEIGHBOUR_HEADER];
+    request[0] = libc::AF_INET as u8;
+    request[4..8].copy_from_slice(&link.to_ne_bytes());
+    request.extend_from_slice(&8_u16.to_ne_bytes());
+    request.extend_from_slice(&NEIGHBOUR_DESTINATION.to_ne_bytes());
+    request.extend_from_slice(&address.octets());
+    let answers = match ask(libc::RTM_GETNEIGH, 0, &request) {
+        Ok(answers) => answers,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(answers.iter().find_map(|answer| {
+        let (header, attributes) = answer.split_first_chunk::<NEIGHBOUR_HEADER>()?;
+        let state = u16::from_ne_bytes([header[8], header[9]]);
+        let mac = Attributes(attributes).find(|(kind, _)| *kind == NEIGHBOUR_MAC)?.1;
+        (state & UNANSWERED == 0).then(|| mac.try_into().ok().map(MacAddr)).flatten()
+    }))
+}
+
 /// Indexes of the ports the MAC was heard behind.
 fn learned_at(mac: MacAddr) -> io::Result<Vec<u32>> {
     let answers = ask_neighbours(libc::AF_BRIDGE)?;

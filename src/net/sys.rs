@@ -449,6 +449,43 @@ pub fn peer_groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
     }
 }
 
+/// Gives a packet socket one link and one kind of frame; until then one of protocol 0 receives nothing.
+pub fn bind_to_link(socket: &impl AsFd, interface: u32, ethertype: u16) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+    address.sll_protocol = ethertype.to_be();
+    address.sll_ifindex = libc::c_int::try_from(interface).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads a live sockaddr_ll of the stated size.
+    let result = unsafe {
+        libc::bind(
+            socket.as_fd().as_raw_fd(),
+            (&raw const address).cast(),
+            mem::size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes a link promiscuous for as long as this packet socket lives (packet(7), `PACKET_MR_PROMISC`).
+pub fn hear_every_frame(socket: &impl AsFd, interface: u32) -> io::Result<()> {
+    // SAFETY: all-zero is a valid packet_mreq.
+    let mut membership: libc::packet_mreq = unsafe { mem::zeroed() };
+    membership.mr_ifindex = libc::c_int::try_from(interface).map_err(io::Error::other)?;
+    membership.mr_type = libc::PACKET_MR_PROMISC as libc::c_ushort;
+    // SAFETY: the kernel reads a live packet_mreq of the stated size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const membership).cast(),
+            mem::size_of_val(&membership) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Lets a raw ICMPv6 socket see router solicitations and nothing else.
 pub fn admit_router_solicitations_only(socket: &impl AsFd) -> io::Result<()> {
     let mut blocked = [u32::MAX; 8];

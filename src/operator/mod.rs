@@ -31,6 +31,7 @@ use crate::boot::loader::LoaderTable;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::lease::PoolUse;
+use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
 use crate::net::MacAddr;
 use crate::net::ports::BridgePort;
@@ -95,6 +96,12 @@ pub trait ApplianceView: Send + Sync {
     /// Bindings and offers, of this moment or of a moment ago.
     fn leases(&self) -> Arc<Leases>;
     fn pool_use(&self) -> PoolUse;
+
+    /// DHCP servers heard beside us, where we are not the server.
+    fn other_servers(&self) -> Vec<OtherServer> {
+        Vec::new()
+    }
+
     /// Deploy images, whole or damaged, by profile.
     fn images(&self) -> Vec<ImageEntry>;
 

@@ -7,8 +7,8 @@ use std::net::Ipv4Addr;
 
 use super::OperatorParts;
 use super::api::{
-    BlobEntry, BootSummary, Counter, Health, ImageEntry, LeaseEntry, NodeDetail, NodeSummary, Page,
-    PoolStatus, PortEntry, PortSummary, ReservationEntry, ReservationSource, Status, TransfersStatus,
+    BlobEntry, BootSummary, Counter, DhcpStatus, Health, ImageEntry, LeaseEntry, NodeDetail, NodeSummary,
+    Page, PoolStatus, PortEntry, PortSummary, ReservationEntry, ReservationSource, Status, TransfersStatus,
 };
 use crate::clock::Timestamp;
 use crate::dhcp::lease::{LeaseState, LeaseView};
@@ -45,7 +45,7 @@ pub struct Leases {
 impl Leases {
     pub fn new(by_address: Vec<LeaseView>) -> Leases {
         let holds = |lease: &LeaseView| match lease.state {
-            LeaseState::Offered | LeaseState::Bound => true,
+            LeaseState::Offered | LeaseState::Bound | LeaseState::Elsewhere => true,
             LeaseState::Released | LeaseState::Quarantined => false,
         };
         let places = by_address.iter().enumerate().filter(|(_, lease)| holds(lease));
@@ -295,6 +295,10 @@ pub fn status(parts: &OperatorParts) -> Status {
         uptime_secs: parts.clock.uptime().as_secs(),
         bridge: parts.appliance.bridge(),
         services: parts.appliance.services(),
+        dhcp: DhcpStatus {
+            mode: parts.config.load().dhcp.mode,
+            other_servers: parts.appliance.other_servers(),
+        },
         pool: pool(parts),
         nodes: by_state,
         waiting_for_approval: census.waiting_for_approval,

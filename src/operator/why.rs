@@ -129,6 +129,7 @@ fn surroundings(
     Surroundings {
         now,
         started_at: parts.started_at,
+        mode: config.dhcp.mode,
         unknown: config.dhcp.unknown,
         call_deadline: config.boot.call_deadline,
         bridge: BridgeView { name: status.name, address: status.address, state: premises.state },
@@ -146,6 +147,7 @@ fn surroundings(
 fn other_servers(boot: Option<&Boot>, trace: Option<&StrangerTrace>) -> BTreeSet<Ipv4Addr> {
     let told = boot.into_iter().flat_map(|boot| &boot.events).filter_map(|event| match &event.happening {
         Happening::Dhcp { other_server, .. } => *other_server,
+        Happening::OtherServer { server, .. } => Some(*server),
         Happening::File { .. }
         | Happening::Script { .. }
         | Happening::Agent { .. }

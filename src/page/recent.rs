@@ -8,7 +8,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::node::NodeId;
-use crate::node::timeline::{Happening, TimelineEvent};
+use crate::node::timeline::{ADDRESS_ELSEWHERE, Happening, TimelineEvent};
 
 /// A dozen boots; each node's own page has its whole history.
 const RECENT_MAX: usize = 1000;
@@ -48,7 +48,9 @@ impl Recent {
     pub(super) fn other_servers(&self) -> Vec<(NodeId, Ipv4Addr)> {
         let mut servers: Vec<(NodeId, Ipv4Addr)> = Vec::new();
         for event in self.newest_first() {
-            if let Happening::Dhcp { other_server: Some(server), .. } = &event.happening
+            // One that is to give the addresses is no rival.
+            if let Happening::Dhcp { other_server: Some(server), answer: Err(reason), .. } = &event.happening
+                && reason != ADDRESS_ELSEWHERE
                 && servers.iter().all(|(_, known)| known != server)
             {
                 servers.push((event.node, *server));

@@ -17,7 +17,7 @@ use farrier::bootplane::agent_calls::AgentCalls;
 use farrier::bootplane::files::{FileFacts, answer, decode_path};
 use farrier::bootplane::head::HeadReader;
 use farrier::clock::{Clock, Timestamp};
-use farrier::config::{Config, Identity, PoolRange};
+use farrier::config::{Config, DhcpMode, Identity, PoolRange};
 use farrier::dhcp::address_book::AddressBook;
 use farrier::dhcp::server::{Answer, DhcpServer, Directory, Received, ReplyKind, Service, Settings};
 use farrier::net::MacAddr;
@@ -91,6 +91,8 @@ impl Directory for Nobody {
 
 fn dhcp_settings(flags: u8) -> Settings {
     Settings {
+        mode: if flags & 128 == 0 { DhcpMode::Server } else { DhcpMode::Proxy },
+        bootp: true,
         network: "192.168.2.2/24".parse().expect("a network"),
         gateway: Some(Ipv4Addr::new(192, 168, 2, 1)),
         dns: vec![Ipv4Addr::new(192, 168, 2, 3)],
@@ -121,7 +123,7 @@ fn ask(server: &mut DhcpServer, bytes: &[u8], flags: u8, now: Timestamp) {
     }
     match reply.kind {
         ReplyKind::Offer | ReplyKind::Nak => assert!(outcome.changes.is_empty(), "{:?}", outcome.changes),
-        ReplyKind::Ack => {}
+        ReplyKind::Ack | ReplyKind::Bootp => {}
     }
     let usage = server.pool_use();
     assert!(usage.bound + usage.offered + usage.quarantined <= usage.size, "{usage:?}");

@@ -10,7 +10,7 @@ use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::{
-    BootConfig, Config, DhcpConfig, Identity, NetworkConfig, OperatorConfig, PoolRange, StoreConfig,
+    BootConfig, Config, DhcpConfig, DhcpMode, Identity, NetworkConfig, OperatorConfig, PoolRange, StoreConfig,
 };
 use farrier::dhcp::address_book::AddressBook;
 use farrier::dhcp::lease::LeaseState;
@@ -78,18 +78,19 @@ fn config() -> Arc<Config> {
     Arc::new(Config {
         user: None,
         network: NetworkConfig {
-        user: None,
             bridge: bridge_name("br0"),
             address: network("192.168.2.2/24"),
             gateway: None,
             dns: Vec::new(),
         },
         dhcp: DhcpConfig {
+            mode: DhcpMode::Server,
             pool: PoolRange { first: [192, 168, 2, 50].into(), last: [192, 168, 2, 250].into() },
             lease: Duration::from_secs(3600),
             unknown: UnknownPolicy::Enroll,
             identity: Identity::Mac,
             authoritative: true,
+            bootp: false,
             reservations: Vec::new(),
         },
         operator: OperatorConfig { socket: "/nonexistent".into(), ..OperatorConfig::default() },

@@ -13,6 +13,7 @@ use farrier::boot::loader::LoaderTable;
 use farrier::bootplane::agent_calls::AgentCalls;
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings, Ticket};
 use farrier::clock::{Clock, Timestamp};
+use farrier::config::DhcpMode;
 use farrier::dhcp::address_book::AddressBook;
 use farrier::dhcp::lease::BindingState;
 use farrier::dhcp::network::desk::{Batch, Desk, FailedBatch, Parcel, Post, Said};
@@ -169,6 +170,7 @@ impl Appliance {
             AgentCalls::new(Arc::clone(&registry), Arc::clone(&addresses), Arc::clone(&tally), clock);
         let server = DhcpServer::new(settings, bindings, now);
         let desk = Desk {
+            mode: DhcpMode::Server,
             server,
             registry: Arc::clone(&registry) as _,
             store: store as _,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use farrier::boot::decision::UnknownPolicy;
 use farrier::boot::loader::LoaderTable;
-use farrier::config::{Identity, PoolRange};
+use farrier::config::{DhcpMode, Identity, PoolRange};
 use farrier::dhcp::server::Settings;
 use farrier::node::registry::RegistrySettings;
 use farrier::storm::random::Stream;
@@ -76,6 +76,8 @@ impl Plan {
     pub fn dhcp(&self, shift: u32) -> Settings {
         let first = u32::from(FIRST) + shift;
         Settings {
+            mode: DhcpMode::Server,
+            bootp: false,
             network: ipnetwork::Ipv4Network::new(SERVER, 16).expect("a prefix"),
             gateway: None,
             dns: Vec::new(),

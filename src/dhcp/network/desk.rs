@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::boot::client::{Client, ClientClass};
 use crate::boot::decision::NothingToBoot;
 use crate::clock::Timestamp;
+use crate::config::DhcpMode;
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::table::StillStored;
 use crate::dhcp::lease::{BindingState, PoolUse};
@@ -67,6 +68,7 @@ pub struct FailedBatch {
 }
 
 pub struct Desk {
+    pub mode: DhcpMode,
     pub server: DhcpServer,
     pub registry: Arc<dyn Nodes>,
     pub store: Arc<dyn Store>,
@@ -143,10 +145,15 @@ impl Desk {
             }
         }
         let Some(report) = &outcome.report else { return };
-        let mut has_timeline = report.known;
+        // A stranger that was offered a boot file and goes on to take an address waits to be a node.
+        let mut has_timeline = report.known || (report.elsewhere.is_some() && report.class.wants_boot());
+        // A claim that becomes an entry only where it is not the kernel's word that counts.
+        if let (Some(address), DhcpMode::Proxy) = (report.elsewhere, self.mode) {
+            self.addresses.set(address, report.mac);
+        }
         if let Answer::Reply(reply) = &outcome.answer {
             // Grants came with the changes. What else names an address (port 4011, INFORM) has it from the client.
-            if let (ReplyKind::Offer, Some(address)) = (reply.kind, reply.address) {
+            if let (ReplyKind::Offer | ReplyKind::Bootp, Some(address)) = (reply.kind, reply.address) {
                 self.addresses.set(address, report.mac);
             }
             has_timeline |= report.class.wants_boot();
@@ -168,10 +175,14 @@ impl Desk {
         }
         let (answer, address, boot_file) = match &outcome.answer {
             Answer::Reply(reply) => {
-                (Ok(reply.kind.as_str().to_owned()), reply.address, reply.boot_file.clone())
+                (Ok(reply.kind.as_str()), report.address(Some(reply)), reply.boot_file.clone())
             }
-            Answer::Silence(silence) => (Err(silence.as_str().to_owned()), None, None),
+            Answer::Withheld(reply) => {
+                (Err(reply.kind.withheld()), report.address(Some(reply)), reply.boot_file.clone())
+            }
+            Answer::Silence(silence) => (Err(silence.as_str()), report.address(None), None),
         };
+        let answer = answer.map(str::to_owned).map_err(str::to_owned);
         self.record(report, answer, address, boot_file, now);
     }
 
@@ -228,7 +239,11 @@ impl Desk {
         match answer {
             Answer::Silence(silence) => {
                 self.tally.count(SERVICE, silence.as_str());
-                outbound::log_silence(silence, report.as_ref());
+                outbound::log_silence(silence.as_str(), report.as_ref());
+            }
+            Answer::Withheld(reply) => {
+                self.tally.count(SERVICE, reply.kind.withheld());
+                outbound::log_silence(reply.kind.withheld(), report.as_ref());
             }
             Answer::Reply(reply) => {
                 let parcel = Parcel { reply, service, report, decided_at: Instant::now() };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::dhcp::network::desk::{Parcel, Post};
 use crate::dhcp::network::{BindError, SERVICE};
-use crate::dhcp::server::{Destination, Report, Service, Silence};
+use crate::dhcp::server::{Destination, Report, Service};
 use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
 use crate::net::{Bridge, MacAddr};
@@ -183,6 +183,6 @@ fn log_reply(parcel: &Parcel, sent: &io::Result<()>) {
     }
 }
 
-pub(super) fn log_silence(silence: Silence, report: Option<&Report>) {
-    transaction!(report, reason = silence.as_str());
+pub(super) fn log_silence(reason: &'static str, report: Option<&Report>) {
+    transaction!(report, reason);
 }

@@ -15,10 +15,12 @@ use crate::boot::decision::Standing;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::network::desk::{Batch, Desk, Post};
 use crate::dhcp::network::outbound::Outbound;
-use crate::dhcp::network::{Command, SERVICE};
+use crate::dhcp::network::{Command, SERVICE, open_ear};
+use crate::dhcp::rivals::Rivals;
 use crate::dhcp::server::{Received, Service};
 use crate::dhcp::wire;
 use crate::net::link::LinkWatch;
+use crate::net::overheard::Ear;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
 use crate::net::{Bridge, MacAddr};
 
@@ -34,7 +36,7 @@ const PENDING_REPLIES_MAX: usize = 4096;
 const RECEIVE_PERIOD: Duration = Duration::from_micros(250);
 
 /// How long to wait for a bridge that is gone, in case its return went unnoticed; and after an error of a socket.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// How long stopping waits for commits under way; a disk that takes longer than this is broken.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -46,6 +48,7 @@ struct Ready {
     dhcp: bool,
     boot_server: bool,
     links: bool,
+    ear: bool,
 }
 
 pub(super) struct Worker {
@@ -54,6 +57,9 @@ pub(super) struct Worker {
     pub(super) outbound: Arc<Outbound>,
     /// The device the sockets are tied to was deleted.
     pub(super) bridge_gone: bool,
+    /// Absent where we are the server.
+    pub(super) ear: Option<Ear>,
+    pub(super) rivals: Rivals,
     pub(super) clock: Clock,
     pub(super) orders: mpsc::Receiver<Command>,
     pub(super) commands: mpsc::Sender<Command>,
@@ -73,7 +79,7 @@ pub(super) struct Progress {
     /// Told to stop: every commit that ends is news.
     draining: Arc<AtomicBool>,
     /// A socket failed: leave it alone until then.
-    muted_until: Option<Instant>,
+    pub(super) muted_until: Option<Instant>,
     /// Said once, until it is up again.
     bridge_down: bool,
 }
@@ -92,6 +98,9 @@ impl Worker {
             if ready.links || self.bridge_gone {
                 self.watch.clear();
                 self.look_at_bridge();
+            }
+            if ready.ear {
+                self.listen();
             }
             if self.bridge_gone {
                 continue;
@@ -123,6 +132,9 @@ impl Worker {
                     self.desk.server.expire(self.clock.now());
                     let _ = answer.send(self.desk.server.pool_use());
                 }
+                Command::OtherServers(answer) => {
+                    let _ = answer.send(self.rivals.servers().to_vec());
+                }
                 Command::Reconfigure(settings) => {
                     self.desk.server.reconfigure(*settings, self.clock.now());
                     self.desk.reconfigured();
@@ -145,11 +157,16 @@ impl Worker {
             PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.watch.as_fd(), PollFlags::POLLIN),
         ];
-        if receiving && !self.bridge_gone {
+        let serving = receiving && !self.bridge_gone;
+        if serving {
             for service in [Service::Dhcp, Service::BootServer] {
                 polled.push(PollFd::new(self.outbound.socket(service).as_fd(), PollFlags::POLLIN));
             }
         }
+        let ear = self.ear.as_ref().filter(|_| !muted && !self.bridge_gone).map(|ear| {
+            polled.push(PollFd::new(ear.as_fd(), PollFlags::POLLIN));
+            polled.len() - 1
+        });
         match poll(&mut polled, self.timeout(muted)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
@@ -161,7 +178,8 @@ impl Worker {
         let ready = |index: usize| {
             polled.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
         };
-        Ready { orders: ready(0), links: ready(1), dhcp: ready(2), boot_server: ready(3) }
+        let (dhcp, boot_server) = (serving && ready(2), serving && ready(3));
+        Ready { orders: ready(0), links: ready(1), dhcp, boot_server, ear: ear.is_some_and(ready) }
     }
 
     fn timeout(&self, muted: bool) -> PollTimeout {
@@ -201,13 +219,16 @@ impl Worker {
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
         let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
-        match self.outbound.moved_to(&found) {
-            Ok(outbound) => {
+        let moved =
+            self.outbound.moved_to(&found).and_then(|moved| Ok((moved, open_ear(&found, self.desk.mode)?)));
+        match moved {
+            Ok((outbound, ear)) => {
                 tracing::info!(%bridge, "the bridge is back");
                 self.bridge = found;
                 self.bridge_gone = false;
                 self.progress.bridge_down = false;
                 self.outbound = Arc::new(outbound);
+                self.ear = ear;
             }
             Err(error) => {
                 let reason = &error as &dyn std::error::Error;

@@ -240,6 +240,19 @@ impl DhcpServer {
         Ok(self.draft(visit, ReplyKind::Ack, destination).compose())
     }
 
+    /// RFC 951, RFC 1534 §2: a client that never renews keeps what it gets, so it gets only what is fixed for it.
+    pub(super) fn bootp(&self, visit: &Visit<'_>) -> Result<Reply, Silence> {
+        if !self.settings.bootp {
+            return Err(Silence::Bootp);
+        }
+        let approved = matches!(visit.standing, Standing::Known(node) if node.approved);
+        let address = visit.reserved().filter(|address| approved && self.may_have(visit, *address));
+        let address = address.ok_or(Silence::BootpWithoutAddress)?;
+        let source = visit.received.source;
+        let destination = reply::destination_of(visit.request, ReplyKind::Bootp, Some(address), source);
+        Ok(Draft { granted: Some(address), ..self.draft(visit, ReplyKind::Bootp, destination) }.compose())
+    }
+
     /// PXE 2.1 §2.2.4: a boot ROM that has its address asks which file to fetch.
     pub(super) fn boot_server(&self, visit: &Visit<'_>) -> Result<Reply, Silence> {
         /// Top bit of the layer: the client wants the item's signature (Boot Integrity Services).
@@ -251,7 +264,8 @@ impl DhcpServer {
             | MessageKind::Inform
             | MessageKind::Discover
             | MessageKind::Decline
-            | MessageKind::Release => return Err(Silence::NotABootRequest),
+            | MessageKind::Release
+            | MessageKind::Bootp => return Err(Silence::NotABootRequest),
         }
         let boot_item = request.boot_item();
         if boot_item.is_some_and(|[_, _, layer, _]| layer & BIS != 0) {
@@ -310,7 +324,12 @@ impl DhcpServer {
         Draft { reason, boot_file: None, ..self.draft(visit, ReplyKind::Nak, destination) }.compose()
     }
 
-    fn draft<'a>(&'a self, visit: &'a Visit<'_>, kind: ReplyKind, destination: Destination) -> Draft<'a> {
+    pub(super) fn draft<'a>(
+        &'a self,
+        visit: &'a Visit<'_>,
+        kind: ReplyKind,
+        destination: Destination,
+    ) -> Draft<'a> {
         Draft {
             request: visit.request,
             kind,

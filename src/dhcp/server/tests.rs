@@ -9,6 +9,7 @@ use crate::dhcp::testing::{
 };
 
 mod model;
+mod modes;
 mod policy;
 mod relay;
 

@@ -243,6 +243,7 @@ fn is_fetch(happening: &Happening) -> bool {
     match happening {
         Happening::File { .. } | Happening::Script { .. } => true,
         Happening::Dhcp { .. }
+        | Happening::OtherServer { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }
@@ -292,6 +293,7 @@ fn follow(act: &mut Act<'_>, mac: MacAddr, happening: &Happening) -> Option<Even
         },
         Happening::File { .. }
         | Happening::Dhcp { .. }
+        | Happening::OtherServer { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }

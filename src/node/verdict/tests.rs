@@ -5,6 +5,7 @@ use super::*;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::{NothingToBoot, ScriptPlan, UnknownPolicy};
 use crate::boot::loader::LoaderTable;
+use crate::config::DhcpMode;
 use crate::dhcp::lease::PoolUse;
 use crate::net::ports::{BridgePort, PortState};
 use crate::node::registry::TraceStep;
@@ -19,6 +20,7 @@ fn at(secs: u64) -> Timestamp {
 
 fn around(now: u64) -> Surroundings {
     Surroundings {
+        mode: DhcpMode::Server,
         now: at(now),
         started_at: at(0),
         unknown: UnknownPolicy::Enroll,

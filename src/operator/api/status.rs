@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
+use crate::config::DhcpMode;
+use crate::dhcp::rivals::OtherServer;
 use crate::net::MacAddr;
 use crate::node::state::ProvisionState;
 
@@ -18,6 +20,8 @@ pub struct Status {
     pub uptime_secs: u64,
     pub bridge: BridgeStatus,
     pub services: Vec<ServiceStatus>,
+    #[serde(default)]
+    pub dhcp: DhcpStatus,
     pub pool: PoolStatus,
     /// Every state is listed, also with 0.
     pub nodes: BTreeMap<ProvisionState, u64>,
@@ -52,6 +56,15 @@ pub struct ServiceStatus {
     /// Where it listens, for people.
     pub listens: String,
     pub running: bool,
+}
+
+/// What part the appliance plays beside other DHCP servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DhcpStatus {
+    /// `dhcp.mode`
+    pub mode: DhcpMode,
+    /// Heard on the bridge since the start; listened for only where the mode is not "server".
+    pub other_servers: Vec<OtherServer>,
 }
 
 /// How full the pool is; also `GET /api/v1/pool`.
