@@ -171,7 +171,7 @@ pub fn render_pxelinux(plan: ScriptPlan, context: &ScriptContext<'_>) -> String 
     match plan {
         ScriptPlan::Ramdisk => format!(
             "default farrier\n\
-             prompt 0\n\
+             timeout 10\n\
              menu title farrier: {who} boots the deploy ramdisk\n\
              label farrier\n\
              linux /{kernel}\n\
@@ -185,7 +185,7 @@ pub fn render_pxelinux(plan: ScriptPlan, context: &ScriptContext<'_>) -> String 
             format!("menu title farrier: {who} waits for approval: farrier node approve {mac}\n")
         }
         ScriptPlan::LocalDisk => format!(
-            "default local\nprompt 0\nmenu title farrier: {who} boots from its local disk\n\
+            "default local\ntimeout 10\nmenu title farrier: {who} boots from its local disk\n\
              label local\nlocalboot 1\n"
         ),
     }

@@ -59,7 +59,7 @@ impl Ear {
     }
 
     /// The next saying that is queued, or `None`.
-    pub fn next(&mut self) -> io::Result<Option<Saying<'_>>> {
+    pub fn hear(&mut self) -> io::Result<Option<Saying<'_>>> {
         loop {
             let received = io::Read::read(&mut &self.socket, &mut self.buffer[..]);
             let length = match received {

@@ -18,7 +18,7 @@ impl Worker {
         let Some(mut ear) = self.ear.take() else { return };
         let now = self.clock.now();
         for _ in 0..SAYINGS_MAX {
-            match ear.next() {
+            match ear.hear() {
                 Ok(Some(saying)) => {
                     if let Some(reply) = OtherReply::read(saying.payload, saying.source, saying.mac) {
                         self.take_note_of(reply, now);
