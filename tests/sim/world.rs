@@ -376,7 +376,7 @@ impl World {
                 let identity = Identity { mac: MacAddr([2, 0xee, a, b, c, d]), uuid: [9; 16] };
                 let manners = &pick(&mut self.random, &Kind::MIX).manners().dhcp;
                 let bytes = message::emit(manners, &identity, message::Ask::Discover, self.strangers, 0);
-                self.to_server(bytes, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68), Ipv4Addr::BROADCAST);
+                self.send_to_server(bytes, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68), Ipv4Addr::BROADCAST);
             }
             Next::Calm => self.become_calm()?,
         }
@@ -453,7 +453,7 @@ impl World {
         self.after(wait, next);
     }
 
-    fn to_server(&mut self, bytes: Vec<u8>, source: SocketAddrV4, destination: Ipv4Addr) {
+    fn send_to_server(&mut self, bytes: Vec<u8>, source: SocketAddrV4, destination: Ipv4Addr) {
         self.carry(Next::DhcpIn(bytes, source, destination));
     }
 
@@ -511,7 +511,7 @@ impl World {
             match order {
                 Order::Dhcp(bytes, source, destination) => {
                     self.checks.sends(self.players[player].identity.mac, &bytes);
-                    self.to_server(bytes, source, destination);
+                    self.send_to_server(bytes, source, destination);
                 }
                 Order::Tftp(from, port, bytes) => self.carry(Next::TftpIn(from, port, bytes)),
                 Order::Http(fetch) => {
