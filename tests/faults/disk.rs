@@ -19,6 +19,7 @@ fn bind(client: usize, patience: Duration) -> Option<(Ipv4Addr, Duration)> {
     let xid = 0x1000_0000 + client as u32;
     let (kind, address, _) = ask(&socket, &message(DISCOVER, client, xid, None), patience)?;
     assert_eq!(kind, OFFER);
+    drop(socket);
     renew(client, address, patience)
 }
 
