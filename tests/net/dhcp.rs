@@ -76,6 +76,7 @@ struct Bench {
 
 fn config() -> Arc<Config> {
     Arc::new(Config {
+        user: None,
         network: NetworkConfig {
             bridge: bridge_name("br0"),
             address: network("192.168.2.2/24"),
