@@ -46,6 +46,12 @@ fn enforce(reach: &Reach<'_>) -> Result<RulesetStatus, RulesetError> {
         .scope(Scope::Signal)?
         .create()?;
     rules = beneath(rules, &reach.config.store.path, own)?;
+    // A library that several appliances share is a link to somewhere else.
+    for name in ["images", "loaders"] {
+        if let Ok(shared) = fs::canonicalize(reach.config.store.path.join(name)) {
+            rules = beneath(rules, &shared, own)?;
+        }
+    }
     for path in read_only(reach) {
         rules = beneath(rules, &path, read)?;
     }

@@ -30,7 +30,8 @@ fn r_03_a_damaged_store_is_set_aside_and_said_so_and_machines_are_served() {
             .expect("all of it in one file");
         let sound = fs::read(&database).expect("the store");
         let half = sound.len() / 2;
-        let cases: [(&str, Box<dyn Fn(&mut Vec<u8>)>); 6] = [
+        type Damage = Box<dyn Fn(&mut Vec<u8>)>;
+        let cases: [(&str, Damage); 6] = [
             ("empty but for a few bytes", Box::new(|bytes| bytes.truncate(100))),
             ("cut in half", Box::new(move |bytes| bytes.truncate(half))),
             ("header garbled", Box::new(|bytes| bytes[..64].fill(0x5a))),

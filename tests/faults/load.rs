@@ -207,7 +207,6 @@ struct Exchange {
     client: usize,
     wanted: Step,
     asked: Instant,
-    began: Instant,
     address: Option<Ipv4Addr>,
 }
 
@@ -261,8 +260,7 @@ fn begin(model: &Model, socket: &UdpSocket, under_way: &mut HashMap<u32, Exchang
     };
     model.book().exchanges += 1;
     send(socket, &message(kind, client, xid, address));
-    let now = Instant::now();
-    under_way.insert(xid, Exchange { client, wanted, asked: now, began: now, address });
+    under_way.insert(xid, Exchange { client, wanted, asked: Instant::now(), address });
 }
 
 fn hear(model: &Model, socket: &UdpSocket, under_way: &mut HashMap<u32, Exchange>, bytes: &[u8]) {
@@ -281,26 +279,15 @@ fn hear(model: &Model, socket: &UdpSocket, under_way: &mut HashMap<u32, Exchange
             acknowledged(&mut model.book(), client, Promise { address, told: Instant::now(), lease }, took);
         }
         (NAK, Step::Acknowledged) => {
-            let client = exchange.client;
-            let held = exchange.began;
+            // What it asked for is its own or was just offered to it.
+            let told = format!("{} was refused {:?}", mac_text(exchange.client), exchange.address);
             under_way.remove(&xid);
             let mut book = model.book();
             book.naks += 1;
-            // Its own lease, which it never gave back.
-            if book.promises.get(&client).is_some_and(|promise| {
-                promise.told < held && Some(promise.address) == exchange_address(bytes, promise.address)
-            }) {
-                let told = format!("{} was refused the address it holds", mac_text(client));
-                book.violations.push(told);
-            }
+            book.violations.push(told);
         }
         _ => {}
     }
-}
-
-/// The address a NAK is about is not in it; a client asks for none but its own.
-fn exchange_address(_nak: &[u8], own: Ipv4Addr) -> Option<Ipv4Addr> {
-    Some(own)
 }
 
 fn acknowledged(book: &mut Book, client: usize, promise: Promise, took: Duration) {

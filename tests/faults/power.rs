@@ -166,11 +166,14 @@ fn record(directory: &Path) -> Vec<Operation> {
     whole_lines(&trace).iter().filter_map(|line| parse(line, &state)).collect()
 }
 
+/// Where, and what; without a place, a file of that length.
+type Unsynced = (Option<u64>, Vec<u8>);
+
 /// A file as the disk has it, and what was done to it since it was synced.
 #[derive(Clone, Default)]
 struct Disk {
     synced: BTreeMap<PathBuf, Vec<u8>>,
-    since: BTreeMap<PathBuf, Vec<(Option<u64>, Vec<u8>)>>,
+    since: BTreeMap<PathBuf, Vec<Unsynced>>,
 }
 
 fn apply(content: &mut Vec<u8>, offset: Option<u64>, bytes: &[u8], length: usize) {

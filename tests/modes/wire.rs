@@ -317,7 +317,8 @@ pub fn bed(mode: &str) -> TestBed {
 
 /// dnsmasq on a machine of its own, giving 192.168.77.100 to 150.
 pub struct OtherServer {
-    pub plug: ClientMachine,
+    /// Kept plugged in.
+    _plug: ClientMachine,
     _process: Process,
 }
 
@@ -354,7 +355,7 @@ impl OtherServer {
         eventually("dnsmasq listens", || {
             String::from_utf8_lossy(&plug.read("dnsmasq.log")).contains("sockets bound").then_some(())
         });
-        OtherServer { plug, _process: process }
+        OtherServer { _plug: plug, _process: process }
     }
 }
 

@@ -78,7 +78,6 @@ fn config() -> Arc<Config> {
     Arc::new(Config {
         user: None,
         network: NetworkConfig {
-            bridge: bridge_name("br0"),
             address: network("192.168.2.2/24"),
             gateway: None,
             dns: Vec::new(),
