@@ -6,6 +6,7 @@
 
 mod boot_contract;
 mod dhcp_clients;
+mod doctor;
 mod durability;
 mod files;
 mod operator;
