@@ -153,7 +153,7 @@ fn conclusion(findings: &[Finding], fixed: bool, style: Style) -> String {
         .iter()
         .filter(|finding| finding.severity > Severity::Ok)
         .any(|finding| finding.mends.iter().any(Mend::is_safe));
-    let hint = if mendable && !fixed { "; `farrier doctor --fix` mends what it safely can" } else { "" };
+    let hint = if mendable && !fixed { "\n`farrier doctor --fix` mends what it safely can" } else { "" };
     let warnings = super::text::counted(warnings, "warning");
     match obstacles {
         0 => style.paint(Tone::Good, &format!("A machine would boot from here: {warnings}{hint}")),
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(too_long, [format!("         $ {}", command.join(" "))]);
         assert!(text.lines().nth(1).unwrap().starts_with("ok       bridge            fine"), "{text}");
         assert!(text.contains("NO BOOT  bridge-netfilter  word word"), "{text}");
-        assert!(text.contains("1 obstacle, 0 warnings; `farrier doctor --fix`"), "{text}");
+        assert!(text.contains("1 obstacle, 0 warnings\n`farrier doctor --fix`"), "{text}");
         assert!(!render(&findings, true, Style::PLAIN).contains("--fix"));
     }
 

@@ -37,10 +37,12 @@ use crate::store::Store;
 use crate::telemetry::Tally;
 
 mod outbound;
+mod questions;
 mod recently;
 mod worker;
 
 use outbound::Outbound;
+use questions::Questions;
 use recently::Recently;
 use worker::{FailedBatch, Progress, Worker};
 
@@ -219,8 +221,10 @@ pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, Bind
     for binding in bindings.iter().filter(|binding| binding.state == BindingState::Bound) {
         addresses.set(binding.address, binding.mac);
     }
+    let mut server = DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now());
+    server.ask_the_wire();
     let worker = Worker {
-        server: DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now()),
+        server,
         bridge,
         outbound: Some(outbound),
         registry,
@@ -233,6 +237,7 @@ pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, Bind
         waker: Arc::clone(&waker),
         watch,
         progress: Progress::default(),
+        questions: Questions::default(),
     };
     let thread = thread::Builder::new()
         .name("dhcp".to_owned())

@@ -27,19 +27,22 @@ use crate::boot::decision::{self, BootPlan, NothingToBoot, RefusedBoot, Standing
 use crate::boot::loader::{LoaderFile, LoaderTable};
 use crate::clock::Timestamp;
 use crate::config::{Config, Identity, PoolRange};
-use crate::dhcp::lease::table::LeaseTable;
+use crate::dhcp::lease::table::{Availability, LeaseTable};
 use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
 use crate::dhcp::request::{MessageKind, Relay, Request};
 use crate::dhcp::server::declines::Declines;
 use crate::dhcp::server::handling::Visit;
+use crate::dhcp::server::probes::Probes;
 use crate::dhcp::wire::Message;
 use crate::net::MacAddr;
 use crate::store::Change;
 
 mod declines;
 mod handling;
+mod probes;
 mod silence;
 
+pub use probes::PROBE_WAIT;
 pub use silence::Silence;
 
 /// What the server needs to know of nodes; the registry answers.
@@ -132,6 +135,10 @@ pub struct Outcome {
     pub changes: Vec<Change>,
     /// Who asked and what; absent if the bytes did not say.
     pub report: Option<Report>,
+    /// Addresses to ask the wire for; each is to end in `address_answered` or, after [`PROBE_WAIT`], `address_silent`.
+    pub ask: Vec<Ipv4Addr>,
+    /// The datagram is to be handled again once this one is settled. The answer is [`Silence::Probing`] until then.
+    pub awaits: Option<Ipv4Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,7 +203,13 @@ pub struct Report {
 
 impl Outcome {
     fn silent(silence: Silence) -> Outcome {
-        Outcome { answer: Answer::Silence(silence), changes: Vec::new(), report: None }
+        Outcome {
+            answer: Answer::Silence(silence),
+            changes: Vec::new(),
+            report: None,
+            ask: Vec::new(),
+            awaits: None,
+        }
     }
 }
 
@@ -205,12 +218,18 @@ pub struct DhcpServer {
     settings: Settings,
     table: LeaseTable,
     declines: Declines,
+    probes: Probes,
 }
 
 impl DhcpServer {
     pub fn new(settings: Settings, bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
         let table = LeaseTable::new(settings.pool, bindings, now);
-        DhcpServer { settings, table, declines: Declines::default() }
+        DhcpServer { settings, table, declines: Declines::default(), probes: Probes::default() }
+    }
+
+    /// From now on addresses that are fresh to a client are asked for on the wire: the caller can.
+    pub fn ask_the_wire(&mut self) {
+        self.probes.enable();
     }
 
     /// Takes new settings. Bindings outside the new pool are not renewed any more.
@@ -242,7 +261,8 @@ impl DhcpServer {
         let nothing_to_boot = plan.nothing().filter(|_| request.class.wants_boot());
         let visit = Visit { request: &request, received, standing: &standing, plan, key, directory, now };
         let mut changes = Vec::new();
-        let answer = match self.answer(&visit, &mut changes) {
+        let mut ask = Vec::new();
+        let answer = match self.answer(&visit, &mut changes, &mut ask) {
             Ok(reply) => Answer::Reply(reply),
             Err(silence) => Answer::Silence(silence),
         };
@@ -256,10 +276,19 @@ impl DhcpServer {
             nothing_to_boot,
             other_server: request.server.filter(|_| answer == Answer::Silence(Silence::OtherServer)),
         };
-        Outcome { answer, changes, report: Some(report) }
+        let awaits = match answer {
+            Answer::Silence(Silence::Probing) => self.table.offered(&visit.key, now),
+            Answer::Silence(_) | Answer::Reply(_) => None,
+        };
+        Outcome { answer, changes, report: Some(report), ask, awaits }
     }
 
-    fn answer(&mut self, visit: &Visit<'_>, changes: &mut Vec<Change>) -> Result<Reply, Silence> {
+    fn answer(
+        &mut self,
+        visit: &Visit<'_>,
+        changes: &mut Vec<Change>,
+        ask: &mut Vec<Ipv4Addr>,
+    ) -> Result<Reply, Silence> {
         let refused = match &visit.plan {
             BootPlan::Refuse(RefusedBoot::UnknownMac) => Err(Silence::UnknownMac),
             BootPlan::Loader { .. } | BootPlan::Script | BootPlan::AddressOnly(_) => Ok(()),
@@ -268,13 +297,37 @@ impl DhcpServer {
             return refused.and_then(|()| self.boot_server(visit));
         }
         match visit.request.kind {
-            MessageKind::Discover => refused.and_then(|()| self.discover(visit)),
+            MessageKind::Discover => refused.and_then(|()| self.discover(visit, ask)),
             MessageKind::Request => refused.and_then(|()| self.request(visit, changes)),
             // Giving an address back is always welcome.
             MessageKind::Decline => Err(self.decline(visit, changes)),
             MessageKind::Release => Err(self.release(visit, changes)),
             MessageKind::Inform => refused.and_then(|()| self.inform(visit)),
         }
+    }
+
+    /// Nobody answered for this address within [`PROBE_WAIT`].
+    pub fn address_silent(&mut self, address: Ipv4Addr, now: Timestamp) {
+        self.probes.silent(address, now);
+    }
+
+    /// A station claims an address that was asked for. What that changes must be durable like any other change; empty
+    /// if the station may have it: it is the client's own, that came back without a record.
+    pub fn address_answered(&mut self, address: Ipv4Addr, station: MacAddr, now: Timestamp) -> Vec<Change> {
+        let Some(whom) = self.probes.answered(address) else { return Vec::new() };
+        if whom.as_ref().is_some_and(|(_, mac)| *mac == station) {
+            self.probes.settle(address, now);
+            return Vec::new();
+        }
+        // Asked for ahead, and given to its client since: that client's own check decides.
+        let squatter = ClientKey::Mac(station);
+        let taken = self.table.availability(address, &squatter, now) != Availability::Free;
+        if let Some((key, _)) = whom {
+            self.table.withdraw_offer(&key, now);
+        } else if taken {
+            return Vec::new();
+        }
+        vec![self.table.quarantine(address, &squatter, station, now)]
     }
 
     /// The commit of these changes failed and nobody was told of them.
@@ -293,6 +346,7 @@ impl DhcpServer {
     pub fn expire(&mut self, now: Timestamp) {
         let _more = self.table.expire(now);
         self.declines.expire(now);
+        self.probes.expire(now);
     }
 
     /// The file whose absence leaves clients of this class without a loader.

@@ -1,4 +1,4 @@
-//! Where replies leave: three sockets, shared by the DHCP thread and the store's.
+//! Where replies leave: four sockets, shared by the DHCP thread and the store's.
 //!
 //! Every transaction is one line in the log, written here, when its reply has left (or could not).
 
@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::dhcp::network::{BindError, SERVICE};
 use crate::dhcp::server::{Destination, Reply, Report, Service, Silence};
+use crate::net::arp::ArpProber;
 use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
 use crate::net::{Bridge, MacAddr};
@@ -33,6 +34,7 @@ pub(super) struct Parcel {
 pub(super) struct Outbound {
     pub(super) dhcp: UdpSocket,
     pub(super) boot_server: UdpSocket,
+    pub(super) arp: ArpProber,
     frames: FrameSender,
     from: (Ipv4Addr, u32),
     tally: Arc<Tally>,
@@ -55,6 +57,8 @@ impl Outbound {
             dhcp: udp(DHCP_PORT)?,
             boot_server: udp(BOOT_SERVER_PORT)?,
             frames: FrameSender::open(bridge)
+                .map_err(|source| refused("a packet socket".to_owned(), None, source))?,
+            arp: ArpProber::open(bridge)
                 .map_err(|source| refused("a packet socket".to_owned(), None, source))?,
             from: (bridge.ip(), bridge.index),
             tally: Arc::clone(tally),

@@ -18,6 +18,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
+use crate::dhcp::network::questions::Questions;
 use crate::dhcp::network::{Command, Nodes, SERVICE, step_of};
 use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
 use crate::dhcp::wire;
@@ -27,6 +28,8 @@ use crate::net::{Bridge, MacAddr};
 use crate::node::timeline::Happening;
 use crate::store::{Change, CommitError, Store};
 use crate::telemetry::Tally;
+
+mod probing;
 
 /// A DHCP request fits the Ethernet MTU; what exceeds this is none.
 const DATAGRAM_BYTES_MAX: usize = 2048;
@@ -52,6 +55,8 @@ struct Batch {
     ready: Vec<Parcel>,
     changes: Vec<Change>,
     parcels: Vec<Parcel>,
+    /// Addresses to ask the wire for.
+    ask: Vec<Ipv4Addr>,
 }
 
 /// Which descriptors have something to say.
@@ -78,6 +83,7 @@ pub(super) struct Worker {
     pub(super) waker: Arc<EventFd>,
     pub(super) watch: LinkWatch,
     pub(super) progress: Progress,
+    pub(super) questions: Questions,
 }
 
 /// What the worker remembers between turns.
@@ -127,6 +133,7 @@ impl Worker {
             if ready.boot_server {
                 self.receive(&outbound, Service::BootServer, &mut inbox);
             }
+            self.settle_questions(&outbound);
         }
         self.drain();
     }
@@ -168,6 +175,10 @@ impl Worker {
         if let Some(outbound) = sockets {
             polled.push(PollFd::new(outbound.dhcp.as_fd(), PollFlags::POLLIN));
             polled.push(PollFd::new(outbound.boot_server.as_fd(), PollFlags::POLLIN));
+            // Who answers nobody's question need not wake us.
+            if !self.questions.is_empty() {
+                polled.push(PollFd::new(outbound.arp.as_fd(), PollFlags::POLLIN));
+            }
         }
         match poll(&mut polled, self.timeout(muted)) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -189,7 +200,7 @@ impl Worker {
             deadline.since(self.clock.now()).max(RETRY)
         });
         let until_retry = (muted || self.outbound.is_none()).then_some(RETRY);
-        let earliest = until_expiry.into_iter().chain(until_retry).min();
+        let earliest = until_expiry.into_iter().chain(until_retry).chain(self.questions.due_in()).min();
         earliest
             .map_or(PollTimeout::NONE, |duration| PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX))
     }
@@ -270,12 +281,29 @@ impl Worker {
             }
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
-            let outcome = self.server.handle(&received, &*self.registry, now);
-            self.watch_pool(&outcome);
-            self.take_note(&outcome, now);
-            self.tell_lacking_loader(&outcome);
-            self.answer(outcome, service, &mut batch);
+            self.serve(&received, now, &mut batch);
         }
+        self.dispatch(batch, outbound);
+    }
+
+    fn serve(&mut self, received: &Received<'_>, now: Timestamp, batch: &mut Batch) {
+        let mut outcome = self.server.handle(received, &*self.registry, now);
+        batch.ask.append(&mut outcome.ask);
+        // Until the wire has been heard nothing has come of it that anybody need know.
+        if let Some(address) = outcome.awaits {
+            self.tally.count(SERVICE, Silence::Probing.as_str());
+            self.questions.hold(address, received, outcome.report);
+            return;
+        }
+        self.watch_pool(&outcome);
+        self.take_note(&outcome, now);
+        self.tell_lacking_loader(&outcome);
+        self.answer(outcome, received.service, batch);
+    }
+
+    /// What need not wait leaves; the rest goes to the store.
+    fn dispatch(&mut self, mut batch: Batch, outbound: &Arc<Outbound>) {
+        self.questions.ask(&outbound.arp, &std::mem::take(&mut batch.ask));
         outbound.send(&std::mem::take(&mut batch.ready));
         self.submit(batch, outbound);
     }
@@ -324,9 +352,9 @@ impl Worker {
             .is_some_and(|mac| matches!(self.registry.standing(MacAddr(mac), now), Standing::Stranger))
     }
 
-    /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
-    fn take_note(&self, outcome: &Outcome, now: Timestamp) {
-        for change in &outcome.changes {
+    /// Who has which address, for those that meet machines by their address.
+    fn note_addresses(&self, changes: &[Change]) {
+        for change in changes {
             match change {
                 Change::PutBinding(binding) => match binding.state {
                     BindingState::Bound => self.addresses.set(binding.address, binding.mac),
@@ -346,6 +374,11 @@ impl Worker {
                 | Change::DropAuditBelow { .. } => {}
             }
         }
+    }
+
+    /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
+    fn take_note(&self, outcome: &Outcome, now: Timestamp) {
+        self.note_addresses(&outcome.changes);
         let Some(report) = &outcome.report else { return };
         let mut has_timeline = report.known;
         if let Answer::Reply(reply) = &outcome.answer {
@@ -426,7 +459,7 @@ impl Worker {
 
     /// Puts an answer into the batch: to leave at once if it rests on nothing new, else with its changes.
     fn answer(&self, outcome: Outcome, service: Service, batch: &mut Batch) {
-        let Outcome { answer, changes, report } = outcome;
+        let Outcome { answer, changes, report, ask: _, awaits: _ } = outcome;
         let waits = !changes.is_empty();
         batch.changes.extend(changes);
         match answer {
@@ -482,7 +515,7 @@ impl Worker {
 
     /// Nobody was told of these grants, so they never were.
     fn take_back(&mut self, failed: &FailedBatch) {
-        let FailedBatch { batch: Batch { ready: _, changes, parcels }, error, _done } = failed;
+        let FailedBatch { batch: Batch { ready: _, changes, parcels, ask: _ }, error, _done } = failed;
         let now = self.clock.now();
         self.server.forget(changes, now);
         if !self.progress.store_fails.swap(true, Ordering::Relaxed) {

@@ -10,6 +10,7 @@ use crate::dhcp::testing::{
 
 mod model;
 mod policy;
+mod probing;
 mod relay;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -141,7 +141,11 @@ fn read_match(body: &Json, sets: &Sets, rule: &Json) -> Vec<Match> {
         Some("!=") => true,
         Some(_) | None => return vec![Match::Unknown],
     };
-    let Some(field) = read_field(&body["left"]) else { return vec![Match::Unknown] };
+    let mut matches = protocol_of(&body["left"]);
+    let Some(field) = read_field(&body["left"]) else {
+        matches.push(Match::Unknown);
+        return matches;
+    };
     let values = match &body["right"] {
         Json::String(name) if name.starts_with('@') => {
             let part = |key: &str| rule[key].as_str().unwrap_or_default().to_owned();
@@ -154,7 +158,6 @@ fn read_match(body: &Json, sets: &Sets, rule: &Json) -> Vec<Match> {
             None => vec![read_value(right)],
         },
     };
-    let mut matches = protocol_of(&body["left"]);
     matches.push(Match::Field { field, values, negated });
     matches
 }
