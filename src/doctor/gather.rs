@@ -4,17 +4,19 @@
 //! would ask, and the mends are theirs as well. Nothing is changed, but for a file in the state directory that is
 //! gone again, and one DISCOVER where that was asked for.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};
 
 use super::facts::{Facts, FirewallFact, ImageFact, LabFact, LoadersFact, Seen, Wanted};
 use super::firewall::{iptables, nft};
 use super::rivals;
+use crate::boot::client::Firmware;
 use crate::boot::loader::LoaderTable;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::image::library::Library;
-use crate::image::loaders::Loaders;
+use crate::image::loaders::{Loaders, USUAL};
 use crate::lab::accel::{self, Accel};
 use crate::lab::config::{AccelWish, LabConfig};
 use crate::lab::needs;
@@ -125,9 +127,10 @@ fn loaders(config: &Config) -> LoadersFact {
     let table = LoaderTable::built_in().with_overrides(&config.boot.loaders);
     let Ok(table) = table else { return LoadersFact::default() };
     let loaders = Loaders::read(table, &config.store.path);
-    let wanting = loaders.wanting(&config.boot.loaders.keys().copied().collect());
+    // What the configuration names, and what machines usually have: the others are a choice.
+    let wanting: BTreeSet<Firmware> = config.boot.loaders.keys().copied().chain(USUAL).collect();
     let lacking = loaders.lacking();
-    let served = crate::boot::client::Firmware::ALL
+    let served = Firmware::ALL
         .iter()
         .filter(|firmware| loaders.table.for_firmware(**firmware).is_some())
         .filter(|firmware| !lacking.iter().any(|(lacking, _)| lacking == *firmware));

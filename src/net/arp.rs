@@ -30,7 +30,6 @@ pub struct ArpAnswer {
 pub struct ArpProber {
     socket: Socket,
     interface: u32,
-    own: MacAddr,
 }
 
 impl ArpProber {
@@ -39,12 +38,15 @@ impl ArpProber {
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol))?;
         socket.set_nonblocking(true)?;
         Urgency::Prompt.set_on(&socket);
-        Ok(ArpProber { socket, interface: bridge.index, own: bridge.mac })
+        Ok(ArpProber { socket, interface: bridge.index })
     }
 
     /// Asks everybody on the bridge for these addresses. What cannot be sent is a question nobody answers.
-    pub fn ask(&self, addresses: &[Ipv4Addr]) {
-        let packets: Vec<Vec<u8>> = addresses.iter().map(|address| probe(self.own, *address)).collect();
+    ///
+    /// `own` is the bridge's MAC as it is now: one without a fixed MAC takes its ports' lowest, and an answer to an
+    /// earlier one is lost.
+    pub fn ask(&self, own: MacAddr, addresses: &[Ipv4Addr]) {
+        let packets: Vec<Vec<u8>> = addresses.iter().map(|address| probe(own, *address)).collect();
         let frames: Vec<Frame<'_>> = packets
             .iter()
             .map(|packet| Frame {
@@ -71,7 +73,7 @@ impl ArpProber {
             };
             // The socket hears every device of the host; one of our ports would tell the same again.
             let here = from.is_some_and(|from| from.ifindex() == self.interface as usize);
-            if here && let Some(answer) = read(&buffer[..length]).filter(|answer| answer.mac != self.own) {
+            if here && let Some(answer) = read(&buffer[..length]) {
                 return Ok(Some(answer));
             }
         }

@@ -467,7 +467,8 @@ fn ethtool(device: &str, mut value: EthtoolValue) -> io::Result<EthtoolValue> {
     if device.is_empty() || device.len() >= libc::IFNAMSIZ {
         return Err(io::Error::from_raw_os_error(libc::ENODEV));
     }
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // Any socket will do, and one that is bound needs an address: this machine may have none yet.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
     // SAFETY: all-zero is a valid ifreq: an empty name and a null pointer.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (place, byte) in request.ifr_name.iter_mut().zip(device.bytes()) {

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use crate::dhcp::server::{PROBE_WAIT, Received, Report, Service};
+use crate::net::MacAddr;
 use crate::net::arp::ArpProber;
 
 /// A request put aside.
@@ -39,7 +40,7 @@ impl Questions {
         self.asked.is_empty()
     }
 
-    pub(super) fn ask(&mut self, arp: &ArpProber, addresses: &[Ipv4Addr]) {
+    pub(super) fn ask(&mut self, arp: &ArpProber, own: MacAddr, addresses: &[Ipv4Addr]) {
         if addresses.is_empty() {
             return;
         }
@@ -47,7 +48,7 @@ impl Questions {
             // What was said before nobody asked is no answer. The kernel's queue bounds it.
             while let Ok(Some(_)) = arp.receive() {}
         }
-        arp.ask(addresses);
+        arp.ask(own, addresses);
         let over = Instant::now() + PROBE_WAIT;
         self.asked.extend(addresses.iter().map(|address| (over, *address)));
     }

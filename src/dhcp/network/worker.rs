@@ -211,6 +211,7 @@ impl Worker {
         let bridge = &self.bridge.name;
         match (self.bridge.link(), &self.outbound) {
             (Some(link), Some(_)) => {
+                self.bridge.mac = link.mac.unwrap_or(self.bridge.mac);
                 if link.up == self.progress.bridge_down {
                     self.progress.bridge_down = !link.up;
                     match link.up {
@@ -303,7 +304,7 @@ impl Worker {
 
     /// What need not wait leaves; the rest goes to the store.
     fn dispatch(&mut self, mut batch: Batch, outbound: &Arc<Outbound>) {
-        self.questions.ask(&outbound.arp, &std::mem::take(&mut batch.ask));
+        self.questions.ask(&outbound.arp, self.bridge.mac, &std::mem::take(&mut batch.ask));
         outbound.send(&std::mem::take(&mut batch.ready));
         self.submit(batch, outbound);
     }
