@@ -319,12 +319,12 @@ impl DhcpServer {
             self.probes.settle(address, now);
             return Vec::new();
         }
-        // Asked for ahead, and given to its client since: that client's own check decides.
         let squatter = ClientKey::Mac(station);
-        let taken = self.table.availability(address, &squatter, now) != Availability::Free;
-        if let Some((key, _)) = whom {
+        if let Some((key, _)) = whom.filter(|(key, _)| self.table.live_binding(key, now).is_none()) {
             self.table.withdraw_offer(&key, now);
-        } else if taken {
+        }
+        // Given to a client since it was asked for: that client's own check decides.
+        if self.table.availability(address, &squatter, now) != Availability::Free {
             return Vec::new();
         }
         vec![self.table.quarantine(address, &squatter, station, now)]

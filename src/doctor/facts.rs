@@ -19,7 +19,7 @@ pub struct Facts {
     pub wanted: Wanted,
     pub links: Seen<Vec<LinkFact>>,
     /// Names of the devices that carry a default route.
-    pub default_routes: Seen<Vec<String>>,
+    pub default_routes: Vec<String>,
     /// `net.bridge.bridge-nf-call-iptables`; `None` where the module is not there.
     pub bridge_netfilter: Option<bool>,
     pub firewall: FirewallFact,

@@ -4,8 +4,6 @@
 //! as the kernel does: a drop anywhere is final, an accept ends one base chain only. What we do not understand of a
 //! rule may match or may not; where that decides, the answer is "perhaps".
 
-use std::net::Ipv4Addr;
-
 pub mod iptables;
 pub mod nft;
 #[cfg(test)]
@@ -123,12 +121,6 @@ pub enum Value {
     Range(u32, u32),
     /// The elements of a set that was not printed, or something else we cannot read.
     Unknown,
-}
-
-impl Value {
-    pub fn address(address: Ipv4Addr) -> Value {
-        Value::Range(address.into(), address.into())
-    }
 }
 
 /// What the walk through one base chain can end in.

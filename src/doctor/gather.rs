@@ -51,7 +51,7 @@ pub fn gather(config: &Config, scope: Scope) -> Facts {
     });
     Facts {
         links: links::read(),
-        default_routes: Ok(ground::default_route_devices()),
+        default_routes: ground::default_route_devices(),
         bridge_netfilter: setting("bridge/bridge-nf-call-iptables").map(|value| value != 0),
         firewall: firewall(),
         rivals,

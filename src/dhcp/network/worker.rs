@@ -200,7 +200,8 @@ impl Worker {
             deadline.since(self.clock.now()).max(RETRY)
         });
         let until_retry = (muted || self.outbound.is_none()).then_some(RETRY);
-        let earliest = until_expiry.into_iter().chain(until_retry).chain(self.questions.due_in()).min();
+        let until_answer = self.outbound.as_ref().and_then(|_| self.questions.due_in());
+        let earliest = until_expiry.into_iter().chain(until_retry).chain(until_answer).min();
         earliest
             .map_or(PollTimeout::NONE, |duration| PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX))
     }

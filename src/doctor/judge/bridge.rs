@@ -259,7 +259,7 @@ fn bridge_netfilter(facts: &Facts, bridge: BridgeFact) -> Finding {
 fn shared_network(facts: &Facts, ports: &[&LinkFact]) -> Vec<Finding> {
     let name = &facts.wanted.bridge;
     let mut findings = Vec::new();
-    if facts.default_routes.as_ref().is_ok_and(|routes| routes.contains(name)) {
+    if facts.default_routes.contains(name) {
         findings.push(
             Finding::warning(
                 Check::SharedNetwork,

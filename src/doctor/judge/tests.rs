@@ -44,7 +44,7 @@ fn healthy() -> Facts {
             profile: "metal".to_owned(),
         },
         links: Ok(vec![bridge, port("eno2")]),
-        default_routes: Ok(vec!["eno1".to_owned()]),
+        default_routes: vec!["eno1".to_owned()],
         bridge_netfilter: Some(false),
         firewall: FirewallFact::default(),
         rivals: Some(Ok(Vec::new())),
@@ -181,7 +181,7 @@ fn rules_within_the_bridge_are_the_hosts_or_the_bridges() {
 #[test]
 fn a_network_that_is_not_ours_alone() {
     use Severity::{Warning, WouldNotBoot};
-    only(Check::SharedNetwork, Warning, |facts| facts.default_routes = Ok(vec!["br0".to_owned()]));
+    only(Check::SharedNetwork, Warning, |facts| facts.default_routes = vec!["br0".to_owned()]);
     only(Check::SharedNetwork, WouldNotBoot, |facts| link(facts, "eno2").wireless = true);
     only(Check::OtherDhcp, WouldNotBoot, |facts| {
         let server = Ipv4Addr::new(192, 168, 2, 1);
