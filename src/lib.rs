@@ -29,5 +29,6 @@ pub mod appliance;
 
 pub mod agent;
 pub mod cli;
+pub mod doctor;
 pub mod lab;
 pub mod storm;

@@ -19,6 +19,7 @@ mod backup;
 pub mod client;
 mod config;
 mod demo;
+mod doctor;
 pub mod error;
 mod event;
 mod explain;
@@ -106,6 +107,8 @@ pub enum Command {
     Backup(backup::BackupArgs),
     /// Make such a file the store again; the appliance must be stopped, and what was there is kept
     Restore(backup::BackupArgs),
+    /// Say whether a machine would boot from here, and mend what keeps it from it
+    Doctor(doctor::DoctorArgs),
     /// Check a configuration file
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -148,16 +151,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Finished {
     };
     let json = cli.json;
     match perform(cli) {
-        Ok(stdout) => Finished { stdout, ..Finished::default() },
+        Ok(finished) => finished,
         Err(error) => Finished { stderr: error.render(json), code: error.exit_code(), ..Finished::default() },
     }
 }
 
-fn perform(cli: Cli) -> Result<String, CommandError> {
+fn perform(cli: Cli) -> Result<Finished, CommandError> {
     let style = Style::of_stdout();
     let socket = cli.socket.unwrap_or_else(default_socket);
     let json = cli.json;
-    match cli.command {
+    let stdout = match cli.command {
+        Command::Doctor(arguments) => return doctor::run(&arguments, json, style),
         Command::Serve(arguments) => serve::run(&arguments).map(|()| String::new()),
         Command::Config(command) => config::run(&command, json),
         Command::Backup(arguments) => backup::back_up(&arguments, json),
@@ -195,7 +199,8 @@ fn perform(cli: Cli) -> Result<String, CommandError> {
             ask(async { roster::export(&arguments, &Client::new(socket), json).await })
         }
         Command::Watch => ask(async { watch::run(&Client::new(socket), json, style).await }),
-    }
+    }?;
+    Ok(Finished { stdout, ..Finished::default() })
 }
 
 fn default_socket() -> PathBuf {

@@ -41,12 +41,14 @@ use crate::telemetry::Tally;
 pub mod desk;
 mod listening;
 mod outbound;
+mod questions;
 mod recently;
 mod worker;
 
 use desk::{Desk, FailedBatch, Said};
 pub use outbound::Doors;
 use outbound::Outbound;
+use questions::Questions;
 use recently::Recently;
 use worker::{Done, Progress, Worker};
 
@@ -257,16 +259,13 @@ pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result
             addresses.set(binding.address, binding.mac);
         }
     }
+    let mut server = DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now());
+    // Who gives no addresses asks nobody for them; an observer is not heard at all.
+    if mode == DhcpMode::Server {
+        server.ask_the_wire();
+    }
     let worker = Worker {
-        desk: Desk {
-            mode,
-            server: DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now()),
-            registry,
-            store,
-            addresses,
-            tally,
-            said: Said::default(),
-        },
+        desk: Desk { mode, server, registry, store, addresses, tally, said: Said::default() },
         bridge,
         outbound,
         bridge_gone: false,
@@ -278,6 +277,7 @@ pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result
         waker: Arc::clone(&waker),
         watch,
         progress: Progress::default(),
+        questions: Questions::default(),
     };
     let thread = thread::Builder::new()
         .name("dhcp".to_owned())

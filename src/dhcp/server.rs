@@ -33,12 +33,13 @@ use crate::boot::decision::{self, BootPlan, NothingToBoot, RefusedBoot, Standing
 use crate::boot::loader::{LoaderFile, LoaderTable};
 use crate::clock::Timestamp;
 use crate::config::{Config, DhcpMode, Identity, PoolRange};
-use crate::dhcp::lease::table::{LeaseTable, StillStored};
+use crate::dhcp::lease::table::{Availability, LeaseTable, StillStored};
 use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
 use crate::dhcp::request::{MessageKind, Relay, Request};
 use crate::dhcp::server::declines::Declines;
 use crate::dhcp::server::elsewhere::Elsewhere;
 use crate::dhcp::server::handling::Visit;
+use crate::dhcp::server::probes::Probes;
 use crate::dhcp::wire::Message;
 use crate::net::MacAddr;
 use crate::store::Change;
@@ -46,9 +47,11 @@ use crate::store::Change;
 mod declines;
 mod elsewhere;
 mod handling;
+mod probes;
 mod proxy;
 mod silence;
 
+pub use probes::PROBE_WAIT;
 pub use silence::Silence;
 
 /// What the server needs to know of nodes; the registry answers.
@@ -145,6 +148,10 @@ pub struct Outcome {
     pub changes: Vec<Change>,
     /// Who asked and what; absent if the bytes did not say.
     pub report: Option<Report>,
+    /// Addresses to ask the wire for; each is to end in `address_answered` or, after [`PROBE_WAIT`], `address_silent`.
+    pub ask: Vec<Ipv4Addr>,
+    /// The datagram is to be handled again once this one is settled. The answer is [`Silence::Probing`] until then.
+    pub awaits: Option<Ipv4Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,7 +240,13 @@ impl Report {
 
 impl Outcome {
     fn silent(silence: Silence) -> Outcome {
-        Outcome { answer: Answer::Silence(silence), changes: Vec::new(), report: None }
+        Outcome {
+            answer: Answer::Silence(silence),
+            changes: Vec::new(),
+            report: None,
+            ask: Vec::new(),
+            awaits: None,
+        }
     }
 }
 
@@ -243,13 +256,25 @@ pub struct DhcpServer {
     table: LeaseTable,
     declines: Declines,
     elsewhere: Elsewhere,
+    probes: Probes,
 }
 
 impl DhcpServer {
     pub fn new(settings: Settings, mut bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
         set_to_clock(&mut bindings, now);
         let table = LeaseTable::new(settings.pool, bindings, now);
-        DhcpServer { settings, table, declines: Declines::default(), elsewhere: Elsewhere::default() }
+        DhcpServer {
+            settings,
+            table,
+            declines: Declines::default(),
+            elsewhere: Elsewhere::default(),
+            probes: Probes::default(),
+        }
+    }
+
+    /// From now on addresses that are fresh to a client are asked for on the wire: the caller can.
+    pub fn ask_the_wire(&mut self) {
+        self.probes.enable();
     }
 
     /// Takes new settings. Bindings outside the new pool are not renewed any more.
@@ -282,7 +307,8 @@ impl DhcpServer {
         let visit = Visit { request: &request, received, standing: &standing, plan, key, directory, now };
         let elsewhere = self.note_elsewhere(&visit);
         let mut changes = Vec::new();
-        let answer = match (self.answer(&visit, &mut changes), self.settings.mode) {
+        let mut ask = Vec::new();
+        let answer = match (self.answer(&visit, &mut changes, &mut ask), self.settings.mode) {
             (Ok(reply), DhcpMode::Server | DhcpMode::Proxy) => Answer::Reply(reply),
             (Ok(reply), DhcpMode::Observe) => {
                 // Nobody is told, so nothing was granted.
@@ -307,10 +333,19 @@ impl DhcpServer {
             }),
             elsewhere,
         };
-        Outcome { answer, changes, report: Some(report) }
+        let awaits = match answer {
+            Answer::Silence(Silence::Probing) => self.table.offered(&visit.key, now),
+            Answer::Silence(_) | Answer::Withheld(_) | Answer::Reply(_) => None,
+        };
+        Outcome { answer, changes, report: Some(report), ask, awaits }
     }
 
-    fn answer(&mut self, visit: &Visit<'_>, changes: &mut Vec<Change>) -> Result<Reply, Silence> {
+    fn answer(
+        &mut self,
+        visit: &Visit<'_>,
+        changes: &mut Vec<Change>,
+        ask: &mut Vec<Ipv4Addr>,
+    ) -> Result<Reply, Silence> {
         let refused = match &visit.plan {
             BootPlan::Refuse(RefusedBoot::UnknownMac) => Err(Silence::UnknownMac),
             BootPlan::Loader { .. } | BootPlan::Script | BootPlan::AddressOnly(_) => Ok(()),
@@ -322,7 +357,7 @@ impl DhcpServer {
             return refused.and_then(|()| self.proxy(visit));
         }
         match visit.request.kind {
-            MessageKind::Discover => refused.and_then(|()| self.discover(visit)),
+            MessageKind::Discover => refused.and_then(|()| self.discover(visit, ask)),
             MessageKind::Request => refused.and_then(|()| self.request(visit, changes)),
             // Giving an address back is always welcome.
             MessageKind::Decline => Err(self.decline(visit, changes)),
@@ -330,6 +365,30 @@ impl DhcpServer {
             MessageKind::Inform => refused.and_then(|()| self.inform(visit)),
             MessageKind::Bootp => refused.and_then(|()| self.bootp(visit)),
         }
+    }
+
+    /// Nobody answered for this address within [`PROBE_WAIT`].
+    pub fn address_silent(&mut self, address: Ipv4Addr, now: Timestamp) {
+        self.probes.silent(address, now);
+    }
+
+    /// A station claims an address that was asked for. What that changes must be durable like any other change; empty
+    /// if the station may have it: it is the client's own, that came back without a record.
+    pub fn address_answered(&mut self, address: Ipv4Addr, station: MacAddr, now: Timestamp) -> Vec<Change> {
+        let Some(whom) = self.probes.answered(address) else { return Vec::new() };
+        if whom.as_ref().is_some_and(|(_, mac)| *mac == station) {
+            self.probes.settle(address, now);
+            return Vec::new();
+        }
+        let squatter = ClientKey::Mac(station);
+        if let Some((key, _)) = whom.filter(|(key, _)| self.table.live_binding(key, now).is_none()) {
+            self.table.withdraw_offer(&key, now);
+        }
+        // Given to a client since it was asked for: that client's own check decides.
+        if self.table.availability(address, &squatter, now) != Availability::Free {
+            return Vec::new();
+        }
+        vec![self.table.quarantine(address, &squatter, station, now)]
     }
 
     /// The commit of these changes failed and nobody was told of them. What is left of earlier promises may be told
@@ -349,6 +408,7 @@ impl DhcpServer {
     pub fn expire(&mut self, now: Timestamp) {
         let _more = self.table.expire(now);
         self.declines.expire(now);
+        self.probes.expire(now);
     }
 
     /// The file whose absence leaves clients of this class without a loader.

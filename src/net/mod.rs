@@ -4,6 +4,7 @@
 //! - `link`: links and addresses as the kernel tells them
 //! - `bridge`: the one interface we serve, what must be true of it, and sockets that cannot leave it
 //! - `frame`: IPv4/UDP frames to clients that have no address yet
+//! - `arp`: whether anybody answers at an address
 //! - `advertise`: IPv6 router advertisements that tell netbooting firmware not to wait for a router
 //! - `descriptors`: the limit of open files
 //! - `neighbours`: the size of the host's neighbour table
@@ -12,6 +13,7 @@
 //! - `sys`: the raw socket calls; the only file of the crate with `unsafe`
 
 pub mod advertise;
+pub mod arp;
 pub mod bridge;
 pub mod descriptors;
 pub mod frame;

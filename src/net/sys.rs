@@ -6,6 +6,8 @@
 //! - [`map_file`]: a file as memory, shared by all transfers
 //! - [`die_with_parent`]: a child process that cannot outlive us
 //! - [`peer_groups`]: the groups of whoever connected to a Unix socket
+//! - [`checksum_offload`], [`set_checksum_offload`]: whether a device's checksums are left to it
+//! - [`clock_is_kept`]: whether a time service keeps the kernel's clock
 //! - [`admit_router_solicitations_only`] sets `ICMP6_FILTER`, [`never_fragment`] sets `IP_MTU_DISCOVER`
 
 #![allow(unsafe_code)]
@@ -484,6 +486,54 @@ pub fn hear_every_frame(socket: &impl AsFd, interface: u32) -> io::Result<()> {
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `ethtool -k DEVICE`: whether the kernel leaves transmit checksums to the device.
+pub fn checksum_offload(device: &str) -> io::Result<bool> {
+    const ETHTOOL_GTXCSUM: u32 = 0x16;
+    ethtool(device, EthtoolValue { command: ETHTOOL_GTXCSUM, data: 0 }).map(|answer| answer.data != 0)
+}
+
+/// `ethtool -K DEVICE tx on|off`
+pub fn set_checksum_offload(device: &str, on: bool) -> io::Result<()> {
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    ethtool(device, EthtoolValue { command: ETHTOOL_STXCSUM, data: on.into() }).map(drop)
+}
+
+/// `struct ethtool_value` of linux/ethtool.h.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    data: u32,
+}
+
+fn ethtool(device: &str, mut value: EthtoolValue) -> io::Result<EthtoolValue> {
+    // The last byte stays the NUL that ends the name.
+    if device.is_empty() || device.len() >= libc::IFNAMSIZ {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    // Any socket will do, and one that is bound needs an address: this machine may have none yet.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: all-zero is a valid ifreq: an empty name and a null pointer.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *place = byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the kernel reads the ifreq and reads and writes the ethtool_value it points at; both outlive the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Whether the kernel thinks that its clock is kept (adjtimex(2)): by NTP, PTP, or a hypervisor's driver.
+pub fn clock_is_kept() -> io::Result<bool> {
+    // SAFETY: all-zero is a valid timex, and with no mode set the call only reads.
+    let mut state: libc::timex = unsafe { mem::zeroed() };
+    // SAFETY: the pointer is to a live timex that the kernel fills in.
+    match unsafe { libc::adjtimex(&raw mut state) } {
+        error if error < 0 => Err(io::Error::last_os_error()),
+        state => Ok(state != libc::TIME_ERROR),
+    }
 }
 
 /// Lets a raw ICMPv6 socket see router solicitations and nothing else.

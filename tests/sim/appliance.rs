@@ -206,7 +206,8 @@ impl Appliance {
             let received =
                 Received { bytes, source: *source, destination: *destination, service: Service::Dhcp };
             self.received += 1;
-            self.desk.handle(&received, &mut batch, now);
+            let put_aside = self.desk.handle(&received, &mut batch, now);
+            assert!(put_aside.is_none(), "no wire to ask");
         }
         let hatch = |waited| Arc::new(Hatch { outbox: Arc::clone(&self.outbox), waited });
         hatch(false).send(&std::mem::take(&mut batch.ready));

@@ -29,6 +29,9 @@ use crate::node::timeline::Happening;
 use crate::store::{Change, CommitError, Store};
 use crate::telemetry::Tally;
 
+/// The word for an address that somebody uses without a lease: in counters, in timelines.
+const IN_USE: &str = "address-in-use";
+
 /// A reply on its way, and who asked for it.
 #[derive(Clone, Debug)]
 pub struct Parcel {
@@ -51,6 +54,15 @@ pub struct Batch {
     pub ready: Vec<Parcel>,
     pub changes: Vec<Change>,
     pub parcels: Vec<Parcel>,
+    /// Addresses to ask the wire for.
+    pub ask: Vec<Ipv4Addr>,
+}
+
+/// A message that can be answered when the wire has been heard about an address: to be brought again then.
+#[derive(Debug)]
+pub struct PutAside {
+    pub until: Ipv4Addr,
+    pub report: Option<Report>,
 }
 
 impl Batch {
@@ -89,13 +101,22 @@ pub struct Said {
 }
 
 impl Desk {
-    /// Answers one message: into the batch, to leave at once or when its changes are durable.
-    pub fn handle(&mut self, received: &Received<'_>, batch: &mut Batch, now: Timestamp) {
-        let outcome = self.server.handle(received, &*self.registry, now);
+    /// Answers one message: into the batch, to leave at once or when its changes are durable; unless the wire has to be
+    /// asked first.
+    #[must_use]
+    pub fn handle(&mut self, received: &Received<'_>, batch: &mut Batch, now: Timestamp) -> Option<PutAside> {
+        let mut outcome = self.server.handle(received, &*self.registry, now);
+        batch.ask.append(&mut outcome.ask);
+        // Until the wire has been heard nothing has come of it that anybody need know.
+        if let Some(until) = outcome.awaits {
+            self.tally.count(SERVICE, Silence::Probing.as_str());
+            return Some(PutAside { until, report: outcome.report });
+        }
         self.watch_pool(&outcome);
         self.take_note(&outcome, now);
         self.tell_lacking_loader(&outcome);
         self.answer(outcome, received.service, batch);
+        None
     }
 
     /// Another configuration may bring what was missing.
@@ -122,9 +143,9 @@ impl Desk {
         }
     }
 
-    /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
-    fn take_note(&self, outcome: &Outcome, now: Timestamp) {
-        for change in &outcome.changes {
+    /// Who has which address, for those that meet machines by their address.
+    fn note_addresses(&self, changes: &[Change]) {
+        for change in changes {
             match change {
                 Change::PutBinding(binding) => match binding.state {
                     BindingState::Bound => self.addresses.set(binding.address, binding.mac),
@@ -144,6 +165,11 @@ impl Desk {
                 | Change::DropAuditBelow { .. } => {}
             }
         }
+    }
+
+    /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
+    fn take_note(&self, outcome: &Outcome, now: Timestamp) {
+        self.note_addresses(&outcome.changes);
         let Some(report) = &outcome.report else { return };
         // A stranger that was offered a boot file and goes on to take an address waits to be a node.
         let mut has_timeline = report.known || (report.elsewhere.is_some() && report.class.wants_boot());
@@ -184,6 +210,33 @@ impl Desk {
         };
         let answer = answer.map(str::to_owned).map_err(str::to_owned);
         self.record(report, answer, address, boot_file, now);
+    }
+
+    /// A station claims an address that was asked for. True if it is one that nobody is to be given.
+    pub fn address_answered(
+        &mut self,
+        address: Ipv4Addr,
+        station: MacAddr,
+        batch: &mut Batch,
+        now: Timestamp,
+    ) -> bool {
+        let changes = self.server.address_answered(address, station, now);
+        let in_use = !changes.is_empty();
+        if in_use {
+            self.tally.count(SERVICE, IN_USE);
+            tracing::warn!(
+                %address, mac = %station,
+                "an address of dhcp.pool is used without a lease and is set aside for an hour: give that machine a lease, or take the address out of the pool"
+            );
+            self.note_addresses(&changes);
+            batch.changes.extend(changes);
+        }
+        in_use
+    }
+
+    /// The client's timeline says why its offer came later, and with another address.
+    pub fn note_in_use(&self, report: &Report, address: Ipv4Addr, now: Timestamp) {
+        self.record(report, Err(IN_USE.to_owned()), Some(address), None, now);
     }
 
     /// A machine is here that cannot boot for want of a file. It asks again and again; one line will do.
@@ -233,7 +286,7 @@ impl Desk {
 
     /// Puts an answer into the batch: to leave at once if it rests on nothing new, else with its changes.
     fn answer(&self, outcome: Outcome, service: Service, batch: &mut Batch) {
-        let Outcome { answer, changes, report } = outcome;
+        let Outcome { answer, changes, report, ask: _, awaits: _ } = outcome;
         let waits = !changes.is_empty();
         batch.changes.extend(changes);
         match answer {
@@ -283,7 +336,7 @@ impl Desk {
     /// Nobody was told of these grants, so they never were. Who holds a lease that is on disk is told what is left of it:
     /// with silence it would give its address up in the end, for a disk of ours that is full.
     pub fn take_back(&mut self, failed: &FailedBatch, post: &dyn Post, now: Timestamp) {
-        let FailedBatch { batch: Batch { ready: _, changes, parcels }, error } = failed;
+        let FailedBatch { batch: Batch { ready: _, changes, parcels, ask: _ }, error } = failed;
         let still_stored = self.server.forget(changes, now);
         if !self.said.store_fails.swap(true, Ordering::Relaxed) {
             tracing::error!(reason = %error, "leases cannot be stored: none is given or extended; those on disk are confirmed for as long as they last");

@@ -1,4 +1,4 @@
-//! Where replies leave: three sockets, shared by the DHCP thread and the store's.
+//! Where replies leave: four sockets, shared by the DHCP thread and the store's.
 //!
 //! Every transaction is one line in the log, written here, when its reply has left (or could not).
 
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::dhcp::network::desk::{Parcel, Post};
 use crate::dhcp::network::{BindError, SERVICE};
 use crate::dhcp::server::{Destination, Report, Service};
+use crate::net::arp::ArpProber;
 use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
 use crate::net::{Bridge, MacAddr};
@@ -57,6 +58,7 @@ fn refuse(bridge: &Bridge, what: String, port: Option<u16>, source: io::Error) -
 
 pub(super) struct Outbound {
     doors: Doors,
+    pub(super) arp: ArpProber,
     frames: FrameSender,
     from: (Ipv4Addr, u32),
     tally: Arc<Tally>,
@@ -64,9 +66,10 @@ pub(super) struct Outbound {
 
 impl Outbound {
     pub(super) fn new(bridge: &Bridge, doors: Doors, tally: &Arc<Tally>) -> Result<Outbound, BindError> {
-        let frames = FrameSender::open(bridge)
-            .map_err(|source| refuse(bridge, "a packet socket".to_owned(), None, source))?;
-        Ok(Outbound { doors, frames, from: (bridge.ip(), bridge.index), tally: Arc::clone(tally) })
+        let refused = |source| refuse(bridge, "a packet socket".to_owned(), None, source);
+        let frames = FrameSender::open(bridge).map_err(refused)?;
+        let arp = ArpProber::open(bridge).map_err(refused)?;
+        Ok(Outbound { doors, arp, frames, from: (bridge.ip(), bridge.index), tally: Arc::clone(tally) })
     }
 
     /// The same on a bridge that was made anew.

@@ -15,6 +15,7 @@ use crate::boot::decision::Standing;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::network::desk::{Batch, Desk, Post};
 use crate::dhcp::network::outbound::Outbound;
+use crate::dhcp::network::questions::Questions;
 use crate::dhcp::network::{Command, SERVICE, open_ear};
 use crate::dhcp::rivals::Rivals;
 use crate::dhcp::server::{Received, Service};
@@ -23,6 +24,8 @@ use crate::net::link::LinkWatch;
 use crate::net::overheard::Ear;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
 use crate::net::{Bridge, MacAddr};
+
+mod probing;
 
 /// A DHCP request fits the Ethernet MTU; what exceeds this is none.
 const DATAGRAM_BYTES_MAX: usize = 2048;
@@ -66,6 +69,7 @@ pub(super) struct Worker {
     pub(super) waker: Arc<EventFd>,
     pub(super) watch: LinkWatch,
     pub(super) progress: Progress,
+    pub(super) questions: Questions,
 }
 
 /// What the worker remembers between turns.
@@ -115,6 +119,7 @@ impl Worker {
             if ready.boot_server {
                 self.receive(&outbound, Service::BootServer, &mut inbox);
             }
+            self.settle_questions(&outbound);
         }
         self.drain();
     }
@@ -162,6 +167,10 @@ impl Worker {
             for service in [Service::Dhcp, Service::BootServer] {
                 polled.push(PollFd::new(self.outbound.socket(service).as_fd(), PollFlags::POLLIN));
             }
+            // Who answers nobody's question need not wake us.
+            if !self.questions.is_empty() {
+                polled.push(PollFd::new(self.outbound.arp.as_fd(), PollFlags::POLLIN));
+            }
         }
         let ear = self.ear.as_ref().filter(|_| !muted && !self.bridge_gone).map(|ear| {
             polled.push(PollFd::new(ear.as_fd(), PollFlags::POLLIN));
@@ -188,7 +197,8 @@ impl Worker {
             deadline.since(self.clock.now()).max(RETRY)
         });
         let until_retry = (muted || self.bridge_gone).then_some(RETRY);
-        let earliest = until_expiry.into_iter().chain(until_retry).min();
+        let until_answer = (!self.bridge_gone).then(|| self.questions.due_in()).flatten();
+        let earliest = until_expiry.into_iter().chain(until_retry).chain(until_answer).min();
         earliest
             .map_or(PollTimeout::NONE, |duration| PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX))
     }
@@ -199,6 +209,7 @@ impl Worker {
         let bridge = &self.bridge.name;
         match (self.bridge.link(), self.bridge_gone) {
             (Some(link), false) => {
+                self.bridge.mac = link.mac.unwrap_or(self.bridge.mac);
                 if link.up == self.progress.bridge_down {
                     self.progress.bridge_down = !link.up;
                     match link.up {
@@ -280,8 +291,20 @@ impl Worker {
             }
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
-            self.desk.handle(&received, &mut batch, now);
+            self.serve(&received, now, &mut batch);
         }
+        self.dispatch(batch, outbound);
+    }
+
+    fn serve(&mut self, received: &Received<'_>, now: Timestamp, batch: &mut Batch) {
+        if let Some(put_aside) = self.desk.handle(received, batch, now) {
+            self.questions.hold(put_aside.until, received, put_aside.report);
+        }
+    }
+
+    /// What need not wait leaves; the rest goes to the store.
+    fn dispatch(&mut self, mut batch: Batch, outbound: &Arc<Outbound>) {
+        self.questions.ask(&outbound.arp, self.bridge.mac, &std::mem::take(&mut batch.ask));
         outbound.send(&std::mem::take(&mut batch.ready));
         self.submit(batch, outbound);
     }

@@ -8,6 +8,7 @@ use crate::dhcp::lease::table::Availability;
 use crate::dhcp::lease::{Binding, BindingState, ClientKey};
 use crate::dhcp::reply::{self, Draft};
 use crate::dhcp::request::{MessageKind, Request, RequestState};
+use crate::dhcp::server::probes::{self, Clearance};
 use crate::dhcp::server::{Destination, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Silence};
 use crate::store::Change;
 
@@ -37,7 +38,7 @@ impl Visit<'_> {
 }
 
 impl DhcpServer {
-    pub(super) fn discover(&mut self, visit: &Visit<'_>) -> Result<Reply, Silence> {
+    pub(super) fn discover(&mut self, visit: &Visit<'_>, ask: &mut Vec<Ipv4Addr>) -> Result<Reply, Silence> {
         if visit.request.server.is_some() {
             return Err(Silence::DiscoverNamesServer);
         }
@@ -45,7 +46,61 @@ impl DhcpServer {
             matches!(visit.standing, Standing::Stranger) && self.table.binding(&visit.key).is_none();
         let address = self.choose(visit, newcomer)?;
         self.table.offer(address, &visit.key, visit.request.mac, newcomer, visit.now);
+        self.clear(visit, address, ask)?;
         Ok(self.grant(visit, ReplyKind::Offer, address))
+    }
+
+    /// Whether nobody uses this address without a lease, as far as the wire can be asked; else the client waits.
+    ///
+    /// Not asked for: what the client had before (a netbooted system answers for its own address before it asks for
+    /// it), what an operator fixed for it, and what is behind a relay, where ARP does not reach.
+    fn clear(
+        &mut self,
+        visit: &Visit<'_>,
+        address: Ipv4Addr,
+        ask: &mut Vec<Ipv4Addr>,
+    ) -> Result<(), Silence> {
+        let recorded = self.table.binding(&visit.key).is_some_and(|binding| binding.address == address);
+        let exempt = recorded || visit.reserved() == Some(address) || visit.request.relay.is_some();
+        if exempt || !self.probes.is_enabled() {
+            return Ok(());
+        }
+        let (key, mac, now) = (&visit.key, visit.request.mac, visit.now);
+        match self.probes.clearance(address, now) {
+            Clearance::Clear => {
+                if self.probes.uses_one() {
+                    self.ask_ahead(visit, ask);
+                }
+                Ok(())
+            }
+            Clearance::Awaited => {
+                self.probes.wait_for(address, key.clone(), mac);
+                Err(Silence::Probing)
+            }
+            Clearance::Unknown if self.probes.ask(address, Some((key.clone(), mac)), now) => {
+                ask.push(address);
+                self.ask_ahead(visit, ask);
+                Err(Silence::Probing)
+            }
+            // More are asked for than the wire should bear.
+            Clearance::Unknown => Ok(()),
+        }
+    }
+
+    /// Asks for the addresses that the next clients will be offered, so that those need not wait.
+    fn ask_ahead(&mut self, visit: &Visit<'_>, ask: &mut Vec<Ipv4Addr>) {
+        let now = visit.now;
+        let next: Vec<Ipv4Addr> = self.table.next_free(probes::AHEAD).collect();
+        let offerable = next.into_iter().filter(|address| {
+            self.settings.is_host(*address) && visit.directory.reserved_for(*address).is_none()
+        });
+        for address in offerable {
+            if self.probes.clearance(address, now) == Clearance::Unknown
+                && self.probes.ask(address, None, now)
+            {
+                ask.push(address);
+            }
+        }
     }
 
     /// RFC 2131 §4.3.1: the client's current address, its previous one, the one it asks for, a free one. A reservation

@@ -58,6 +58,8 @@ silences! {
     PoolExhausted => "pool-exhausted",
     /// Strangers hold as many offers as they may.
     OfferLimit => "offer-limit",
+    /// Whether somebody uses the address is being asked; the answer follows within the wait.
+    Probing => "probing",
     /// It declines what it gets.
     TooManyDeclines => "too-many-declines",
     /// A DECLINE was heeded; none is ever answered.

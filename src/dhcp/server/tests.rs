@@ -11,6 +11,7 @@ use crate::dhcp::testing::{
 mod model;
 mod modes;
 mod policy;
+mod probing;
 mod relay;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -157,6 +157,8 @@ fn of_dhcp(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> O
                 Cause::StoreFailed,
                 "the appliance could not write its lease to the disk, so it gave none".to_owned(),
             ),
+            // It is offered the next one right away.
+            "address-in-use" | "probing" => None,
             // A machine that gives back what it has is leaving, not failing.
             "released" | "release-unfounded" | "decline-unfounded" => None,
             ADDRESS_ELSEWHERE => None,
