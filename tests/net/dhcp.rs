@@ -77,7 +77,12 @@ struct Bench {
 fn config() -> Arc<Config> {
     Arc::new(Config {
         user: None,
-        network: NetworkConfig { address: network("192.168.2.2/24"), gateway: None, dns: Vec::new() },
+        network: NetworkConfig {
+            bridge: bridge_name("br0"),
+            address: network("192.168.2.2/24"),
+            gateway: None,
+            dns: Vec::new(),
+        },
         dhcp: DhcpConfig {
             mode: DhcpMode::Server,
             pool: PoolRange { first: [192, 168, 2, 50].into(), last: [192, 168, 2, 250].into() },
