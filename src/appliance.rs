@@ -19,11 +19,13 @@ use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::service::BootService;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, NetworkConfig};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::PoolUse;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
 use crate::explain::DeployImage;
+use crate::guard::Guard;
+use crate::guard::network::GuardHandle;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
@@ -35,7 +37,7 @@ use crate::node::registry::{Registry, RegistrySettings};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::node::verdict::BridgeState;
 use crate::operator::access::Access;
-use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
+use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, RivalStatus, ServiceStatus, StoreStatus};
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
 use crate::operator::sparing::Sparing;
@@ -48,7 +50,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{LoadError, Store};
 use crate::telemetry::Tally;
 use crate::tftp::network::TftpHandle;
-use crate::{bootplane, dhcp, net, operator, tftp};
+use crate::{bootplane, dhcp, guard, net, operator, tftp};
 
 /// How often overdue nodes are looked for, background writes that failed are tried again, and the bridge is looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -64,6 +66,8 @@ pub struct Appliance {
     library: Arc<Library>,
     dhcp: Arc<DhcpHandle>,
     tftp: TftpHandle,
+    guard: Arc<Guard>,
+    watchman: Option<GuardHandle>,
     advertiser: Option<AdvertiserHandle>,
     boot_plane: BootPlaneHandle,
     operator: OperatorHandle,
@@ -117,7 +121,8 @@ impl Appliance {
         problems: Arc<ProblemLog>,
         clock: Clock,
     ) -> Result<Appliance, StartError> {
-        let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
+        let NetworkConfig { bridge, address, allow, .. } = &config.network;
+        let bridge = Bridge::admit(bridge, *address, *allow)?;
         neighbours::warn_if_below(u32::from(config.dhcp.pool.last) - u32::from(config.dhcp.pool.first) + 1);
         let table = loader_table(&config)?;
         let mut listeners = Listeners::open(&config, handed).map_err(StartError::Operator)?;
@@ -148,6 +153,8 @@ impl Appliance {
         let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
         registry.started(clock.now());
         let config = Arc::new(ArcSwap::from_pointee(config));
+        let guarding = |source| StartError::Service { service: "guard", source };
+        let guard = Arc::new(Guard::new(config.load().dhcp.on_rival).map_err(guarding)?);
 
         let dhcp = Arc::new(
             dhcp::network::start(DhcpParts {
@@ -159,10 +166,13 @@ impl Appliance {
                 store: durable,
                 addresses: Arc::clone(&addresses),
                 tally: Arc::clone(&tally),
+                guard: Arc::clone(&guard),
                 clock,
             })
             .map_err(StartError::Dhcp)?,
         );
+        let watchman = guard::network::start(bridge.clone(), Arc::clone(&guard), Arc::clone(&tally), clock)
+            .map_err(guarding)?;
         let content = Arc::new(BootContent::new(ContentParts {
             settings: ScriptSettings::from(&**config.load()),
             loaders,
@@ -201,6 +211,7 @@ impl Appliance {
             leases: Sparing::default(),
             pool_use: Sparing::default(),
             content: Arc::clone(&content),
+            guard: Arc::clone(&guard),
         };
         let operator = operator::start(
             OperatorParts {
@@ -235,6 +246,8 @@ impl Appliance {
             library,
             dhcp,
             tftp,
+            guard,
+            watchman: Some(watchman),
             advertiser: Some(advertiser),
             boot_plane,
             operator,
@@ -254,6 +267,7 @@ impl Appliance {
         // A loader that has come is served before it is advertised. One that has gone is a miss for a moment.
         self.content.reconfigure(ScriptSettings::from(&config), loaders);
         self.dhcp.reconfigure(&config, table);
+        self.guard.set_policy(config.dhcp.on_rival);
         say_what_is_missing(&self.content);
         self.config.store(Arc::new(config));
         Ok(())
@@ -263,6 +277,7 @@ impl Appliance {
     pub async fn stop(mut self) {
         self.ticker.abort();
         drop(self.advertiser.take());
+        drop(self.watchman.take());
         let dhcp = Arc::clone(&self.dhcp);
         let tftp = self.tftp;
         // Both join a thread of their own.
@@ -345,7 +360,7 @@ impl Door {
         if self.bridge.link().is_some() {
             return;
         }
-        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        let Ok(found) = self.bridge.again() else { return };
         match found.rebind(&self.listener) {
             Ok(()) => {
                 tracing::info!(bridge = %found.name, "HTTP is back on the bridge");
@@ -378,11 +393,12 @@ struct View {
     leases: Sparing<Leases>,
     pool_use: Sparing<PoolUse>,
     content: Arc<BootContent>,
+    guard: Arc<Guard>,
 }
 
 impl ApplianceView for View {
     fn bridge(&self) -> BridgeStatus {
-        let found = Bridge::find(&self.bridge.name, self.bridge.address);
+        let found = self.bridge.state();
         BridgeStatus {
             name: self.bridge.name.to_string(),
             address: self.bridge.address.to_string(),
@@ -395,7 +411,7 @@ impl ApplianceView for View {
 
     fn services(&self) -> Vec<ServiceStatus> {
         // Without the bridge, with it down or without our address, nothing can be served.
-        let up = Bridge::find(&self.bridge.name, self.bridge.address).is_ok();
+        let up = self.bridge.state().is_ok();
         let ip = self.bridge.ip();
         let bridge = &self.bridge.name;
         let service =
@@ -411,6 +427,12 @@ impl ApplianceView for View {
             services.push(service("page", page.clone(), true));
         }
         services
+    }
+
+    fn rivals(&self) -> Vec<RivalStatus> {
+        let held = self.guard.holds();
+        let told = |rival| views::rival(rival, &self.bridge.name, held);
+        self.guard.rivals().into_iter().map(told).collect()
     }
 
     fn image(&self) -> ImageStatus {
@@ -447,12 +469,16 @@ impl ApplianceView for View {
     }
 
     fn premises(&self, mac: Option<MacAddr>) -> Premises {
-        let state = match Bridge::find(&self.bridge.name, self.bridge.address) {
+        let state = match self.bridge.state() {
             Ok(_) => BridgeState::Up,
             Err(BridgeError::Down { .. }) => BridgeState::Down,
             Err(BridgeError::NoAddress { .. }) => BridgeState::WithoutAddress,
             Err(
-                BridgeError::Missing { .. } | BridgeError::NotABridge { .. } | BridgeError::Unreadable { .. },
+                BridgeError::Missing { .. }
+                | BridgeError::NotABridge { .. }
+                | BridgeError::DefaultRoute { .. }
+                | BridgeError::Wireless { .. }
+                | BridgeError::Unreadable { .. },
             ) => BridgeState::Gone,
         };
         let link = Link::find(&self.bridge.name.0).ok().flatten();

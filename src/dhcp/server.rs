@@ -26,12 +26,13 @@ use crate::boot::client::ClientClass;
 use crate::boot::decision::{self, BootPlan, NothingToBoot, RefusedBoot, Standing, UnknownPolicy};
 use crate::boot::loader::{LoaderFile, LoaderTable};
 use crate::clock::Timestamp;
-use crate::config::{Config, Identity, PoolRange};
+use crate::config::{Config, Identity, PoolRange, StrangerLimits};
 use crate::dhcp::lease::table::LeaseTable;
 use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
 use crate::dhcp::request::{MessageKind, Relay, Request};
 use crate::dhcp::server::declines::Declines;
 use crate::dhcp::server::handling::Visit;
+use crate::dhcp::server::strangers::Strangers;
 use crate::dhcp::wire::Message;
 use crate::net::MacAddr;
 use crate::store::Change;
@@ -39,6 +40,7 @@ use crate::store::Change;
 mod declines;
 mod handling;
 mod silence;
+mod strangers;
 
 pub use silence::Silence;
 
@@ -47,6 +49,10 @@ pub trait Directory {
     fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing;
     /// Whom an operator fixed this address for.
     fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr>;
+    /// The port of the bridge this MAC was last heard behind; asked for strangers, where ports are counted.
+    fn behind(&self, _mac: MacAddr) -> Option<u32> {
+        None
+    }
 }
 
 /// The part of the configuration that DHCP answers from, with what is derived from it.
@@ -61,6 +67,7 @@ pub struct Settings {
     pub unknown: UnknownPolicy,
     pub identity: Identity,
     pub authoritative: bool,
+    pub strangers: StrangerLimits,
     pub loaders: Arc<LoaderTable>,
 }
 
@@ -75,6 +82,7 @@ impl Settings {
             unknown: config.dhcp.unknown,
             identity: config.dhcp.identity,
             authoritative: config.dhcp.authoritative,
+            strangers: config.dhcp.strangers,
             loaders,
         }
     }
@@ -205,18 +213,32 @@ pub struct DhcpServer {
     settings: Settings,
     table: LeaseTable,
     declines: Declines,
+    strangers: Strangers,
+    /// Another server answers on the bridge, and until it is quiet we do not.
+    held: bool,
 }
 
 impl DhcpServer {
     pub fn new(settings: Settings, bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
         let table = LeaseTable::new(settings.pool, bindings, now);
-        DhcpServer { settings, table, declines: Declines::default() }
+        DhcpServer {
+            settings,
+            table,
+            declines: Declines::default(),
+            strangers: Strangers::default(),
+            held: false,
+        }
     }
 
     /// Takes new settings. Bindings outside the new pool are not renewed any more.
     pub fn reconfigure(&mut self, settings: Settings, now: Timestamp) {
         self.table.set_pool(settings.pool, now);
         self.settings = settings;
+    }
+
+    /// Whether to answer nobody from now on, or everybody again (`dhcp.on_rival = "hold"`).
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     pub fn handle(&mut self, received: &Received<'_>, directory: &dyn Directory, now: Timestamp) -> Outcome {
@@ -262,6 +284,9 @@ impl DhcpServer {
     fn answer(&mut self, visit: &Visit<'_>, changes: &mut Vec<Change>) -> Result<Reply, Silence> {
         let refused = match &visit.plan {
             BootPlan::Refuse(RefusedBoot::UnknownMac) => Err(Silence::UnknownMac),
+            BootPlan::Loader { .. } | BootPlan::Script | BootPlan::AddressOnly(_) if self.held => {
+                Err(Silence::RivalOnBridge)
+            }
             BootPlan::Loader { .. } | BootPlan::Script | BootPlan::AddressOnly(_) => Ok(()),
         };
         if visit.request.asks_boot_server(visit.received.service) {

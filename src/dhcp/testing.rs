@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::boot::decision::{KnownNode, NextBoot, Standing, UnknownPolicy};
 use crate::boot::loader::LoaderTable;
 use crate::clock::Timestamp;
-use crate::config::{Identity, PoolRange};
+use crate::config::{Identity, PoolRange, StrangerLimits};
 use crate::dhcp::server::{
     Answer, DhcpServer, Directory, Outcome, Received, Reply, ReplyKind, Service, Settings, Silence,
 };
@@ -41,6 +41,7 @@ pub(crate) fn settings() -> Settings {
         unknown: UnknownPolicy::Enroll,
         identity: Identity::Mac,
         authoritative: true,
+        strangers: StrangerLimits::default(),
         loaders: LOADERS.clone(),
     }
 }
@@ -197,6 +198,7 @@ impl Nodes {
         self.known.entry(mac).or_insert(KnownNode {
             id: NodeId(Uuid::nil()),
             approved: true,
+            proven: true,
             next_boot: NextBoot::Ramdisk,
             reserved: None,
             fruitless_loaders: 0,

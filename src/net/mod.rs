@@ -5,6 +5,7 @@
 //! - `bridge`: the one interface we serve, what must be true of it, and sockets that cannot leave it
 //! - `frame`: IPv4/UDP frames to clients that have no address yet
 //! - `advertise`: IPv6 router advertisements that tell netbooting firmware not to wait for a router
+//! - `hazards`: what speaks against serving an interface
 //! - `descriptors`: the limit of open files
 //! - `neighbours`: the size of the host's neighbour table
 //! - `urgency`: which packets leave first when the link is full
@@ -14,6 +15,7 @@ pub mod advertise;
 pub mod bridge;
 pub mod descriptors;
 pub mod frame;
+pub mod hazards;
 pub mod link;
 pub mod mac;
 pub mod neighbours;

@@ -38,7 +38,7 @@ use crate::node::registry::Registry;
 use crate::node::verdict::BridgeState;
 use crate::operator::access::names::Names;
 use crate::operator::access::{Access, Door};
-use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
+use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, RivalStatus, ServiceStatus, StoreStatus};
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
 use crate::operator::serve::Served;
@@ -88,6 +88,10 @@ pub trait ApplianceView: Send + Sync {
     /// Bindings and offers, of this moment or of a moment ago.
     fn leases(&self) -> Arc<Leases>;
     fn pool_use(&self) -> PoolUse;
+    /// Who else answers on the bridge.
+    fn rivals(&self) -> Vec<RivalStatus> {
+        Vec::new()
+    }
     /// Deploy images, whole or damaged, by profile.
     fn images(&self) -> Vec<ImageEntry>;
 

@@ -10,7 +10,7 @@ use farrier::boot::client::ClientClass;
 use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::clock::Timestamp;
-use farrier::config::{Identity, PoolRange};
+use farrier::config::{Identity, PoolRange, StrangerLimits};
 use farrier::dhcp::server::{
     Answer, Destination, DhcpServer, Directory, Outcome, Received, Reply, Service, Settings,
 };
@@ -54,6 +54,7 @@ fn server() -> DhcpServer {
         unknown: UnknownPolicy::Enroll,
         identity: Identity::Mac,
         authoritative: true,
+        strangers: StrangerLimits::default(),
         loaders: LOADERS.clone(),
     };
     DhcpServer::new(settings, Vec::new(), START)

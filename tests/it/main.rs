@@ -8,6 +8,7 @@ mod boot_contract;
 mod dhcp_clients;
 mod durability;
 mod files;
+mod guard;
 mod operator;
 mod schema;
 mod serve;

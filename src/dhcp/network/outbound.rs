@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::dhcp::network::{BindError, SERVICE};
 use crate::dhcp::server::{Destination, Reply, Report, Service, Silence};
+use crate::guard::process;
 use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
 use crate::net::{Bridge, MacAddr};
@@ -43,7 +44,10 @@ impl Outbound {
         let refused = |what: String, port, source: io::Error| {
             let bridge = bridge.name.clone();
             match (source.kind(), port) {
-                (io::ErrorKind::AddrInUse, Some(port)) => BindError::PortTaken { bridge, port, source },
+                (io::ErrorKind::AddrInUse, Some(port)) => {
+                    let holder = process::holder_of_port(&bridge).map(Box::new);
+                    BindError::PortTaken { bridge, port, holder, source }
+                }
                 (io::ErrorKind::PermissionDenied, _) => BindError::NotPermitted { bridge, what, source },
                 (_, _) => BindError::Unavailable { bridge, what, source },
             }

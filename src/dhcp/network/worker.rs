@@ -19,11 +19,14 @@ use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE, step_of};
-use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
+use crate::dhcp::server::{
+    Answer, DhcpServer, Directory, Outcome, Received, ReplyKind, Report, Service, Silence,
+};
 use crate::dhcp::wire;
+use crate::guard::Guard;
 use crate::net::link::LinkWatch;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
-use crate::net::{Bridge, MacAddr};
+use crate::net::{Bridge, MacAddr, ports};
 use crate::node::timeline::Happening;
 use crate::store::{Change, CommitError, Store};
 use crate::telemetry::Tally;
@@ -72,6 +75,7 @@ pub(super) struct Worker {
     pub(super) store: Arc<dyn Store>,
     pub(super) addresses: Arc<AddressBook>,
     pub(super) tally: Arc<Tally>,
+    pub(super) guard: Arc<Guard>,
     pub(super) clock: Clock,
     pub(super) orders: mpsc::Receiver<Command>,
     pub(super) commands: mpsc::Sender<Command>,
@@ -218,7 +222,7 @@ impl Worker {
             }
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
-        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        let Ok(found) = self.bridge.again() else { return };
         if let Ok(outbound) = Outbound::open(&found, &self.tally) {
             tracing::info!(%bridge, "the bridge is back");
             self.bridge = found;
@@ -252,11 +256,16 @@ impl Worker {
             }
         }
         let now = self.clock.now();
+        self.server.hold(self.guard.holds());
         let mut batch = Batch::default();
         let mut room = self.room_for_strangers(inbox);
         for (arrival, bytes) in inbox.iter() {
             if arrival.truncated {
                 self.tally.count(SERVICE, "oversized");
+                continue;
+            }
+            if self.guard.is_own_probe(bytes) {
+                self.tally.count(SERVICE, "own-probe");
                 continue;
             }
             if let Some(room) = &mut room
@@ -270,7 +279,8 @@ impl Worker {
             }
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
-            let outcome = self.server.handle(&received, &*self.registry, now);
+            let ground = Ground { registry: &*self.registry, bridge: self.bridge.index };
+            let outcome = self.server.handle(&received, &ground, now);
             self.watch_pool(&outcome);
             self.take_note(&outcome, now);
             self.tell_lacking_loader(&outcome);
@@ -362,6 +372,9 @@ impl Worker {
                     false => self.registry.seen(&client, now),
                 }
             }
+        }
+        if let Some(server) = report.other_server {
+            self.guard.chosen(server, report.mac, now);
         }
         if !report.known {
             self.registry.stranger(report.mac, step_of(outcome, report, now));
@@ -511,6 +524,26 @@ impl Worker {
             let mut polled = [PollFd::new(self.waker.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         }
+    }
+}
+
+/// The registry, and what the kernel knows of the bridge.
+struct Ground<'a> {
+    registry: &'a dyn Nodes,
+    bridge: u32,
+}
+
+impl Directory for Ground<'_> {
+    fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing {
+        self.registry.standing(mac, now)
+    }
+
+    fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
+        self.registry.reserved_for(address)
+    }
+
+    fn behind(&self, mac: MacAddr) -> Option<u32> {
+        ports::behind(self.bridge, mac).ok().flatten()
     }
 }
 

@@ -26,6 +26,10 @@ use crate::node::transition::Event;
 use crate::node::{Node, NodeId, NodeName, Port};
 use crate::store::{Change, CommitError};
 
+/// Why a node's boot ended that was halted.
+const HALTED: &str =
+    "its boot token was used twice, so the boot was halted: find who else uses its MAC, then boot it again";
+
 /// What an agent says when it calls home.
 #[derive(Clone, Copy, Debug)]
 pub struct Hello<'a> {
@@ -125,7 +129,12 @@ impl Registry {
             Err(AgentRefusal::TokenSpent) if is_redeemer(&book, mac, redeemer.as_ref()) => {
                 return self.welcome_again(book, mac);
             }
-            Err(refusal) => return Err(self.refuse(&mut book, hello.token, mac, address, refusal, now)),
+            Err(refusal) => {
+                if refusal == AgentRefusal::TokenSpent {
+                    self.halt_boot(&mut book, token, mac, now);
+                }
+                return Err(self.refuse(&mut book, token, mac, address, refusal, now));
+            }
         };
         let before = book.get(id).map(|entry| entry.node.clone()).ok_or(AgentRefusal::UnknownNode)?;
         let redeem = |act: &mut Act<'_>| {
@@ -162,6 +171,28 @@ impl Registry {
         }
         let session = self.tokens.issue_session(Session { mac, token_issued_at: token.issued_at });
         Ok(AgentSession { session, node: id, name: before.name })
+    }
+
+    /// Two agents came with one token, and one of them is not the machine: neither goes on. The session ends, every token
+    /// issued so far is spent, and the next boot begins anew.
+    fn halt_boot(&self, book: &mut Book, token: &str, mac: MacAddr, now: Timestamp) {
+        let Ok(token) = self.tokens.read_boot_token(token) else { return };
+        let redeemed =
+            |id: &NodeId| book.get(*id).is_some_and(|it| it.node.redeemed_token_at == Some(token.issued_at));
+        // An older token tells of an older boot; the one that is under way has nothing to do with it.
+        let Some(id) = book.owner_of(mac).filter(redeemed) else { return };
+        let halt = |act: &mut Act<'_>| {
+            let node = &mut act.entry.node;
+            node.redeemed_token_at = Some(now);
+            node.redeemed_by = None;
+            act.node_changed = true;
+            let _ = act.step(Event::AgentFailed);
+            act.entry.node.failure = Some(HALTED.to_owned());
+        };
+        if let Some(((), effects)) = book.change(id, now, halt) {
+            tracing::error!(%mac, "a boot token was used twice: the boot is halted; somebody else on the bridge has seen it");
+            self.settle(id, effects);
+        }
     }
 
     /// The session of the redemption that stands, once more. The first call's commit may still be under way, or have

@@ -54,6 +54,8 @@ causes! {
     StrangersLimit => "strangers-limit",
     /// It requested the address another DHCP server offered.
     OtherServerWon => "other-server-won",
+    /// Another DHCP server answers on the bridge, and until it is quiet we answer nobody.
+    HeldForRival => "held-for-rival",
     /// Our offer was not taken, and nothing shows whose was.
     OfferNotRequested => "offer-not-requested",
     /// It declined the address: another station has it.
