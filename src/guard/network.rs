@@ -156,7 +156,7 @@ impl Worker {
             }
             self.with_rivals(|rivals, at| rivals.expire(at));
             if self.tell() {
-                schedule.alarmed();
+                schedule.alarmed(Instant::now());
             }
             if self.wait(ears.as_ref(), schedule.next_at(), second) {
                 self.watch.clear();

@@ -14,6 +14,9 @@ pub const INTERVAL_ALARMED: Duration = Duration::from_secs(5);
 /// A change of links may have brought somebody: it is asked about after this long, for ports need a moment.
 const AFTER_CHANGE: Duration = Duration::from_secs(1);
 
+/// However many are heard of, questions are not asked oftener.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// A DISCOVER with the broadcast flag: the answer is to be seen whatever the switches know of the MAC.
 pub fn message(mac: MacAddr, xid: u32) -> Vec<u8> {
     const CLASS: &[u8] = b"PXEClient:Arch:00007:UNDI:003016";
@@ -58,11 +61,10 @@ impl Schedule {
         self.next_at = now + if alarmed { INTERVAL_ALARMED } else { INTERVAL };
     }
 
-    /// Somebody is known now: the next question comes sooner.
-    pub fn alarmed(&mut self) {
-        if let Some(asked_at) = self.asked_at {
-            self.next_at = self.next_at.min(asked_at + INTERVAL_ALARMED);
-        }
+    /// Somebody was heard who was not known: whether it answers us is asked right away, for by that its end is noticed.
+    pub fn alarmed(&mut self, now: Instant) {
+        let earliest = self.asked_at.map_or(now, |asked_at| now.max(asked_at + PAUSE));
+        self.next_at = self.next_at.min(earliest);
     }
 
     /// Ports came or went. However often they do, questions keep their distance.
@@ -103,8 +105,10 @@ mod tests {
         assert!(schedule.due(start));
         schedule.asked(start, false);
         assert_eq!(schedule.next_at(), start + secs(60));
-        schedule.alarmed();
-        assert_eq!(schedule.next_at(), start + secs(5));
+        schedule.alarmed(start);
+        assert_eq!(schedule.next_at(), start + secs(1));
+        schedule.alarmed(start + secs(5));
+        assert_eq!(schedule.next_at(), start + secs(1));
         schedule.asked(start + secs(5), true);
         assert_eq!(schedule.next_at(), start + secs(10));
         schedule.asked(start + secs(10), false);

@@ -29,6 +29,7 @@ pub const QUIET_ROUTER: Duration = Duration::from_secs(1800);
 /// What it offers that it should not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = RivalKind)]
 pub enum Kind {
     /// Addresses, by DHCPv4.
     Dhcp,
@@ -56,6 +57,7 @@ impl Kind {
 /// How it was noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = RivalEvidence)]
 pub enum Evidence {
     /// Its offer, acknowledgement or refusal to a machine passed by.
     Offer,

@@ -42,8 +42,8 @@ impl DhcpServer {
         }
         let newcomer =
             matches!(visit.standing, Standing::Stranger) && self.table.binding(&visit.key).is_none();
-        let stranger = is_stranger(visit.standing);
-        if stranger {
+        // One that has its lease costs nobody anything by asking again.
+        if is_stranger(visit.standing) && self.table.live_binding(&visit.key, visit.now).is_none() {
             self.strangers.may_ask(visit.request.mac, &self.settings.strangers, visit.now)?;
         }
         let address = self.choose(visit, newcomer)?;

@@ -20,7 +20,7 @@ fn of_many_agents_with_one_token_one_gets_in() {
 fn an_agent_whose_answer_was_lost_gets_the_same_session_again() {
     let bench = Bench::new(UnknownPolicy::Enroll);
     bench.seen(1, 0);
-    let (older, token) = (bench.token(1, 1), bench.token(1, 1));
+    let (older, token) = (bench.token(1, 0), bench.token(1, 1));
     let (nonce, other) = (AgentNonce::numbered(1), AgentNonce::numbered(2));
     let session = bench.hello_with(&token, &nonce, 1, 2).unwrap();
     let before = (bench.node(1), bench.happenings(1));
