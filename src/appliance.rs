@@ -19,7 +19,7 @@ use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::service::BootService;
 use crate::clock::Clock;
-use crate::config::{Config, NetworkConfig};
+use crate::config::{BridgeName, Config, NetworkConfig};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::PoolUse;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
@@ -33,7 +33,7 @@ use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Link;
 use crate::net::neighbours;
-use crate::node::registry::{Registry, RegistrySettings};
+use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::node::verdict::BridgeState;
 use crate::operator::access::Access;
@@ -151,6 +151,7 @@ impl Appliance {
         let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
         let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
+        registry.watch_ports(Box::new(PortsOf(config.network.bridge.clone())));
         registry.started(clock.now());
         let config = Arc::new(ArcSwap::from_pointee(config));
         let guarding = |source| StartError::Service { service: "guard", source };
@@ -378,6 +379,25 @@ async fn tick(registry: Arc<Registry>, mut door: Door, clock: Clock) {
         interval.tick().await;
         registry.tick(clock.now());
         door.follow();
+    }
+}
+
+/// The ports of the bridge that has this name now.
+struct PortsOf(BridgeName);
+
+impl PortsOf {
+    fn index(&self) -> Option<u32> {
+        Link::find(&self.0.0).ok().flatten().map(|link| link.index)
+    }
+}
+
+impl Whereabouts for PortsOf {
+    fn behind(&self, mac: MacAddr) -> Option<u32> {
+        net::ports::behind(self.index()?, mac).ok().flatten()
+    }
+
+    fn is_plugged(&self, port: u32) -> bool {
+        self.index().is_some_and(|bridge| net::ports::is_plugged(bridge, port).unwrap_or(false))
     }
 }
 

@@ -433,6 +433,7 @@ impl CallFault {
                 | AgentRefusal::TokenSpent
                 | AgentRefusal::WrongMac
                 | AgentRefusal::WrongAddress
+                | AgentRefusal::WrongPort
                 | AgentRefusal::UnknownNode
                 | AgentRefusal::NotApproved
                 | AgentRefusal::SessionForged

@@ -101,6 +101,17 @@ pub fn behind(bridge: u32, mac: MacAddr) -> io::Result<Option<u32>> {
     }
 }
 
+/// Whether this link is a port of the bridge, is up, and has something at its other end.
+pub fn is_plugged(bridge: u32, port: u32) -> io::Result<bool> {
+    let mut request = [0; LINK_HEADER];
+    request[4..8].copy_from_slice(&port.to_ne_bytes());
+    let answers = match ask(libc::RTM_GETLINK, 0, &request) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
+        other => other?,
+    };
+    Ok(answers.iter().filter_map(|answer| parse_port(answer, bridge, &[])).any(|port| port.carrier))
+}
+
 /// The MAC the kernel knows for an address, on any link.
 pub fn neighbour(address: Ipv4Addr) -> io::Result<Option<MacAddr>> {
     let answers = ask_neighbours(libc::AF_INET)?;

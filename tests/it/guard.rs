@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use farrier::boot::namespace;
+
 use crate::support::{
     ClientMachine, PATIENCE, Process, SERVER, TestBed, add_bridge, eventually, in_namespace, run,
 };
@@ -368,4 +370,38 @@ fn r_07_churn_and_loss_of_the_address_end_within_seconds_and_never_elsewhere() {
         }
         assert!(!asks(&elsewhere));
     });
+}
+
+#[test]
+fn s_04_a_machines_mac_from_another_port_gets_nothing_that_is_bound_to_its_boot() {
+    in_namespace(
+        "guard::s_04_a_machines_mac_from_another_port_gets_nothing_that_is_bound_to_its_boot",
+        || {
+            const MAC: &str = "02:00:00:00:00:01";
+            let mut bed = TestBed::new("");
+            bed.publish("metal", b"kernel", b"ramdisk");
+            bed.start_server();
+            let machine = bed.plug(MAC);
+            machine.boot_udhcpc();
+            let node = format!("http://{SERVER}/{}", namespace::ipxe_script_name(MAC.parse().unwrap()));
+            let fetch = |machine: &ClientMachine| {
+                let got = machine.output("curl", &["-s", "-m", "5", &node]);
+                String::from_utf8_lossy(&got.stdout).into_owned()
+            };
+            let has_token = |script: &str| script.contains("farrier.token=");
+            assert!(has_token(&fetch(&machine)), "{}", fetch(&machine));
+            assert!(has_token(&fetch(&machine)), "the machine itself may ask again");
+            // Somebody else takes its MAC, and by DHCP its address.
+            let thief = bed.plug(MAC);
+            assert_eq!(thief.boot_udhcpc(), machine.address().unwrap());
+            let stolen = fetch(&thief);
+            assert!(!has_token(&stolen) && !stolen.contains("vmlinuz"), "{stolen}");
+            assert!(bed.log().contains("wrong-port"), "it is recorded");
+        // The machine itself goes on, and from another port once the first is unplugged.
+            assert!(has_token(&fetch(&machine)));
+            run("ip", &["link", "set", "port1", "down"]);
+            thief.boot_udhcpc();
+            assert!(has_token(&fetch(&thief)), "a machine that was moved boots");
+        },
+    );
 }

@@ -18,7 +18,7 @@ use crate::net::MacAddr;
 use crate::node::inventory::{Inventory, clean_text};
 use crate::node::registry::Registry;
 use crate::node::registry::book::Book;
-use crate::node::registry::entry::Act;
+use crate::node::registry::entry::{Act, Entry};
 use crate::node::state::Order;
 use crate::node::timeline::{AgentCall, EVENT_TEXT_MAX, Happening};
 use crate::node::token::{AgentNonce, BootToken, Redeemer, Session, TOKEN_LIFETIME, TokenFault};
@@ -61,6 +61,8 @@ pub enum AgentRefusal {
     WrongMac,
     #[error("the token was issued to another IP address")]
     WrongAddress,
+    #[error("a boot of this machine is under way behind another port of the bridge")]
+    WrongPort,
     #[error("no node has this MAC address")]
     UnknownNode,
     #[error("an operator has to approve this node first")]
@@ -85,6 +87,7 @@ impl AgentRefusal {
             AgentRefusal::TokenSpent => "token-spent",
             AgentRefusal::WrongMac => "wrong-mac",
             AgentRefusal::WrongAddress => "wrong-address",
+            AgentRefusal::WrongPort => "wrong-port",
             AgentRefusal::UnknownNode => "unknown-node",
             AgentRefusal::NotApproved => "not-approved",
             AgentRefusal::SessionForged => "session-forged",
@@ -100,14 +103,22 @@ impl Registry {
     pub fn issue_token(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Option<String> {
         // Before the lock, which every script takes: this asks the kernel for randomness and hashes.
         let token = self.tokens.issue_boot_token(mac, address, now)?;
+        let port = self.port_of(mac);
         let mut book = self.lock_at(now);
         let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
         if !book.lets_in(entry) || entry.node.next_boot != NextBoot::Ramdisk {
             return None;
         }
         let id = entry.node.id;
-        let ((), effects) =
-            book.change(id, now, |act| act.entry.token_until = Some(now.plus(TOKEN_LIFETIME)))?;
+        if self.is_elsewhere(entry, mac, port, now) {
+            let _told = self.refuse(&mut book, "", mac, address, AgentRefusal::WrongPort, now);
+            return None;
+        }
+        let issue = |act: &mut Act<'_>| {
+            act.entry.token_until = Some(now.plus(TOKEN_LIFETIME));
+            act.entry.token_port = port.map(|port| (mac, port));
+        };
+        let ((), effects) = book.change(id, now, issue)?;
         self.settle(id, effects);
         Some(token)
     }
@@ -122,6 +133,7 @@ impl Registry {
         now: Timestamp,
     ) -> Result<AgentSession, AgentRefusal> {
         let Hello { token, nonce, uptime_secs } = *hello;
+        let port = self.port_of(mac);
         let mut book = self.lock_at(now);
         let redeemer = nonce.map(|nonce| Redeemer::of(token, &nonce));
         let (id, token) = match self.admit_token(&book, token, mac, address, now) {
@@ -137,6 +149,9 @@ impl Registry {
             }
         };
         let before = book.get(id).map(|entry| entry.node.clone()).ok_or(AgentRefusal::UnknownNode)?;
+        if book.get(id).is_some_and(|entry| self.is_elsewhere(entry, mac, port, now)) {
+            return Err(self.refuse(&mut book, hello.token, mac, address, AgentRefusal::WrongPort, now));
+        }
         let redeem = |act: &mut Act<'_>| {
             let node = &mut act.entry.node;
             node.redeemed_token_at = Some(token.issued_at);
@@ -171,6 +186,13 @@ impl Registry {
         }
         let session = self.tokens.issue_session(Session { mac, token_issued_at: token.issued_at });
         Ok(AgentSession { session, node: id, name: before.name })
+    }
+
+    /// Whether a token of this machine is under way behind another port than it is now heard from.
+    fn is_elsewhere(&self, entry: &Entry, mac: MacAddr, port: Option<u32>, now: Timestamp) -> bool {
+        let under_way = entry.token_until.is_some_and(|until| until > now);
+        let before = entry.token_port.filter(|(owner, _)| under_way && *owner == mac);
+        self.is_another(before.map(|(_, port)| port), port)
     }
 
     /// Two agents came with one token, and one of them is not the machine: neither goes on. The session ends, every token
