@@ -381,6 +381,7 @@ fn s_04_a_machines_mac_from_another_port_gets_nothing_that_is_bound_to_its_boot(
             let mut bed = TestBed::new("");
             bed.publish("metal", b"kernel", b"ramdisk");
             bed.start_server();
+            assert!(bed.farrier(&["node", "add", MAC]).status.success());
             let machine = bed.plug(MAC);
             machine.boot_udhcpc();
             let node = format!("http://{SERVER}/{}", namespace::ipxe_script_name(MAC.parse().unwrap()));
@@ -397,7 +398,7 @@ fn s_04_a_machines_mac_from_another_port_gets_nothing_that_is_bound_to_its_boot(
             let stolen = fetch(&thief);
             assert!(!has_token(&stolen) && !stolen.contains("vmlinuz"), "{stolen}");
             assert!(bed.log().contains("wrong-port"), "it is recorded");
-        // The machine itself goes on, and from another port once the first is unplugged.
+            // The machine itself goes on, and from another port once the first is unplugged.
             assert!(has_token(&fetch(&machine)));
             run("ip", &["link", "set", "port1", "down"]);
             thief.boot_udhcpc();
