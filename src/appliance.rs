@@ -20,24 +20,26 @@ use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::service::BootService;
 use crate::clock::Clock;
-use crate::config::{Config, DhcpMode};
+use crate::config::{BridgeName, Config, DhcpMode};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::PoolUse;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
 use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
+use crate::guard::Guard;
+use crate::guard::network::GuardHandle;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Link;
-use crate::node::registry::{Registry, RegistrySettings};
+use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::node::verdict::BridgeState;
 use crate::operator::access::Access;
 use crate::operator::api::{
-    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, ServiceStatus, StoreStatus,
+    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
 };
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
@@ -50,7 +52,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{LoadError, Store};
 use crate::telemetry::Tally;
 use crate::tftp::network::TftpHandle;
-use crate::{bootplane, dhcp, net, operator, tftp};
+use crate::{bootplane, dhcp, guard, net, operator, tftp};
 
 mod ground;
 
@@ -68,6 +70,9 @@ pub struct Appliance {
     content: Arc<BootContent>,
     library: Arc<Library>,
     dhcp: Arc<DhcpHandle>,
+    guard: Arc<Guard>,
+    /// Absent where others give the addresses.
+    watchman: Option<GuardHandle>,
     /// Absent where we only observe.
     files: Option<FileServices>,
     operator: OperatorHandle,
@@ -160,10 +165,13 @@ impl Appliance {
         let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
         let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
+        registry.watch_ports(Box::new(PortsOf(config.network.bridge.clone())));
         let leased =
             bindings.iter().filter(|binding| binding.is_live(clock.now())).map(|binding| binding.mac);
         registry.started(leased, clock.now());
         let config = Arc::new(ArcSwap::from_pointee(config));
+        let guarding = |source| StartError::Service { service: "guard", source };
+        let guard = Arc::new(Guard::new(config.load().dhcp.on_rival).map_err(guarding)?);
 
         let dhcp = Arc::new(
             dhcp::network::start_at(
@@ -177,11 +185,20 @@ impl Appliance {
                     store: durable,
                     addresses: Arc::clone(&addresses),
                     tally: Arc::clone(&tally),
+                    guard: Arc::clone(&guard),
                     clock,
                 },
             )
             .map_err(StartError::Dhcp)?,
         );
+        // Beside another DHCP server there is nobody to warn of, and an observer asks nothing.
+        let watchman = match mode {
+            DhcpMode::Server => Some(
+                guard::network::start(bridge.clone(), Arc::clone(&guard), Arc::clone(&tally), clock)
+                    .map_err(guarding)?,
+            ),
+            DhcpMode::Proxy | DhcpMode::Observe => None,
+        };
         let content = Arc::new(BootContent::new(ContentParts {
             settings: ScriptSettings::from(&**config.load()),
             loaders,
@@ -222,6 +239,7 @@ impl Appliance {
             pool_use: Sparing::default(),
             content: Arc::clone(&content),
             confinement,
+            guard: Arc::clone(&guard),
         };
         let operator = operator::start(
             OperatorParts {
@@ -249,7 +267,19 @@ impl Appliance {
         );
         drop(running);
         let ticker = tokio::spawn(tick(Arc::clone(&registry), door, clock));
-        Ok(Appliance { config, clock, registry, content, library, dhcp, files, operator, ticker })
+        Ok(Appliance {
+            config,
+            clock,
+            registry,
+            content,
+            library,
+            dhcp,
+            guard,
+            watchman,
+            files,
+            operator,
+            ticker,
+        })
     }
 
     /// Takes over a configuration whose fixed keys are unchanged ([`Config::fixed_at_start`]). Files published since
@@ -264,6 +294,7 @@ impl Appliance {
         // A loader that has come is served before it is advertised. One that has gone is a miss for a moment.
         self.content.reconfigure(ScriptSettings::from(&config), loaders);
         self.dhcp.reconfigure(&config, table);
+        self.guard.set_policy(config.dhcp.on_rival);
         say_what_is_missing(&self.content);
         self.config.store(Arc::new(config));
         Ok(())
@@ -272,6 +303,7 @@ impl Appliance {
     /// Stops serving in good order: nothing acknowledged is lost, transfers are told, watchers see their streams end.
     pub async fn stop(self) {
         self.ticker.abort();
+        drop(self.watchman);
         let (tftp, http) = match self.files {
             Some(FileServices { tftp, http, advertiser }) => {
                 drop(advertiser);
@@ -394,7 +426,7 @@ impl Door {
         if self.bridge.link().is_some() {
             return;
         }
-        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        let Ok(found) = self.bridge.again() else { return };
         match found.rebind(&self.listener) {
             Ok(()) => {
                 tracing::info!(bridge = %found.name, "HTTP is back on the bridge");
@@ -417,6 +449,25 @@ async fn tick(registry: Arc<Registry>, mut door: Option<Door>, clock: Clock) {
     }
 }
 
+/// The ports of the bridge that has this name now.
+struct PortsOf(BridgeName);
+
+impl PortsOf {
+    fn index(&self) -> Option<u32> {
+        Link::find(&self.0.0).ok().flatten().map(|link| link.index)
+    }
+}
+
+impl Whereabouts for PortsOf {
+    fn behind(&self, mac: MacAddr) -> Option<u32> {
+        net::ports::behind(self.index()?, mac).ok().flatten()
+    }
+
+    fn is_plugged(&self, port: u32) -> bool {
+        self.index().is_some_and(|bridge| net::ports::is_plugged(bridge, port).unwrap_or(false))
+    }
+}
+
 /// What the operator plane sees of the rest.
 struct View {
     bridge: Bridge,
@@ -430,11 +481,12 @@ struct View {
     pool_use: Sparing<PoolUse>,
     content: Arc<BootContent>,
     confinement: Confinement,
+    guard: Arc<Guard>,
 }
 
 impl ApplianceView for View {
     fn bridge(&self) -> BridgeStatus {
-        let found = Bridge::find(&self.bridge.name, self.bridge.address);
+        let found = self.bridge.state();
         BridgeStatus {
             name: self.bridge.name.to_string(),
             address: self.bridge.address.to_string(),
@@ -447,7 +499,7 @@ impl ApplianceView for View {
 
     fn services(&self) -> Vec<ServiceStatus> {
         // Without the bridge, with it down or without our address, nothing can be served.
-        let up = Bridge::find(&self.bridge.name, self.bridge.address).is_ok();
+        let up = self.bridge.state().is_ok();
         let ip = self.bridge.ip();
         let bridge = &self.bridge.name;
         let service =
@@ -471,6 +523,12 @@ impl ApplianceView for View {
             services.push(service("page", page.clone(), true));
         }
         services
+    }
+
+    fn rivals(&self) -> Vec<RivalStatus> {
+        let held = self.guard.holds();
+        let told = |rival| views::rival(rival, &self.bridge.name, held);
+        self.guard.rivals().into_iter().map(told).collect()
     }
 
     fn image(&self) -> ImageStatus {
@@ -517,12 +575,16 @@ impl ApplianceView for View {
     }
 
     fn premises(&self, mac: Option<MacAddr>) -> Premises {
-        let state = match Bridge::find(&self.bridge.name, self.bridge.address) {
+        let state = match self.bridge.state() {
             Ok(_) => BridgeState::Up,
             Err(BridgeError::Down { .. }) => BridgeState::Down,
             Err(BridgeError::NoAddress { .. }) => BridgeState::WithoutAddress,
             Err(
-                BridgeError::Missing { .. } | BridgeError::NotABridge { .. } | BridgeError::Unreadable { .. },
+                BridgeError::Missing { .. }
+                | BridgeError::NotABridge { .. }
+                | BridgeError::DefaultRoute { .. }
+                | BridgeError::Wireless { .. }
+                | BridgeError::Unreadable { .. },
             ) => BridgeState::Gone,
         };
         let link = Link::find(&self.bridge.name.0).ok().flatten();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files that must know no socket, file, clock or runtime (invariant 1).
-const PURE: [&str; 27] = [
+const PURE: [&str; 29] = [
     "src/boot/client.rs",
     "src/boot/decision.rs",
     "src/boot/loader.rs",
@@ -19,6 +19,8 @@ const PURE: [&str; 27] = [
     "src/doctor/firewall",
     "src/doctor/judge",
     "src/explain",
+    "src/guard/rivals.rs",
+    "src/guard/sighting.rs",
     "src/node/inventory.rs",
     "src/node/state.rs",
     "src/node/timeline.rs",

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::{StartError, loader_table};
 use crate::boot::loader::LoaderTable;
-use crate::config::{Config, DhcpMode};
+use crate::config::{Config, DhcpMode, NetworkConfig};
 use crate::dhcp;
 use crate::net::bridge::Bridge;
 use crate::net::neighbours;
@@ -51,7 +51,8 @@ impl Ground {
     /// Opens what the configuration names and gives up what serving does not take. Must be called while the process has
     /// one thread: what is given up is given up by this thread and by those it makes.
     pub fn open(config: &Config, config_file: &Path, handed: HandedOver) -> Result<Ground, StartError> {
-        let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
+        let NetworkConfig { bridge, address, allow, .. } = &config.network;
+        let bridge = Bridge::admit(bridge, *address, *allow)?;
         neighbours::warn_if_below(config.dhcp.pool.size());
         let table = loader_table(config)?;
         let listeners = Listeners::open(config, handed).map_err(StartError::Operator)?;

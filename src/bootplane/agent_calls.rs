@@ -454,6 +454,7 @@ impl CallFault {
                 | AgentRefusal::TokenSpent
                 | AgentRefusal::WrongMac
                 | AgentRefusal::WrongAddress
+                | AgentRefusal::WrongPort
                 | AgentRefusal::UnknownNode
                 | AgentRefusal::NotApproved
                 | AgentRefusal::SessionForged

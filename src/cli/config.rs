@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::error::{CommandError, error_chain};
 use super::json_text;
-use crate::config::{Config, DhcpMode};
+use crate::config::{Config, DhcpMode, NetworkConfig};
 use crate::net::bridge::Bridge;
 
 #[derive(Debug, Subcommand)]
@@ -15,7 +15,7 @@ pub enum ConfigCommand {
     Check {
         /// The file
         file: PathBuf,
-        /// Also look at this machine: the bridge must be here, up, and carry the address
+        /// Also look at this machine: the bridge must be here, up, carry the address, and be fit to serve
         #[arg(long)]
         bridge: bool,
     },
@@ -26,7 +26,8 @@ pub(super) fn run(command: &ConfigCommand, json: bool) -> Result<String, Command
         ConfigCommand::Check { file, bridge: look } => {
             let config = Config::load(file)?;
             if *look {
-                Bridge::find(&config.network.bridge, config.network.address)
+                let NetworkConfig { bridge, address, allow, .. } = &config.network;
+                Bridge::admit(bridge, *address, *allow)
                     .map_err(|error| CommandError::Usage(error_chain(&error)))?;
             }
             let (bridge, address) = (&config.network.bridge, config.network.address);

@@ -62,6 +62,7 @@ impl Directory for Reservations<'_> {
             Standing::Known(KnownNode {
                 id: NodeId(uuid::Uuid::nil()),
                 approved: true,
+                proven: true,
                 next_boot: NextBoot::Ramdisk,
                 reserved: Some(entry.address),
                 fruitless_loaders: 0,

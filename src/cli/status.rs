@@ -46,6 +46,14 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
         );
         line("heard", Tone::Plain, &said);
     }
+    for (index, rival) in status.rivals.iter().enumerate() {
+        let label = if index == 0 { "rivals" } else { "" };
+        line(label, Tone::Bad, &rival.headline());
+        if rival.holding {
+            line("", Tone::Bad, "nobody is answered until it is quiet: dhcp.on_rival = \"hold\"");
+        }
+        line("", Tone::Attention, &rival.way_out);
+    }
     let pool = &status.pool;
     let used = pool.bound + pool.offered + pool.quarantined;
     let tone = if pool.size > 0 && used >= pool.size { Tone::Bad } else { Tone::Plain };

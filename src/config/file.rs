@@ -29,6 +29,7 @@ pub(super) struct NetworkSection {
     pub(super) address: Option<String>,
     pub(super) gateway: Option<String>,
     pub(super) dns: Vec<String>,
+    pub(super) allow: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -41,7 +42,17 @@ pub(super) struct DhcpSection {
     pub(super) identity: Option<String>,
     pub(super) authoritative: Option<bool>,
     pub(super) bootp: Option<bool>,
+    pub(super) on_rival: Option<String>,
+    pub(super) strangers: StrangersSection,
     pub(super) reservation: Vec<ReservationEntry>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct StrangersSection {
+    pub(super) share: Option<String>,
+    pub(super) per_second: Option<u32>,
+    pub(super) per_port: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -23,6 +23,7 @@ use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::{LoaderName, LoaderTable, UnknownLoaderError};
 use crate::boot::script::KernelArgument;
 use crate::net::MacAddr;
+use crate::net::hazards::Allowed;
 use crate::node::NodeName;
 
 mod check;
@@ -67,6 +68,8 @@ pub struct NetworkConfig {
     pub address: Ipv4Network,
     pub gateway: Option<Ipv4Addr>,
     pub dns: Vec<Ipv4Addr>,
+    /// What speaks against serving the interface and is allowed all the same.
+    pub allow: Allowed,
 }
 
 /// First and last address of the dynamic pool, inclusive.
@@ -108,6 +111,34 @@ pub enum Identity {
     ClientId,
 }
 
+/// `dhcp.on_rival`: what becomes of service while another DHCP server answers on the bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRival {
+    /// It is told everywhere, and service goes on.
+    #[default]
+    Warn,
+    /// It is told everywhere, and nobody is answered until the other has been quiet.
+    Hold,
+}
+
+/// `[dhcp.strangers]`: what machines that nobody registered, and that have not enrolled, may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StrangerLimits {
+    /// Percent of the pool they may hold, by leases and offers together.
+    pub share: u32,
+    /// DISCOVERs of theirs answered in a second.
+    pub per_second: u32,
+    /// Addresses they may hold behind one port of the bridge; `None` for as many as come.
+    pub per_port: Option<u32>,
+}
+
+impl Default for StrangerLimits {
+    /// Half of the pool is left to known nodes; the rate is more than any rack asks, and less than keeps us from others.
+    fn default() -> StrangerLimits {
+        StrangerLimits { share: 50, per_second: 10_000, per_port: None }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct DhcpConfig {
     pub mode: DhcpMode,
@@ -119,6 +150,8 @@ pub struct DhcpConfig {
     pub authoritative: bool,
     /// BOOTP clients of registered machines with a fixed address are answered.
     pub bootp: bool,
+    pub on_rival: OnRival,
+    pub strangers: StrangerLimits,
     pub reservations: Vec<Reservation>,
 }
 
@@ -216,6 +249,7 @@ impl Config {
             ("network.bridge", self.network.bridge != new.network.bridge),
             ("network.address", self.network.address != new.network.address),
             ("dhcp.mode", self.dhcp.mode != new.dhcp.mode),
+            ("network.allow", self.network.allow != new.network.allow),
             ("operator.socket", self.operator.socket != new.operator.socket),
             ("operator.group", self.operator.group != new.operator.group),
             ("operator.listen", self.operator.listen != new.operator.listen),

@@ -49,6 +49,7 @@ fn the_shown_file_names_every_key() {
         ("", "[nonsense]"),
         ("network", "[network]\nnonsense = 1"),
         ("dhcp", "[dhcp]\nnonsense = 1"),
+        ("dhcp.strangers", "[dhcp.strangers]\nnonsense = 1"),
         ("reservation", "[[dhcp.reservation]]\nnonsense = 1"),
         ("operator", "[operator]\nnonsense = 1"),
         ("operator.tls", "[operator.tls]\nnonsense = 1"),

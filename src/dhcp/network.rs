@@ -30,6 +30,8 @@ use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{Binding, BindingState, LeaseView, PoolUse};
 use crate::dhcp::rivals::{OtherServer, Rivals};
 use crate::dhcp::server::{Answer, DhcpServer, Directory, Outcome, Report, Settings};
+use crate::guard::Guard;
+use crate::guard::process::LocalServer;
 use crate::net::link::LinkWatch;
 use crate::net::overheard::{Ear, Reach};
 use crate::net::{Bridge, MacAddr};
@@ -115,15 +117,15 @@ pub struct DhcpParts<N = Registry> {
     pub store: Arc<dyn Store>,
     pub addresses: Arc<AddressBook>,
     pub tally: Arc<Tally>,
+    /// Whom to tell of other servers, and whom to ask whether to answer at all.
+    pub guard: Arc<Guard>,
     pub clock: Clock,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error(
-        "UDP port {port} on {bridge} is taken: another DHCP server runs here; `ss -lunp sport = :{port}` names it, stop it or keep it off this bridge"
-    )]
-    PortTaken { bridge: BridgeName, port: u16, source: io::Error },
+    #[error("UDP port {port} on {bridge} is taken: {}", taken_by(holder.as_deref(), *port))]
+    PortTaken { bridge: BridgeName, port: u16, holder: Option<Box<LocalServer>>, source: io::Error },
     #[error(
         "{what} on {bridge} is not permitted: run as root or with the capabilities CAP_NET_BIND_SERVICE and CAP_NET_RAW"
     )]
@@ -132,6 +134,17 @@ pub enum BindError {
     Unavailable { bridge: BridgeName, what: String, source: io::Error },
     #[error("the DHCP thread cannot be started")]
     Thread { source: io::Error },
+}
+
+fn taken_by(holder: Option<&LocalServer>, port: u16) -> String {
+    match holder {
+        Some(LocalServer { pid, program, way_out, .. }) => {
+            format!("{program} (pid {pid}) holds it, another DHCP server of this host: {way_out}")
+        }
+        None => format!(
+            "another DHCP server runs here; `ss -lunp sport = :{port}` names it, stop it or keep it off this bridge"
+        ),
+    }
 }
 
 enum Command {
@@ -236,7 +249,8 @@ pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, Bind
 
 /// Starts the thread with sockets that are open already.
 pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
-    let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, clock } = parts;
+    let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, guard, clock } =
+        parts;
     let system = |source| BindError::Thread { source };
     let mode = config.dhcp.mode;
     let outbound = Arc::new(Outbound::new(&bridge, doors, &tally)?);
@@ -265,12 +279,22 @@ pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result
         server.ask_the_wire();
     }
     let worker = Worker {
-        desk: Desk { mode, server, registry, store, addresses, tally, said: Said::default() },
+        desk: Desk {
+            mode,
+            server,
+            registry,
+            store,
+            addresses,
+            tally,
+            guard: Arc::clone(&guard),
+            said: Said::default(),
+        },
         bridge,
         outbound,
         bridge_gone: false,
         ear,
         rivals: Rivals::default(),
+        guard,
         clock,
         orders,
         commands: commands.clone(),

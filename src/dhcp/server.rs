@@ -32,7 +32,7 @@ use crate::boot::client::ClientClass;
 use crate::boot::decision::{self, BootPlan, NothingToBoot, RefusedBoot, Standing, UnknownPolicy};
 use crate::boot::loader::{LoaderFile, LoaderTable};
 use crate::clock::Timestamp;
-use crate::config::{Config, DhcpMode, Identity, PoolRange};
+use crate::config::{Config, DhcpMode, Identity, PoolRange, StrangerLimits};
 use crate::dhcp::lease::table::{Availability, LeaseTable, StillStored};
 use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
 use crate::dhcp::request::{MessageKind, Relay, Request};
@@ -40,6 +40,7 @@ use crate::dhcp::server::declines::Declines;
 use crate::dhcp::server::elsewhere::Elsewhere;
 use crate::dhcp::server::handling::Visit;
 use crate::dhcp::server::probes::Probes;
+use crate::dhcp::server::strangers::Strangers;
 use crate::dhcp::wire::Message;
 use crate::net::MacAddr;
 use crate::store::Change;
@@ -50,6 +51,7 @@ mod handling;
 mod probes;
 mod proxy;
 mod silence;
+mod strangers;
 
 pub use probes::PROBE_WAIT;
 pub use silence::Silence;
@@ -59,6 +61,10 @@ pub trait Directory {
     fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing;
     /// Whom an operator fixed this address for.
     fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr>;
+    /// The port of the bridge this MAC was last heard behind; asked for strangers, where ports are counted.
+    fn behind(&self, _mac: MacAddr) -> Option<u32> {
+        None
+    }
 }
 
 /// The part of the configuration that DHCP answers from, with what is derived from it.
@@ -75,6 +81,7 @@ pub struct Settings {
     pub identity: Identity,
     pub authoritative: bool,
     pub bootp: bool,
+    pub strangers: StrangerLimits,
     pub loaders: Arc<LoaderTable>,
 }
 
@@ -91,6 +98,7 @@ impl Settings {
             identity: config.dhcp.identity,
             authoritative: config.dhcp.authoritative,
             bootp: config.dhcp.bootp,
+            strangers: config.dhcp.strangers,
             loaders,
         }
     }
@@ -257,6 +265,9 @@ pub struct DhcpServer {
     declines: Declines,
     elsewhere: Elsewhere,
     probes: Probes,
+    strangers: Strangers,
+    /// Another server answers on the bridge, and until it is quiet we do not.
+    held: bool,
 }
 
 impl DhcpServer {
@@ -269,6 +280,8 @@ impl DhcpServer {
             declines: Declines::default(),
             elsewhere: Elsewhere::default(),
             probes: Probes::default(),
+            strangers: Strangers::default(),
+            held: false,
         }
     }
 
@@ -281,6 +294,11 @@ impl DhcpServer {
     pub fn reconfigure(&mut self, settings: Settings, now: Timestamp) {
         self.table.set_pool(settings.pool, now);
         self.settings = settings;
+    }
+
+    /// Whether to answer nobody from now on, or everybody again (`dhcp.on_rival = "hold"`).
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     pub fn handle(&mut self, received: &Received<'_>, directory: &dyn Directory, now: Timestamp) -> Outcome {
@@ -348,6 +366,9 @@ impl DhcpServer {
     ) -> Result<Reply, Silence> {
         let refused = match &visit.plan {
             BootPlan::Refuse(RefusedBoot::UnknownMac) => Err(Silence::UnknownMac),
+            BootPlan::Loader { .. } | BootPlan::Script | BootPlan::AddressOnly(_) if self.held => {
+                Err(Silence::RivalOnBridge)
+            }
             BootPlan::Loader { .. } | BootPlan::Script | BootPlan::AddressOnly(_) => Ok(()),
         };
         if visit.request.asks_boot_server(visit.received.service) {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::boot::decision::{KnownNode, NextBoot, Standing, UnknownPolicy};
 use crate::boot::loader::LoaderTable;
 use crate::clock::Timestamp;
-use crate::config::{DhcpMode, Identity, PoolRange};
+use crate::config::{DhcpMode, Identity, PoolRange, StrangerLimits};
 use crate::dhcp::server::{
     Answer, DhcpServer, Directory, Outcome, Received, Reply, ReplyKind, Service, Settings, Silence,
 };
@@ -43,6 +43,7 @@ pub(crate) fn settings() -> Settings {
         identity: Identity::Mac,
         authoritative: true,
         bootp: false,
+        strangers: StrangerLimits::default(),
         loaders: LOADERS.clone(),
     }
 }
@@ -199,6 +200,7 @@ impl Nodes {
         self.known.entry(mac).or_insert(KnownNode {
             id: NodeId(Uuid::nil()),
             approved: true,
+            proven: true,
             next_boot: NextBoot::Ramdisk,
             reserved: None,
             fruitless_loaders: 0,

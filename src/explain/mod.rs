@@ -500,7 +500,7 @@ impl Play<'_> {
     }
 
     fn note_node(&mut self, node: &KnownNode) {
-        let KnownNode { id: _, approved, next_boot, reserved, fruitless_loaders } = node;
+        let KnownNode { id: _, approved, proven: _, next_boot, reserved, fruitless_loaders } = node;
         self.decide(
             "registration",
             if *approved { "it is a node, and may boot" } else { "it is a node, and nobody approved it" },

@@ -37,7 +37,7 @@ fn told(machine: &str, known: Option<KnownNode>, extra: &str) -> Dialogue {
 
 fn node(approved: bool, next_boot: NextBoot, fruitless_loaders: u32) -> Option<KnownNode> {
     let id = crate::node::NodeId(uuid::Uuid::nil());
-    Some(KnownNode { id, approved, next_boot, reserved: None, fruitless_loaders })
+    Some(KnownNode { id, approved, proven: approved, next_boot, reserved: None, fruitless_loaders })
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn run(mut bridge: Bridge, tally: &Tally, waker: &EventFd, watch: &LinkWatch) {
                 return;
             }
             watch.clear();
-            match Bridge::find(&bridge.name, bridge.address) {
+            match bridge.again() {
                 Ok(found) if reported.is_none() => {
                     bridge = found;
                     break;

@@ -6,6 +6,7 @@
 //! - `frame`: IPv4/UDP frames to clients that have no address yet
 //! - `arp`: whether anybody answers at an address
 //! - `advertise`: IPv6 router advertisements that tell netbooting firmware not to wait for a router
+//! - `hazards`: what speaks against serving an interface
 //! - `descriptors`: the limit of open files
 //! - `neighbours`: the size of the host's neighbour table
 //! - `overheard`: what other DHCP servers say there
@@ -17,6 +18,7 @@ pub mod arp;
 pub mod bridge;
 pub mod descriptors;
 pub mod frame;
+pub mod hazards;
 pub mod link;
 pub mod mac;
 pub mod neighbours;

@@ -40,7 +40,7 @@ use crate::node::verdict::BridgeState;
 use crate::operator::access::names::Names;
 use crate::operator::access::{Access, Door};
 use crate::operator::api::{
-    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, ServiceStatus, StoreStatus,
+    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
 };
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
@@ -102,6 +102,10 @@ pub trait ApplianceView: Send + Sync {
         Vec::new()
     }
 
+    /// Who else answers on the bridge.
+    fn rivals(&self) -> Vec<RivalStatus> {
+        Vec::new()
+    }
     /// Deploy images, whole or damaged, by profile.
     fn images(&self) -> Vec<ImageEntry>;
 

@@ -8,10 +8,13 @@ use std::net::Ipv4Addr;
 use super::OperatorParts;
 use super::api::{
     BlobEntry, BootSummary, Counter, DhcpStatus, Health, ImageEntry, LeaseEntry, NodeDetail, NodeSummary,
-    Page, PoolStatus, PortEntry, PortSummary, ReservationEntry, ReservationSource, Status, TransfersStatus,
+    Page, PoolStatus, PortEntry, PortSummary, ReservationEntry, ReservationSource, RivalStatus, Status,
+    TransfersStatus,
 };
 use crate::clock::Timestamp;
+use crate::config::BridgeName;
 use crate::dhcp::lease::{LeaseState, LeaseView};
+use crate::guard::rivals::{Kind, Rival};
 use crate::image::library::{Blob, Library};
 use crate::net::MacAddr;
 use crate::node::inventory::{TEXT_MAX, clean_text};
@@ -299,6 +302,7 @@ pub fn status(parts: &OperatorParts) -> Status {
             mode: parts.config.load().dhcp.mode,
             other_servers: parts.appliance.other_servers(),
         },
+        rivals: parts.appliance.rivals(),
         pool: pool(parts),
         nodes: by_state,
         waiting_for_approval: census.waiting_for_approval,
@@ -325,6 +329,9 @@ pub fn readiness(parts: &OperatorParts) -> Health {
     } else if !bridge.up {
         let why = bridge.reason.unwrap_or_else(|| "it is down".to_owned());
         Some(format!("degraded: bridge {}: {why}", bridge.name))
+    } else if let Some(rival) = parts.appliance.rivals().first() {
+        let held = if rival.holding { "; nobody is answered until it is quiet" } else { "" };
+        Some(format!("degraded: {}{held}: {}", rival.headline(), rival.way_out))
     } else if !stopped.is_empty() {
         Some(format!("degraded: not running: {}", stopped.join(", ")))
     } else if !image.present {
@@ -336,6 +343,25 @@ pub fn readiness(parts: &OperatorParts) -> Health {
         None
     };
     Health { ok: reason.is_none(), reason }
+}
+
+/// Another server as operators see it.
+pub fn rival(rival: Rival, bridge: &BridgeName, held: bool) -> RivalStatus {
+    let way_out = rival.way_out(bridge);
+    RivalStatus {
+        kind: rival.kind,
+        address: rival.address,
+        mac: rival.mac,
+        port: rival.port,
+        evidence: rival.evidence,
+        first_at: rival.first_at,
+        last_at: rival.last_at,
+        heard: rival.heard,
+        client: rival.client,
+        process: rival.process,
+        way_out,
+        holding: held && rival.kind == Kind::Dhcp,
+    }
 }
 
 /// Deploy images by profile; those that are damaged stand among them, with the reason.

@@ -18,9 +18,9 @@ use super::Reach;
 /// The newest the rules below know of; an older kernel enforces what it can.
 const KNOWN: ABI = ABI::V6;
 
-/// What is read beside the configuration: names of users and groups, and what the C library and SQLite ask for.
-const READ: [&str; 6] =
-    ["/etc/passwd", "/etc/group", "/dev/random", "/dev/urandom", "/proc/self", "/sys/fs/cgroup"];
+/// What is read beside the configuration: names of users and groups, what the C library and SQLite ask for, and what the
+/// kernel tells of links and processes, for the guard of the bridge.
+const READ: [&str; 6] = ["/etc/passwd", "/etc/group", "/dev/random", "/dev/urandom", "/proc", "/sys"];
 
 /// `full`, `partial` (an older kernel) or `off`.
 pub(super) fn restrict(reach: &Reach<'_>) -> &'static str {

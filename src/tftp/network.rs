@@ -196,7 +196,7 @@ impl Server {
             return;
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
-        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        let Ok(found) = self.bridge.again() else { return };
         let moved = self.ports.iter().try_for_each(|port| found.rebind(port.socket()));
         match moved.and_then(|()| found.rebind(&self.listener)) {
             Ok(()) => {

@@ -10,7 +10,7 @@ use farrier::boot::client::ClientClass;
 use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::clock::Timestamp;
-use farrier::config::{DhcpMode, Identity, PoolRange};
+use farrier::config::{DhcpMode, Identity, PoolRange, StrangerLimits};
 use farrier::dhcp::server::{
     Answer, Destination, DhcpServer, Directory, Outcome, Received, Reply, Service, Settings,
 };
@@ -56,6 +56,7 @@ fn server() -> DhcpServer {
         identity: Identity::Mac,
         authoritative: true,
         bootp: false,
+        strangers: StrangerLimits::default(),
         loaders: LOADERS.clone(),
     };
     DhcpServer::new(settings, Vec::new(), START)

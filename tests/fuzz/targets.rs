@@ -17,7 +17,7 @@ use farrier::bootplane::agent_calls::AgentCalls;
 use farrier::bootplane::files::{FileFacts, answer, decode_path};
 use farrier::bootplane::head::HeadReader;
 use farrier::clock::{Clock, Timestamp};
-use farrier::config::{Config, DhcpMode, Identity, PoolRange};
+use farrier::config::{Config, DhcpMode, Identity, PoolRange, StrangerLimits};
 use farrier::dhcp::address_book::AddressBook;
 use farrier::dhcp::server::{Answer, DhcpServer, Directory, Received, ReplyKind, Service, Settings};
 use farrier::net::MacAddr;
@@ -93,6 +93,7 @@ fn dhcp_settings(flags: u8) -> Settings {
     Settings {
         mode: if flags & 128 == 0 { DhcpMode::Server } else { DhcpMode::Proxy },
         bootp: true,
+        strangers: StrangerLimits::default(),
         network: "192.168.2.2/24".parse().expect("a network"),
         gateway: Some(Ipv4Addr::new(192, 168, 2, 1)),
         dns: vec![Ipv4Addr::new(192, 168, 2, 3)],

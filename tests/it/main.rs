@@ -10,6 +10,7 @@ mod dhcp_clients;
 mod doctor;
 mod durability;
 mod files;
+mod guard;
 mod operator;
 mod schema;
 mod serve;

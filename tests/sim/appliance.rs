@@ -13,11 +13,12 @@ use farrier::boot::loader::LoaderTable;
 use farrier::bootplane::agent_calls::AgentCalls;
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings, Ticket};
 use farrier::clock::{Clock, Timestamp};
-use farrier::config::DhcpMode;
+use farrier::config::{DhcpMode, OnRival};
 use farrier::dhcp::address_book::AddressBook;
 use farrier::dhcp::lease::BindingState;
 use farrier::dhcp::network::desk::{Batch, Desk, FailedBatch, Parcel, Post, Said};
 use farrier::dhcp::server::{DhcpServer, Received, Service, Settings};
+use farrier::guard::Guard;
 use farrier::image::library::{Library, Manifest};
 use farrier::image::loaders::Loaders;
 use farrier::node::registry::{NodeRef, Registry, RegistrySettings};
@@ -171,6 +172,7 @@ impl Appliance {
         let server = DhcpServer::new(settings, bindings, now);
         let desk = Desk {
             mode: DhcpMode::Server,
+            guard: Arc::new(Guard::new(OnRival::Warn).expect("randomness")),
             server,
             registry: Arc::clone(&registry) as _,
             store: store as _,
@@ -202,11 +204,12 @@ impl Appliance {
             self.desk.server.in_use(address, now);
         }
         let mut batch = Batch::default();
+        let directory = Arc::clone(&self.desk.registry);
         for (bytes, source, destination) in datagrams {
             let received =
                 Received { bytes, source: *source, destination: *destination, service: Service::Dhcp };
             self.received += 1;
-            let put_aside = self.desk.handle(&received, &mut batch, now);
+            let put_aside = self.desk.handle(&received, &*directory, &mut batch, now);
             assert!(put_aside.is_none(), "no wire to ask");
         }
         let hatch = |waited| Arc::new(Hatch { outbox: Arc::clone(&self.outbox), waited });

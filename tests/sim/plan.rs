@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use farrier::boot::decision::UnknownPolicy;
 use farrier::boot::loader::LoaderTable;
-use farrier::config::{DhcpMode, Identity, PoolRange};
+use farrier::config::{DhcpMode, Identity, PoolRange, StrangerLimits};
 use farrier::dhcp::server::Settings;
 use farrier::node::registry::RegistrySettings;
 use farrier::storm::random::Stream;
@@ -78,6 +78,7 @@ impl Plan {
         Settings {
             mode: DhcpMode::Server,
             bootp: false,
+            strangers: StrangerLimits { share: 100, ..StrangerLimits::default() },
             network: ipnetwork::Ipv4Network::new(SERVER, 16).expect("a prefix"),
             gateway: None,
             dns: Vec::new(),

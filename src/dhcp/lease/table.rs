@@ -436,6 +436,17 @@ impl LeaseTable {
         views
     }
 
+    /// Addresses of the pool that are bound, offered or withheld now, each with the MAC that has it so.
+    pub fn in_use(&self, now: Timestamp) -> Vec<(Ipv4Addr, MacAddr)> {
+        let holder = |slot: &Slot| {
+            let bound = slot.binding.as_ref().filter(|binding| binding.expires_at > now);
+            let offered = || slot.offer.as_ref().filter(|offer| offer.until > now);
+            bound.map(|binding| binding.mac).or_else(|| offered().map(|offer| offer.mac))
+        };
+        let slots = self.slots.iter().filter(|(address, _)| self.in_pool(**address));
+        slots.filter_map(|(address, slot)| Some((*address, holder(slot)?))).collect()
+    }
+
     pub fn pool_use(&self) -> PoolUse {
         self.usage
     }

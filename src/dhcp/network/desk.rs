@@ -22,8 +22,9 @@ use crate::dhcp::lease::table::StillStored;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::{Nodes, SERVICE, outbound, step_of};
 use crate::dhcp::server::{
-    Answer, DhcpServer, Outcome, Received, Reply, ReplyKind, Report, Service, Silence,
+    Answer, DhcpServer, Directory, Outcome, Received, Reply, ReplyKind, Report, Service, Silence,
 };
+use crate::guard::Guard;
 use crate::net::MacAddr;
 use crate::node::timeline::Happening;
 use crate::store::{Change, CommitError, Store};
@@ -86,6 +87,7 @@ pub struct Desk {
     pub store: Arc<dyn Store>,
     pub addresses: Arc<AddressBook>,
     pub tally: Arc<Tally>,
+    pub guard: Arc<Guard>,
     pub said: Said,
 }
 
@@ -104,8 +106,14 @@ impl Desk {
     /// Answers one message: into the batch, to leave at once or when its changes are durable; unless the wire has to be
     /// asked first.
     #[must_use]
-    pub fn handle(&mut self, received: &Received<'_>, batch: &mut Batch, now: Timestamp) -> Option<PutAside> {
-        let mut outcome = self.server.handle(received, &*self.registry, now);
+    pub fn handle(
+        &mut self,
+        received: &Received<'_>,
+        directory: &dyn Directory,
+        batch: &mut Batch,
+        now: Timestamp,
+    ) -> Option<PutAside> {
+        let mut outcome = self.server.handle(received, directory, now);
         batch.ask.append(&mut outcome.ask);
         // Until the wire has been heard nothing has come of it that anybody need know.
         if let Some(until) = outcome.awaits {
@@ -191,6 +199,9 @@ impl Desk {
                     false => self.registry.seen(&client, now),
                 }
             }
+        }
+        if let Some(server) = report.other_server {
+            self.guard.chosen(server, report.mac, now);
         }
         if !report.known {
             self.registry.stranger(report.mac, step_of(outcome, report, now));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::dhcp::network::desk::{Parcel, Post};
 use crate::dhcp::network::{BindError, SERVICE};
 use crate::dhcp::server::{Destination, Report, Service};
+use crate::guard::process;
 use crate::net::arp::ArpProber;
 use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
@@ -50,7 +51,10 @@ impl Doors {
 fn refuse(bridge: &Bridge, what: String, port: Option<u16>, source: io::Error) -> BindError {
     let bridge = bridge.name.clone();
     match (source.kind(), port) {
-        (io::ErrorKind::AddrInUse, Some(port)) => BindError::PortTaken { bridge, port, source },
+        (io::ErrorKind::AddrInUse, Some(port)) => {
+            let holder = process::holder_of_port(&bridge).map(Box::new);
+            BindError::PortTaken { bridge, port, holder, source }
+        }
         (io::ErrorKind::PermissionDenied, _) => BindError::NotPermitted { bridge, what, source },
         (_, _) => BindError::Unavailable { bridge, what, source },
     }

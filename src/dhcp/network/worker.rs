@@ -1,6 +1,7 @@
 //! The loop of the DHCP thread.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -16,14 +17,15 @@ use crate::clock::{Clock, Timestamp};
 use crate::dhcp::network::desk::{Batch, Desk, Post};
 use crate::dhcp::network::outbound::Outbound;
 use crate::dhcp::network::questions::Questions;
-use crate::dhcp::network::{Command, SERVICE, open_ear};
+use crate::dhcp::network::{Command, Nodes, SERVICE, open_ear};
 use crate::dhcp::rivals::Rivals;
-use crate::dhcp::server::{Received, Service};
+use crate::dhcp::server::{Directory, Received, Service};
 use crate::dhcp::wire;
+use crate::guard::Guard;
 use crate::net::link::LinkWatch;
 use crate::net::overheard::Ear;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
-use crate::net::{Bridge, MacAddr};
+use crate::net::{Bridge, MacAddr, ports};
 
 mod probing;
 
@@ -63,6 +65,7 @@ pub(super) struct Worker {
     /// Absent where we are the server.
     pub(super) ear: Option<Ear>,
     pub(super) rivals: Rivals,
+    pub(super) guard: Arc<Guard>,
     pub(super) clock: Clock,
     pub(super) orders: mpsc::Receiver<Command>,
     pub(super) commands: mpsc::Sender<Command>,
@@ -229,7 +232,7 @@ impl Worker {
             }
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
-        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        let Ok(found) = self.bridge.again() else { return };
         let moved =
             self.outbound.moved_to(&found).and_then(|moved| Ok((moved, open_ear(&found, self.desk.mode)?)));
         match moved {
@@ -273,11 +276,16 @@ impl Worker {
             }
         }
         let now = self.clock.now();
+        self.desk.server.hold(self.guard.holds());
         let mut batch = Batch::default();
         let mut room = self.room_for_strangers(inbox);
         for (arrival, bytes) in inbox.iter() {
             if arrival.truncated {
                 self.desk.tally.count(SERVICE, "oversized");
+                continue;
+            }
+            if self.guard.is_own_probe(bytes) {
+                self.desk.tally.count(SERVICE, "own-probe");
                 continue;
             }
             if let Some(room) = &mut room
@@ -297,7 +305,8 @@ impl Worker {
     }
 
     fn serve(&mut self, received: &Received<'_>, now: Timestamp, batch: &mut Batch) {
-        if let Some(put_aside) = self.desk.handle(received, batch, now) {
+        let ground = Ground { registry: &*Arc::clone(&self.desk.registry), bridge: self.bridge.index };
+        if let Some(put_aside) = self.desk.handle(received, &ground, batch, now) {
             self.questions.hold(put_aside.until, received, put_aside.report);
         }
     }
@@ -372,6 +381,26 @@ impl Worker {
             let mut polled = [PollFd::new(self.waker.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         }
+    }
+}
+
+/// The registry, and what the kernel knows of the bridge.
+struct Ground<'a> {
+    registry: &'a dyn Nodes,
+    bridge: u32,
+}
+
+impl Directory for Ground<'_> {
+    fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing {
+        self.registry.standing(mac, now)
+    }
+
+    fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
+        self.registry.reserved_for(address)
+    }
+
+    fn behind(&self, mac: MacAddr) -> Option<u32> {
+        ports::behind(self.bridge, mac).ok().flatten()
     }
 }
 

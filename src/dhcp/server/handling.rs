@@ -9,13 +9,12 @@ use crate::dhcp::lease::{Binding, BindingState, ClientKey};
 use crate::dhcp::reply::{self, Draft};
 use crate::dhcp::request::{MessageKind, Request, RequestState};
 use crate::dhcp::server::probes::{self, Clearance};
+use crate::dhcp::server::strangers::{STRANGERS_MIN, is_stranger};
 use crate::dhcp::server::{Destination, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Silence};
 use crate::store::Change;
 
 /// Share of the pool that strangers may hold by offers alone: a flood of made-up MACs leaves the rest to known nodes.
 const STRANGER_SHARE: u32 = 4;
-/// A pool of a few dozen addresses would otherwise turn away a rack that is switched on.
-const STRANGER_OFFERS_MIN: u32 = 16;
 
 /// One request with all that is known about its sender.
 pub(super) struct Visit<'a> {
@@ -44,8 +43,13 @@ impl DhcpServer {
         }
         let newcomer =
             matches!(visit.standing, Standing::Stranger) && self.table.binding(&visit.key).is_none();
+        // One that has its lease costs nobody anything by asking again.
+        if is_stranger(visit.standing) && self.table.live_binding(&visit.key, visit.now).is_none() {
+            self.strangers.may_ask(visit.request.mac, &self.settings.strangers, visit.now)?;
+        }
         let address = self.choose(visit, newcomer)?;
         self.table.offer(address, &visit.key, visit.request.mac, newcomer, visit.now);
+        self.note_holder(visit, address);
         self.clear(visit, address, ask)?;
         Ok(self.grant(visit, ReplyKind::Offer, address))
     }
@@ -116,6 +120,7 @@ impl DhcpServer {
         if self.declines.too_many(visit.request.mac) {
             return Err(Silence::TooManyDeclines);
         }
+        self.check_share(visit)?;
         let full = newcomer && self.table.newcomers() >= self.stranger_offers_max();
         if full && !self.table.recall_newcomer(now) {
             return Err(Silence::OfferLimit);
@@ -131,9 +136,30 @@ impl DhcpServer {
             .ok_or(Silence::PoolExhausted)
     }
 
+    /// Whether the strangers have an address left for one more of them; who is none is not asked.
+    fn check_share(&mut self, visit: &Visit<'_>) -> Result<(), Silence> {
+        if !is_stranger(visit.standing) {
+            return Ok(());
+        }
+        let (table, now) = (&self.table, visit.now);
+        let in_use = || table.in_use(now);
+        let asker = (visit.request.mac, table.pool_use().size);
+        self.strangers.may_have(asker, &self.settings.strangers, in_use, visit.directory, now)
+    }
+
+    fn note_holder(&mut self, visit: &Visit<'_>, address: Ipv4Addr) {
+        match is_stranger(visit.standing) {
+            true => {
+                let limits = &self.settings.strangers;
+                self.strangers.took(address, visit.request.mac, limits, visit.directory);
+            }
+            false => self.strangers.left(address),
+        }
+    }
+
     fn stranger_offers_max(&self) -> u32 {
         let size = self.table.pool_use().size;
-        (size / STRANGER_SHARE).max(STRANGER_OFFERS_MIN)
+        (size / STRANGER_SHARE).max(STRANGERS_MIN)
     }
 
     /// Whether nothing stands against this client having this address: it is one of ours to give, meant for no other
@@ -180,6 +206,11 @@ impl DhcpServer {
         };
         match verdict {
             Verdict::Grant(address) => {
+                if self.table.availability(address, &visit.key, visit.now) == Availability::Free {
+                    // Nothing was promised: it remembers the address, and takes one more.
+                    self.check_share(visit)?;
+                }
+                self.note_holder(visit, address);
                 changes.extend(self.table.bind(self.binding(visit, address), visit.now));
                 Ok(self.grant(visit, ReplyKind::Ack, address))
             }
@@ -268,8 +299,15 @@ impl DhcpServer {
         if self.table.availability(address, &visit.key, visit.now) != Availability::Own {
             return Silence::DeclineUnfounded;
         }
+        self.strangers.left(address);
+        let stranger = is_stranger(visit.standing);
+        if stranger && self.declines.strangers_are_done() {
+            self.table.withdraw_offer(&visit.key, visit.now);
+            changes.extend(self.table.release(&visit.key, visit.now));
+            return Silence::DeclineLimit;
+        }
         changes.push(self.table.quarantine(address, &visit.key, visit.request.mac, visit.now));
-        self.declines.note(visit.request.mac, visit.now);
+        self.declines.note(visit.request.mac, stranger, visit.now);
         Silence::Declined
     }
 
@@ -283,6 +321,7 @@ impl DhcpServer {
             return Silence::ReleaseUnfounded;
         }
         changes.extend(self.table.release(&visit.key, visit.now));
+        live.into_iter().for_each(|address| self.strangers.left(address));
         Silence::Released
     }
 

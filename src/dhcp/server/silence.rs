@@ -46,6 +46,8 @@ silences! {
     DiscoverNamesServer => "discover-names-server",
     /// Meant for another server.
     OtherServer => "other-server",
+    /// Another server answers on the bridge, and `dhcp.on_rival = "hold"`.
+    RivalOnBridge => "rival-on-bridge",
     /// `dhcp.unknown = "ignore"` and nobody registered this MAC.
     UnknownMac => "unknown-mac",
     /// `dhcp.mode` is not "server", and this is between the client and the server that gives the addresses.
@@ -60,10 +62,20 @@ silences! {
     OfferLimit => "offer-limit",
     /// Whether somebody uses the address is being asked; the answer follows within the wait.
     Probing => "probing",
+    /// Strangers hold as many addresses as they may (`dhcp.strangers.share`).
+    StrangerLimit => "stranger-limit",
+    /// Strangers behind its port of the bridge hold as many as they may (`dhcp.strangers.per_port`).
+    PortLimit => "port-limit",
+    /// Strangers ask more often than is answered (`dhcp.strangers.per_second`).
+    StrangerRate => "stranger-rate",
+    /// This stranger asks over and over.
+    AsksTooOften => "asks-too-often",
     /// It declines what it gets.
     TooManyDeclines => "too-many-declines",
     /// A DECLINE was heeded; none is ever answered.
     Declined => "declined",
+    /// A DECLINE of a stranger, of whom so many were heeded already that this address is not withheld.
+    DeclineLimit => "decline-limit",
     /// A DECLINE of an address that is not the client's.
     DeclineUnfounded => "decline-unfounded",
     /// A RELEASE was heeded; none is ever answered.

@@ -27,6 +27,10 @@ use crate::node::transition::Event;
 use crate::node::{Node, NodeId, NodeName, Port};
 use crate::store::{Change, CommitError};
 
+/// Why a node's boot ended that was halted.
+const HALTED: &str =
+    "its boot token was used twice, so the boot was halted: find who else uses its MAC, then boot it again";
+
 /// What an agent says when it calls home.
 #[derive(Clone, Copy, Debug)]
 pub struct Hello<'a> {
@@ -66,6 +70,8 @@ pub enum AgentRefusal {
     WrongMac,
     #[error("the token was issued to another IP address")]
     WrongAddress,
+    #[error("a boot of this machine is under way behind another port of the bridge")]
+    WrongPort,
     #[error("no node has this MAC address")]
     UnknownNode,
     #[error("an operator has to approve this node first")]
@@ -90,6 +96,7 @@ impl AgentRefusal {
             AgentRefusal::TokenSpent => "token-spent",
             AgentRefusal::WrongMac => "wrong-mac",
             AgentRefusal::WrongAddress => "wrong-address",
+            AgentRefusal::WrongPort => "wrong-port",
             AgentRefusal::UnknownNode => "unknown-node",
             AgentRefusal::NotApproved => "not-approved",
             AgentRefusal::SessionForged => "session-forged",
@@ -105,6 +112,7 @@ impl Registry {
     pub fn issue_token(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Option<IssuedToken> {
         // Before the lock, which every script takes: this asks the kernel for randomness and hashes.
         let text = self.tokens.issue_boot_token(mac, address, now)?;
+        let port = self.port_of(mac);
         let mut book = self.lock_at(now);
         let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
         if !book.lets_in(entry) || entry.node.next_boot != NextBoot::Ramdisk {
@@ -112,8 +120,15 @@ impl Registry {
         }
         let id = entry.node.id;
         let issued_at = earliest_issue(&entry.node).max(now);
-        let ((), effects) =
-            book.change(id, now, |act| act.entry.token_until = Some(now.plus(TOKEN_LIFETIME)))?;
+        if self.is_elsewhere(entry, mac, port, now) {
+            let _told = self.refuse(&mut book, "", mac, address, AgentRefusal::WrongPort, now);
+            return None;
+        }
+        let issue = |act: &mut Act<'_>| {
+            act.entry.token_until = Some(now.plus(TOKEN_LIFETIME));
+            act.entry.token_port = port.map(|port| (mac, port));
+        };
+        let ((), effects) = book.change(id, now, issue)?;
         self.settle(id, effects);
         let text = match issued_at == now {
             true => text,
@@ -132,6 +147,7 @@ impl Registry {
         now: Timestamp,
     ) -> Result<AgentSession, AgentRefusal> {
         let Hello { token, nonce, uptime_secs } = *hello;
+        let port = self.port_of(mac);
         let mut book = self.lock_at(now);
         let redeemer = nonce.map(|nonce| Redeemer::of(token, &nonce));
         let (id, token) = match self.admit_token(&book, token, mac, address, now) {
@@ -139,9 +155,17 @@ impl Registry {
             Err(AgentRefusal::TokenSpent) if is_redeemer(&book, mac, redeemer.as_ref()) => {
                 return self.welcome_again(book, mac);
             }
-            Err(refusal) => return Err(self.refuse(&mut book, hello.token, mac, address, refusal, now)),
+            Err(refusal) => {
+                if refusal == AgentRefusal::TokenSpent {
+                    self.halt_boot(&mut book, token, mac, now);
+                }
+                return Err(self.refuse(&mut book, token, mac, address, refusal, now));
+            }
         };
         let before = book.get(id).map(|entry| entry.node.clone()).ok_or(AgentRefusal::UnknownNode)?;
+        if book.get(id).is_some_and(|entry| self.is_elsewhere(entry, mac, port, now)) {
+            return Err(self.refuse(&mut book, hello.token, mac, address, AgentRefusal::WrongPort, now));
+        }
         let redeem = |act: &mut Act<'_>| {
             let node = &mut act.entry.node;
             node.redeemed_token_at = Some(token.issued_at);
@@ -176,6 +200,35 @@ impl Registry {
         }
         let session = self.tokens.issue_session(Session { mac, token_issued_at: token.issued_at });
         Ok(AgentSession { session, node: id, name: before.name })
+    }
+
+    /// Whether a token of this machine is under way behind another port than it is now heard from.
+    fn is_elsewhere(&self, entry: &Entry, mac: MacAddr, port: Option<u32>, now: Timestamp) -> bool {
+        let under_way = entry.token_until.is_some_and(|until| until > now);
+        let before = entry.token_port.filter(|(owner, _)| under_way && *owner == mac);
+        self.is_another(before.map(|(_, port)| port), port)
+    }
+
+    /// Two agents came with one token, and one of them is not the machine: neither goes on. The session ends, every token
+    /// issued so far is spent, and the next boot begins anew.
+    fn halt_boot(&self, book: &mut Book, token: &str, mac: MacAddr, now: Timestamp) {
+        let Ok(token) = self.tokens.read_boot_token(token) else { return };
+        let redeemed =
+            |id: &NodeId| book.get(*id).is_some_and(|it| it.node.redeemed_token_at == Some(token.issued_at));
+        // An older token tells of an older boot; the one that is under way has nothing to do with it.
+        let Some(id) = book.owner_of(mac).filter(redeemed) else { return };
+        let halt = |act: &mut Act<'_>| {
+            let node = &mut act.entry.node;
+            node.redeemed_token_at = Some(now.max(token.issued_at));
+            node.redeemed_by = None;
+            act.node_changed = true;
+            let _ = act.step(Event::AgentFailed);
+            act.entry.node.failure = Some(HALTED.to_owned());
+        };
+        if let Some(((), effects)) = book.change(id, now, halt) {
+            tracing::error!(%mac, "a boot token was used twice: the boot is halted; somebody else on the bridge has seen it");
+            self.settle(id, effects);
+        }
     }
 
     /// The session of the redemption that stands, once more. The first call's commit may still be under way, or have

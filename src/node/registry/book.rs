@@ -326,6 +326,7 @@ impl Book {
         Standing::Known(KnownNode {
             id: entry.node.id,
             approved: self.lets_in(entry),
+            proven: entry.node.approved,
             next_boot: entry.node.next_boot,
             reserved: self.reserved(entry, mac),
             fruitless_loaders: entry.loaders.fruitless(mac, now),

@@ -58,6 +58,8 @@ causes! {
     NoAddressElsewhere => "no-address-elsewhere",
     /// We only observe, and answer nobody.
     Observing => "observing",
+    /// Another DHCP server answers on the bridge, and until it is quiet we answer nobody.
+    HeldForRival => "held-for-rival",
     /// Our offer was not taken, and nothing shows whose was.
     OfferNotRequested => "offer-not-requested",
     /// It declined the address: another station has it.

@@ -140,6 +140,15 @@ fn of_dhcp(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> O
                 Cause::StrangersLimit,
                 "machines nobody registered hold as many addresses by offers as they may".to_owned(),
             ),
+            "rival-on-bridge" => found(
+                Cause::HeldForRival,
+                "another DHCP server answers on the bridge, and dhcp.on_rival = \"hold\": nobody is answered"
+                    .to_owned(),
+            ),
+            "stranger-limit" | "port-limit" | "stranger-rate" | "asks-too-often" => found(
+                Cause::StrangersLimit,
+                format!("machines nobody registered may take no more for now ([dhcp.strangers]): {reason}"),
+            ),
             "other-server" => other_won(chain, event, *other_server, around),
             "declined" => {
                 let which = chain.address().map(|address| format!(" {address}")).unwrap_or_default();

@@ -178,6 +178,8 @@ fn problems_are_told_by_their_events() {
     let table: Vec<(usize, Happening, Cause)> = vec![
         (0, silent("pool-exhausted"), Cause::PoolExhausted),
         (0, silent("offer-limit"), Cause::StrangersLimit),
+        (0, silent("stranger-limit"), Cause::StrangersLimit),
+        (0, silent("rival-on-bridge"), Cause::HeldForRival),
         (0, silent("not-durable"), Cause::StoreFailed),
         (0, silent("too-many-declines"), Cause::TooManyDeclines),
         (0, silent("relayed"), Cause::Unanswered),
