@@ -8,6 +8,14 @@
 //! `UPDATE=1 cargo test --test conformance` rewrites the transcripts; review the diff.
 
 mod capture;
+mod dhcp;
+mod dhcp_leases;
+mod dhcp_replies;
+mod ground;
+mod station;
+#[path = "../it/support.rs"]
+#[expect(dead_code, reason = "shared with the other black-box tests, which use more of it")]
+mod support;
 mod transcript;
 
 use std::fs;

@@ -84,6 +84,7 @@ impl Drop for Process {
 /// The appliance on bridge `br0`, 192.168.77.2/24.
 pub struct TestBed {
     pub directory: tempfile::TempDir,
+    address: &'static str,
     server: Option<Process>,
     cables: usize,
 }
@@ -91,8 +92,14 @@ pub struct TestBed {
 impl TestBed {
     /// A bridge with its address and a configuration; nothing runs yet.
     pub fn new(extra_configuration: &str) -> TestBed {
-        add_bridge("br0", "192.168.77.2/24");
+        TestBed::on("192.168.77.2/24", extra_configuration)
+    }
+
+    /// The same on another subnet.
+    pub fn on(address: &'static str, extra_configuration: &str) -> TestBed {
+        add_bridge("br0", address);
         let bed = TestBed {
+            address,
             directory: tempfile::tempdir().expect("a temporary directory"),
             server: None,
             cables: 0,
@@ -119,8 +126,9 @@ impl TestBed {
     /// Writes the configuration; `extra` may hold any section but `[network]`, `[operator]` and `[store]`.
     pub fn configure(&self, extra: &str) {
         let text = format!(
-            "[network]\nbridge = \"br0\"\naddress = \"192.168.77.2/24\"\n\n\
+            "[network]\nbridge = \"br0\"\naddress = \"{}\"\n\n\
              [operator]\nsocket = \"{}\"\nlisten = \"off\"\n\n[store]\npath = \"{}\"\n\n{extra}\n",
+            self.address,
             self.path("operator.sock").display(),
             self.state().display(),
         );
