@@ -36,6 +36,7 @@ use crate::node::timeline::Happening;
 use crate::store::Store;
 use crate::telemetry::Tally;
 
+mod clones;
 mod outbound;
 mod recently;
 mod worker;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use farrier::net::MacAddr;
 
-use crate::station::{Datagram, PATIENCE, Station};
+use crate::station::{Datagram, PATIENCE, Station, Sums};
 use crate::support::SERVER;
 
 pub const DISCOVER: u8 = 1;
@@ -98,7 +98,10 @@ impl Reply {
     /// Reads a reply, and insists on all that holds of every reply whatever was asked (protocol §1.3).
     fn read(frame: Datagram) -> Reply {
         let bytes = &frame.payload;
-        assert!(frame.checksums_hold && !frame.fragment, "{frame:?}");
+        // Who has no address yet reads the bare frame; who has one, has a network stack.
+        let bare = frame.destination.0.is_broadcast() || bytes[12..16] == [0; 4] && bytes[16..20] != [0; 4];
+        let wanted = |sums| if bare { sums == Sums::Whole } else { sums != Sums::Wrong };
+        assert!(wanted(frame.sums) && !frame.fragment, "{frame:?}");
         assert_eq!(frame.source.0, SERVER, "the server identifier is the source address");
         assert!((300..=1472).contains(&bytes.len()), "{} bytes", bytes.len());
         assert_eq!(bytes[..4], [2, 1, 6, 0], "op, htype, hlen, hops");
@@ -246,7 +249,10 @@ impl<'a> Client<'a> {
     #[track_caller]
     pub fn is_silent(&self) {
         let mut other = Client::new(self.station, MacAddr([2, 0xff, 0, 0, self.mac.0[4], self.mac.0[5]]));
-        let sentinel = other.message(INFORM).at(Ipv4Addr::new(192, 168, 77, 9)).broadcast();
+        other.xid |= 0x8000_0000;
+        // An address each, for the appliance remembers where it found one.
+        let address = Ipv4Addr::new(192, 168, 60 + self.mac.0[4], self.mac.0[5].clamp(1, 254));
+        let sentinel = other.message(INFORM).at(address).broadcast();
         self.station.own(sentinel.ciaddr, other.mac);
         other.send(&sentinel);
         let (mut answered, until) = (false, Instant::now() + PATIENCE);

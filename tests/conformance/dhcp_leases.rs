@@ -85,15 +85,15 @@ fn d_10_an_offered_address_is_kept_from_others_and_then_free_again() {
 
 #[test]
 fn d_11_a_client_that_only_ever_saw_an_offer_keeps_its_address_while_it_loads() {
-    alone("[dhcp]\npool = \"192.168.77.100-192.168.77.115\"\n", with_files, |ground| {
+    alone("[dhcp]\npool = \"192.168.77.100-192.168.77.119\"\n", with_files, |ground| {
         let station = ground.station();
         // A Raspberry Pi's ROM: OFFER, no REQUEST, TFTP from the offered address.
-        let machine = ground.machine(ground.mac());
-        let mac = machine.run("cat", &["/sys/class/net/eth0/address"]);
-        let mut pi = Client::new(&station, mac.trim().parse().expect("a MAC"));
+        let mac = ground.mac();
+        let machine = ground.machine(mac);
+        let mut pi = Client::new(&station, mac);
         let address = pi.offer().yiaddr;
         machine.run("ip", &["addr", "add", &format!("{address}/16"), "dev", "eth0"]);
-        for _ in 0..15 {
+        for _ in 0..16 {
             Client::new(&station, ground.mac()).offer();
         }
         let began = Instant::now();
@@ -406,10 +406,11 @@ fn d_35_another_bridge_may_have_its_dnsmasq() {
         let child = std::process::Command::new("dnsmasq")
             .args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=br1"])
             .args(["--except-interface=lo", "--bind-dynamic", "--dhcp-range=10.88.0.50,10.88.0.60,1h"])
-            .args(["--user=root", "--group=root", "--log-facility=-"])
+            .args(["--user=root", "--dhcp-authoritative", "--no-ping"])
+            .arg(format!("--log-facility={}", ground.bed().path("dnsmasq.log").display()))
+            .arg(format!("--pid-file={}", ground.bed().path("dnsmasq.pid").display()))
             .arg(format!("--dhcp-leasefile={}", leases.display()))
             .stdin(Stdio::null())
-            .stderr(Stdio::null())
             .spawn()
             .expect("dnsmasq (.ci/packages.txt names the Debian package)");
         let _dnsmasq = Process(child);

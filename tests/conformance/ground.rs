@@ -154,6 +154,8 @@ fn dissect(capture: &Path) -> Result<usize, String> {
         let output = Command::new("tshark")
             .args(["-n", "-r"])
             .arg(capture)
+            // The ports of transfers: left to guess, tshark takes some blocks for STUN.
+            .args(["-d", "udp.port==32768-60999,tftp"])
             .args(["-Y", filter])
             .args(arguments)
             .output()

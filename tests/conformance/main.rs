@@ -7,15 +7,20 @@
 //!
 //! `UPDATE=1 cargo test --test conformance` rewrites the transcripts; review the diff.
 
+mod browse;
 mod capture;
 mod dhcp;
 mod dhcp_leases;
 mod dhcp_replies;
 mod ground;
+mod http;
+mod pxe;
+mod security;
 mod station;
 #[path = "../it/support.rs"]
 #[expect(dead_code, reason = "shared with the other black-box tests, which use more of it")]
 mod support;
+mod tftp;
 mod transcript;
 
 use std::fs;

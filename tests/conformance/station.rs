@@ -32,7 +32,7 @@ pub struct Datagram {
     pub to: MacAddr,
     pub source: (Ipv4Addr, u16),
     pub destination: (Ipv4Addr, u16),
-    pub checksums_hold: bool,
+    pub sums: Sums,
     pub fragment: bool,
     pub payload: Vec<u8>,
 }
@@ -127,6 +127,15 @@ impl Station {
     }
 }
 
+/// What the appliance's checksums are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sums {
+    Whole,
+    /// UDP's is left to a network card, as the kernel does on a virtual wire; a real card would have finished it.
+    Unfinished,
+    Wrong,
+}
+
 /// What the client leaves in the UDP checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
@@ -174,7 +183,11 @@ fn datagram(frame: &[u8]) -> Option<Datagram> {
         to: MacAddr(frame[..6].try_into().expect("six bytes")),
         source: (four(12), two(20)),
         destination: (four(16), two(22)),
-        checksums_hold: ones_sum(&packet[..20]) == 0xffff && two(26) != 0 && ones_sum(&pseudo) == 0xffff,
+        sums: match (ones_sum(&packet[..20]), two(26)) {
+            (0xffff, 1..) if ones_sum(&pseudo) == 0xffff => Sums::Whole,
+            (0xffff, sum) if ones_sum(&pseudo[..12]) == sum => Sums::Unfinished,
+            _ => Sums::Wrong,
+        },
         fragment: two(6) & 0x3fff != 0,
         payload: packet.get(28..20 + udp_length)?.to_vec(),
     })

@@ -21,7 +21,7 @@ fn files(boot: &Boot) -> Vec<(Transport, &str)> {
 }
 
 #[test]
-fn all_four_firmware_kinds_boot_to_enrolled() {
+fn p_01_p_02_p_03_p_16_all_four_firmware_kinds_boot_to_enrolled() {
     let case = Case::new("four-firmware-kinds", config(&LabFirmware::ALL, "")).start().power_on();
     let mut addresses = BTreeSet::new();
     for machine in case.machines() {

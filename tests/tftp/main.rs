@@ -75,8 +75,8 @@ fn block_numbers_roll_over_for_every_client() {
 }
 
 #[test]
-fn every_block_and_window_size_is_bit_exact() {
-    in_namespace("every_block_and_window_size_is_bit_exact", |bench| {
+fn t_04_every_block_and_window_size_is_bit_exact() {
+    in_namespace("t_04_every_block_and_window_size_is_bit_exact", |bench| {
         let expected = content(300_000);
         let small = content(20_000);
         let memory = bench.serve([("f".to_owned(), expected.clone()), ("small".to_owned(), small.clone())]);
@@ -151,8 +151,8 @@ fn sixty_clients_at_once_all_get_their_file() {
 }
 
 #[test]
-fn five_percent_loss_each_way_costs_seconds_not_minutes() {
-    in_namespace("five_percent_loss_each_way_costs_seconds_not_minutes", |bench| {
+fn t_15_five_percent_loss_each_way_costs_seconds_not_minutes() {
+    in_namespace("t_15_five_percent_loss_each_way_costs_seconds_not_minutes", |bench| {
         let expected = content(1 << 18);
         let memory = bench.serve([("f".to_owned(), expected.clone())]);
         // Both at the receiver's door: a sender told EPERM by its own firewall would behave differently.

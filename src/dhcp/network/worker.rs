@@ -19,6 +19,7 @@ use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{BindingState, PoolUse};
 use crate::dhcp::network::outbound::{self, Outbound, Parcel};
 use crate::dhcp::network::{Command, Nodes, SERVICE, step_of};
+use crate::dhcp::network::clones::Clones;
 use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
 use crate::dhcp::wire;
 use crate::net::link::LinkWatch;
@@ -98,6 +99,8 @@ pub(super) struct Progress {
     pool_exhausted: bool,
     /// Said once, until a commit succeeds; the store's thread takes it back.
     store_fails: Arc<AtomicBool>,
+    /// Client identifiers granted so far.
+    clones: Clones,
     /// Kinds of client already reported as having no loader; said once per configuration.
     without_loader: Vec<ClientClass>,
 }
@@ -325,11 +328,16 @@ impl Worker {
     }
 
     /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
-    fn take_note(&self, outcome: &Outcome, now: Timestamp) {
+    fn take_note(&mut self, outcome: &Outcome, now: Timestamp) {
         for change in &outcome.changes {
             match change {
                 Change::PutBinding(binding) => match binding.state {
-                    BindingState::Bound => self.addresses.set(binding.address, binding.mac),
+                    BindingState::Bound => {
+                        self.addresses.set(binding.address, binding.mac);
+                        if let Some(other) = self.progress.clones.note(binding) {
+                            tracing::warn!(mac = %binding.mac, %other, "{} and {other} have the same client identifier: installed from one image? each has an address of its own", binding.mac);
+                        }
+                    }
                     BindingState::Released | BindingState::Quarantined => {
                         self.addresses.clear(binding.address)
                     }
