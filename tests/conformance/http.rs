@@ -91,7 +91,7 @@ fn h_04_every_kind_of_condition() {
 fn h_11_five_thousand_slow_heads_delay_nobody_and_are_dropped() {
     alone("", with_files, |ground| {
         let machine = ground.machine(ground.mac());
-        let addresses: Vec<Ipv4Addr> = (0..170).map(|host| Ipv4Addr::new(192, 168, 90, host + 1)).collect();
+        let addresses: Vec<Ipv4Addr> = (0..170).map(|host| Ipv4Addr::new(192, 168, 190, host + 1)).collect();
         let commands: String =
             addresses.iter().map(|address| format!("addr add {address}/16 dev eth0\n")).collect();
         std::fs::write(machine.path("addresses"), commands).expect("a file");

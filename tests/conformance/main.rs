@@ -14,7 +14,9 @@ mod dhcp_leases;
 mod dhcp_replies;
 mod ground;
 mod http;
+mod index;
 mod pxe;
+mod reliability;
 mod security;
 mod station;
 #[path = "../it/support.rs"]
