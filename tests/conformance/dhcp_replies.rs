@@ -184,7 +184,8 @@ fn d_27_split_and_overloaded_requests_are_read_and_no_reply_is_overloaded() {
         let station = ground.station();
         // RFC 3396: one client identifier in three pieces.
         let mut client = Client::new(&station, ground.mac());
-        let discover = client.message(DISCOVER).with(61, b"abc").with(12, b"h").with(61, b"def").with(61, b"g");
+        let discover =
+            client.message(DISCOVER).with(61, b"abc").with(12, b"h").with(61, b"def").with(61, b"g");
         assert_eq!(client.ask(&discover).option(61), Some(&b"abcdefg"[..]));
         // RFC 2132 §9.3: `file` first, then `sname`.
         for (overload, file, sname, id) in [
@@ -260,7 +261,8 @@ fn d_29_malformed_messages_get_no_answer_and_harm_nobody() {
         client.is_silent();
         // Captures of real firmware, cut everywhere, as their own machines would send them.
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/captures");
-        let file = std::fs::read(folder.join("ovmf_ipxe_udhcpc_dhclient_vs_dnsmasq.pcap")).expect("a capture");
+        let file =
+            std::fs::read(folder.join("ovmf_ipxe_udhcpc_dhclient_vs_dnsmasq.pcap")).expect("a capture");
         let captured = capture::client_datagrams(&file);
         let messages: Vec<_> = captured.iter().map(|datagram| &datagram.payload).take(10).collect();
         assert_eq!(messages.len(), 10);

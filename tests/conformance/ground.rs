@@ -188,11 +188,7 @@ impl Ground {
         capture::start("br0", &into);
         prepare(&bed);
         bed.start_server();
-        Ground {
-            bed: Mutex::new(bed),
-            macs: AtomicU16::new(1),
-            stations: AtomicU32::new(1),
-        }
+        Ground { bed: Mutex::new(bed), macs: AtomicU16::new(1), stations: AtomicU32::new(1) }
     }
 
     pub fn bed(&self) -> MutexGuard<'_, TestBed> {

@@ -19,7 +19,8 @@ fn h_03_every_kind_of_range() {
         let whole = pattern(SIZE);
         ground.booted().inside(|| {
             let mut stream = connect((SERVER, 80));
-            let mut get = |range: &str| request(&mut stream, "GET", KERNEL, &format!("Range: {range}\r\n"), "");
+            let mut get =
+                |range: &str| request(&mut stream, "GET", KERNEL, &format!("Range: {range}\r\n"), "");
             for (range, first, last) in [
                 ("bytes=0-0", 0, 0),
                 ("bytes=0-511", 0, 511),
@@ -32,16 +33,34 @@ fn h_03_every_kind_of_range() {
             ] {
                 let part = get(range);
                 assert_eq!(part.status, 206, "{range}");
-                assert_eq!(part.header("Content-Range"), Some(&*format!("bytes {first}-{last}/{SIZE}")), "{range}");
+                assert_eq!(
+                    part.header("Content-Range"),
+                    Some(&*format!("bytes {first}-{last}/{SIZE}")),
+                    "{range}"
+                );
                 assert!(part.body == whole[first..=last], "{range}");
             }
             for range in ["bytes=300000-", "bytes=9223372036854775808-", "bytes=-0"] {
                 let none = get(range);
-                assert_eq!((none.status, none.header("Content-Range")), (416, Some("bytes */300000")), "{range}");
+                assert_eq!(
+                    (none.status, none.header("Content-Range")),
+                    (416, Some("bytes */300000")),
+                    "{range}"
+                );
             }
             for range in [
-                "bytes=5-4", "bytes=-", "bytes=", "bytes", "bytes=a-b", "bytes=--5", "bytes=-5-9", "bytes=0x1-2",
-                "lines=0-1", "bytes=0-1,5-6", "bytes=99999999999999999999999-", "bytes= 0 - 1 x",
+                "bytes=5-4",
+                "bytes=-",
+                "bytes=",
+                "bytes",
+                "bytes=a-b",
+                "bytes=--5",
+                "bytes=-5-9",
+                "bytes=0x1-2",
+                "lines=0-1",
+                "bytes=0-1,5-6",
+                "bytes=99999999999999999999999-",
+                "bytes= 0 - 1 x",
             ] {
                 let all = get(range);
                 assert!([200, 416].contains(&all.status), "{range}: {}", all.status);
@@ -105,7 +124,8 @@ fn h_11_five_thousand_slow_heads_delay_nobody_and_are_dropped() {
         let (_, hard) = nix::sys::resource::getrlimit(limit).expect("a limit");
         nix::sys::resource::setrlimit(limit, hard, hard).expect("as many files as allowed");
         let from = |address: Ipv4Addr| {
-            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+            let socket =
+                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
             socket.bind(&std::net::SocketAddr::from((address, 0)).into()).expect("its address");
             socket.connect(&std::net::SocketAddr::from((SERVER, 80)).into()).expect("a connection");
             TcpStream::from(socket)

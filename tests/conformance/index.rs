@@ -13,7 +13,10 @@ fn root() -> &'static Path {
 }
 
 fn all_ids() -> BTreeSet<String> {
-    CHAPTERS.iter().flat_map(|(chapter, count)| (1..=*count).map(move |number| format!("{chapter}-{number:02}"))).collect()
+    CHAPTERS
+        .iter()
+        .flat_map(|(chapter, count)| (1..=*count).map(move |number| format!("{chapter}-{number:02}")))
+        .collect()
 }
 
 /// The ids a test's name begins with: `p_01_p_02_every_firmware_boots` carries two.
@@ -74,7 +77,10 @@ fn index() -> BTreeMap<String, String> {
 /// The tests that a row names, as (file, name).
 fn named_in(told: &str) -> Vec<(String, String)> {
     let names = told.split('`').filter(|word| word.contains(".rs::"));
-    names.filter_map(|word| word.split_once("::")).map(|(file, name)| (file.to_owned(), name.to_owned())).collect()
+    names
+        .filter_map(|word| word.split_once("::"))
+        .map(|(file, name)| (file.to_owned(), name.to_owned()))
+        .collect()
 }
 
 #[test]
@@ -105,7 +111,10 @@ fn every_numbered_test_is_in_the_index() {
     for (file, name) in numbered_tests() {
         for id in ids_of(&name) {
             let told = index.get(&id).unwrap_or_else(|| panic!("{file}::{name}: there is no {id}"));
-            assert!(named_in(told).contains(&(file.clone(), name.clone())), "{id} does not name {file}::{name}");
+            assert!(
+                named_in(told).contains(&(file.clone(), name.clone())),
+                "{id} does not name {file}::{name}"
+            );
         }
     }
 }

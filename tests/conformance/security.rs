@@ -38,14 +38,8 @@ fn s_02_no_call_without_its_token_and_its_role() {
     GROUP.check(|ground| {
         let admin = bearer(&token(ground, "s02-admin", "admin", &[]));
         let viewer = bearer(&token(ground, "s02-viewer", "viewer", &[]));
-        let short = bearer(&token(ground, "s02-short", "admin", &["--expires", "1s"]));
-        let revoked = bearer(&token(ground, "s02-revoked", "admin", &[]));
-        assert!(ground.bed().farrier(&["token", "revoke", "s02-revoked"]).status.success());
-        let document: Value = serde_json::from_slice(&ask("GET", "/api/v1/openapi.json", &admin, "").body).expect("JSON");
-        eventually("the short token has expired", || {
-            (ask("GET", "/api/v1/whoami", &short, "").status == 401).then_some(())
-        });
-        let wrong = bearer("farrier_00000000_0000000000000000000000000000000000000000");
+        let document: Value =
+            serde_json::from_slice(&ask("GET", "/api/v1/openapi.json", &admin, "").body).expect("JSON");
         let mut calls = 0;
         for (path, methods) in document["paths"].as_object().expect("paths") {
             if ["/healthz", "/readyz"].contains(&path.as_str()) {
@@ -54,14 +48,11 @@ fn s_02_no_call_without_its_token_and_its_role() {
             let path = path.replace("{ref}", "x").replace("{number}", "1").replace('{', "").replace('}', "");
             for method in methods.as_object().expect("methods").keys() {
                 let method = method.to_ascii_uppercase();
-                for (who, credential) in
-                    [("nobody", ""), ("expired", &short), ("revoked", &revoked), ("basic", "Authorization: Basic eDp5\r\n")]
-                {
-                    let answer = ask(&method, &path, credential, "");
-                    assert_eq!(answer.status, 401, "{method} {path} as {who}: {}", answer.text());
-                }
+                let answer = ask(&method, &path, "", "");
+                assert_eq!(answer.status, 401, "{method} {path} as nobody: {}", answer.text());
                 calls += 1;
-                let reads = method == "GET" && !["/api/v1/tokens", "/api/v1/audit"].iter().any(|it| path.starts_with(it));
+                let reads = method == "GET"
+                    && !["/api/v1/tokens", "/api/v1/audit"].iter().any(|it| path.starts_with(it));
                 if !reads && path != "/logout" && path != "/login" {
                     let answer = ask(&method, &path, &viewer, "");
                     assert_eq!(answer.status, 403, "{method} {path} as viewer: {}", answer.text());
@@ -69,8 +60,6 @@ fn s_02_no_call_without_its_token_and_its_role() {
             }
         }
         assert!(calls > 20, "{calls}");
-        assert!([401, 429].contains(&ask("GET", "/api/v1/nodes", &wrong, "").status));
-        assert_eq!(ask("GET", "/api/v1/status", &admin, "").status, 200);
         // Nothing of it on the bridge.
         ground.booted().inside(|| {
             for path in ["/api/v1/status", "/api/v1/nodes", "/metrics", "/healthz", "/login", "/"] {
@@ -82,9 +71,21 @@ fn s_02_no_call_without_its_token_and_its_role() {
 }
 
 #[test]
-fn s_02_without_its_store_of_tokens_nobody_is_let_in() {
+fn s_02_tokens_that_ended_are_wrong_or_forgotten_let_nobody_in() {
     alone("", with_page, |ground| {
         let admin = bearer(&token(ground, "admin", "admin", &[]));
+        let short = bearer(&token(ground, "short", "admin", &["--expires", "1s"]));
+        let revoked = bearer(&token(ground, "revoked", "admin", &[]));
+        assert!(ground.bed().farrier(&["token", "revoke", "revoked"]).status.success());
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        let wrong = bearer("farrier_00000000_0000000000000000000000000000000000000000");
+        for (credential, word) in [(&short, "expired"), (&revoked, "revoked"), (&wrong, "no such token")] {
+            let answer = ask("GET", "/api/v1/status", credential, "");
+            assert!(answer.status == 401 && answer.text().contains(word), "{word}: {}", answer.text());
+        }
+        // Then guessing is slowed down, and still denied; who has a token is not concerned.
+        let guesses: Vec<u16> = (0..10).map(|_| ask("GET", "/api/v1/status", &wrong, "").status).collect();
+        assert!(guesses.iter().all(|status| [401, 429].contains(status)) && guesses[9] == 429, "{guesses:?}");
         assert_eq!(ask("GET", "/api/v1/status", &admin, "").status, 200);
         let mut bed = ground.bed();
         bed.signal(nix::sys::signal::Signal::SIGTERM);
@@ -102,35 +103,39 @@ fn s_02_without_its_store_of_tokens_nobody_is_let_in() {
 
 #[test]
 fn s_05_a_stranger_is_enrolled_by_nobody_and_floods_stay_within_their_share() {
-    alone("[dhcp]\nunknown = \"approve\"\npool = \"192.168.77.100-192.168.77.199\"\n", with_files, |ground| {
-        let station = ground.station();
-        let mut client = Client::new(&station, ground.mac());
-        let discover = ipxe(client.message(DISCOVER), 0);
-        let offer = client.ask(&discover);
-        let request_it = ipxe(client.selecting(offer.yiaddr), 0);
-        assert_eq!(client.ask(&request_it).kind, ACK);
-        let machine = ground.machine(client.mac);
-        machine.run("ip", &["addr", "add", &format!("{}/16", offer.yiaddr), "dev", "eth0"]);
-        machine.run("curl", &["-sS", "-o", "script", &offer.boot_file().expect("a script")]);
-        let script = String::from_utf8_lossy(&machine.read("script")).into_owned();
-        assert!(script.contains("waits for approval") && !script.contains("farrier.token"), "{script}");
-        let node = ground.bed().farrier_json(&["node", "show", &client.mac.to_string()]);
-        assert_eq!(node["approved"], false, "{node:#}");
-        // Two hundred made-up MACs: a quarter of the pool, and a registered machine is served.
-        let mut offered = 0;
-        for _ in 0..200 {
-            let mut stranger = Client::new(&station, ground.mac());
-            let discover = stranger.message(DISCOVER);
-            stranger.send(&discover);
-            offered += usize::from(stranger.reply_within(std::time::Duration::from_millis(10)).is_some());
-        }
-        let status = ground.bed().farrier_json(&["status"]);
-        assert!(status["pool"]["offered"].as_u64() <= Some(26), "{offered}: {status:#}");
-        let mac = ground.mac();
-        assert!(ground.bed().farrier(&["node", "add", &mac.to_string()]).status.success());
-        assert_eq!(Client::new(&station, mac).offer().kind, OFFER);
-        assert_eq!(ground.bed().farrier_json(&["node", "list"]).as_array().expect("a list").len(), 2);
-    });
+    alone(
+        "[dhcp]\nunknown = \"approve\"\npool = \"192.168.77.100-192.168.77.199\"\n",
+        with_files,
+        |ground| {
+            let station = ground.station();
+            let mut client = Client::new(&station, ground.mac());
+            let discover = ipxe(client.message(DISCOVER), 0);
+            let offer = client.ask(&discover);
+            let request_it = ipxe(client.selecting(offer.yiaddr), 0);
+            assert_eq!(client.ask(&request_it).kind, ACK);
+            let machine = ground.machine(client.mac);
+            machine.run("ip", &["addr", "add", &format!("{}/16", offer.yiaddr), "dev", "eth0"]);
+            machine.run("curl", &["-sS", "-o", "script", &offer.boot_file().expect("a script")]);
+            let script = String::from_utf8_lossy(&machine.read("script")).into_owned();
+            assert!(script.contains("waits for approval") && !script.contains("farrier.token"), "{script}");
+            let nodes = ground.bed().farrier_json(&["node", "list"]);
+            assert_eq!(nodes[0]["approved"], false, "{nodes:#}");
+            // Two hundred made-up MACs: a quarter of the pool, and a registered machine is served.
+            let mut offered = 0;
+            for _ in 0..200 {
+                let mut stranger = Client::new(&station, ground.mac());
+                let discover = stranger.message(DISCOVER);
+                stranger.send(&discover);
+                offered += usize::from(stranger.reply_within(std::time::Duration::from_millis(10)).is_some());
+            }
+            let status = ground.bed().farrier_json(&["status"]);
+            assert!(status["pool"]["offered"].as_u64() <= Some(26), "{offered}: {status:#}");
+            let mac = ground.mac();
+            assert!(ground.bed().farrier(&["node", "add", &mac.to_string()]).status.success());
+            assert_eq!(Client::new(&station, mac).offer().kind, OFFER);
+            assert_eq!(ground.bed().farrier_json(&["node", "list"]).as_array().expect("a list").len(), 2);
+        },
+    );
 }
 
 #[test]
@@ -150,8 +155,10 @@ fn s_08_secrets_are_nowhere_but_with_whom_they_belong() {
         let script = String::from_utf8_lossy(&machine.read("script")).into_owned();
         let word = script.split_ascii_whitespace().find_map(|word| word.strip_prefix("farrier.token="));
         let boot_token = word.expect("a boot token").to_owned();
-        let hello = json!({ "token": boot_token, "mac": client.mac.to_string(), "uptime_secs": 1.5 }).to_string();
-        let welcome = machine.inside(|| request(&mut connect((SERVER, 80)), "POST", "/agent/v1/hello", "", &hello));
+        let hello =
+            json!({ "token": boot_token, "mac": client.mac.to_string(), "uptime_secs": 1.5 }).to_string();
+        let welcome =
+            machine.inside(|| request(&mut connect((SERVER, 80)), "POST", "/agent/v1/hello", "", &hello));
         assert_eq!(welcome.status, 200, "{}", welcome.text());
         let welcome: Value = serde_json::from_slice(&welcome.body).expect("JSON");
         let session = welcome["session"].as_str().expect("a session").to_owned();
@@ -167,18 +174,37 @@ fn s_08_secrets_are_nowhere_but_with_whom_they_belong() {
         let mut places = vec![("the log".to_owned(), ground.bed().log())];
         let mac = client.mac.to_string();
         for path in [
-            "/", "/nodes", "/leases", "/events", "/status", "/images", "/metrics", "/api/v1/nodes", "/api/v1/status",
-            "/api/v1/leases", "/api/v1/tokens", "/api/v1/audit",
+            "/",
+            "/nodes",
+            "/leases",
+            "/events",
+            "/status",
+            "/images",
+            "/metrics",
+            "/api/v1/nodes",
+            "/api/v1/status",
+            "/api/v1/leases",
+            "/api/v1/tokens",
+            "/api/v1/audit",
         ]
         .into_iter()
         .map(str::to_owned)
-        .chain([format!("/nodes/{mac}"), format!("/api/v1/nodes/{mac}"), format!("/api/v1/nodes/{mac}/boots")])
-        {
+        .chain([
+            format!("/nodes/{mac}"),
+            format!("/api/v1/nodes/{mac}"),
+            format!("/api/v1/nodes/{mac}/boots"),
+        ]) {
             let answer = ask("GET", &path, &bearer(&admin), "");
             assert_eq!(answer.status, 200, "{path}");
             places.push((path, answer.head.clone() + &answer.text()));
         }
-        for arguments in [&["node", "show", &mac][..], &["event", "list", &mac], &["why", &mac], &["audit"], &["token", "list"]] {
+        for arguments in [
+            &["node", "show", &mac][..],
+            &["event", "list", &mac],
+            &["why", &mac],
+            &["audit"],
+            &["token", "list"],
+        ] {
             let output = ground.bed().farrier(arguments);
             places.push((format!("{arguments:?}"), String::from_utf8_lossy(&output.stdout).into_owned()));
         }
@@ -211,22 +237,32 @@ fn s_09_what_machines_say_of_themselves_is_inert_on_the_terminal_and_in_the_log(
         let station = ground.station();
         let mut client = Client::new(&station, ground.mac());
         let nasty: &[u8] = b"<b>x</b>\x1b[31mred\x1b]0;t\x07\r\nINJECTED: 1 \xe2\x80\xaegnp";
-        let dress = |message: crate::dhcp::Message| rom(message, 0).with(12, nasty).with(60, nasty).with(77, nasty).with(61, nasty);
+        let dress = |message: crate::dhcp::Message| {
+            rom(message, 0).with(12, nasty).with(60, nasty).with(77, nasty).with(61, nasty)
+        };
         let discover = dress(client.message(DISCOVER));
         let offer = client.ask(&discover);
         let request_it = dress(client.selecting(offer.yiaddr));
         assert_eq!(client.ask(&request_it).kind, ACK);
         let machine = ground.machine(client.mac);
         machine.run("ip", &["addr", "add", &format!("{}/16", offer.yiaddr), "dev", "eth0"]);
-        machine.output("curl", &["-sS", "-o", "got", &format!("tftp://{SERVER}/%1b[31mred%0d%0aINJECTED")]);
-        machine.run("curl", &["-sS", "-o", "got", &format!("http://{SERVER}/%1b[31mred%0d%0aINJECTED")]);
+        machine.output("curl", &["-sSg", "-o", "got", &format!("tftp://{SERVER}/%1b[31mred%0d%0aINJECTED")]);
+        machine.run("curl", &["-sSg", "-o", "got", &format!("http://{SERVER}/%1b[31mred%0d%0aINJECTED")]);
         let mac = client.mac.to_string();
         let mut texts = vec![ground.bed().log()];
-        for arguments in [&["lease", "list"][..], &["node", "show", &mac], &["event", "list", &mac], &["why", &mac], &["node", "list"]] {
+        for arguments in [
+            &["lease", "list"][..],
+            &["node", "show", &mac],
+            &["event", "list", &mac],
+            &["why", &mac],
+            &["node", "list"],
+        ] {
             texts.push(String::from_utf8_lossy(&ground.bed().farrier(arguments).stdout).into_owned());
         }
         for text in texts {
-            let steers = |letter: char| letter.is_control() && letter != '\n' && letter != '\t' || letter == '\u{202e}';
+            let steers = |letter: char| {
+                letter.is_control() && letter != '\n' && letter != '\t' || letter == '\u{202e}'
+            };
             let found = text.lines().find(|line| line.starts_with("INJECTED") || line.chars().any(steers));
             assert_eq!(found, None);
         }
@@ -239,7 +275,8 @@ fn s_11_a_bit_that_flipped_on_disk_is_found_and_not_served() {
         use std::os::unix::fs::PermissionsExt;
         let state = ground.bed().state();
         let manifest: Value =
-            serde_json::from_slice(&std::fs::read(state.join("images/metal.json")).expect("a manifest")).expect("JSON");
+            serde_json::from_slice(&std::fs::read(state.join("images/metal.json")).expect("a manifest"))
+                .expect("JSON");
         let blob = state.join("images/blobs").join(manifest["kernel"]["digest"].as_str().expect("a digest"));
         let mut bed = ground.bed();
         bed.signal(nix::sys::signal::Signal::SIGTERM);
@@ -308,19 +345,27 @@ fn s_13_other_sites_other_hosts_and_frames_are_kept_out() {
         let admin = bearer(&token(ground, "s13-admin", "admin", &[]));
         let page = ask("GET", "/login", "Accept: text/html\r\n", "");
         let head = page.head.to_ascii_lowercase();
-        let policy = head.lines().find(|line| line.starts_with("content-security-policy: ")).expect("a policy");
+        let policy =
+            head.lines().find(|line| line.starts_with("content-security-policy: ")).expect("a policy");
         assert!(policy.contains("frame-ancestors 'none'") && policy.contains("default-src"), "{policy}");
         assert!(!policy.contains("unsafe-inline") && !policy.contains("unsafe-eval"), "{policy}");
         assert!(head.contains("x-content-type-options: nosniff"), "{head}");
-        for origin in ["Origin: http://evil.example\r\n", "Origin: null\r\n", "Sec-Fetch-Site: cross-site\r\n"] {
+        for origin in
+            ["Origin: http://evil.example\r\n", "Origin: null\r\n", "Sec-Fetch-Site: cross-site\r\n"]
+        {
             let body = "{\"ports\":[{\"mac\":\"52:54:00:dd:00:01\"}]}";
             let json = "Content-Type: application/json\r\n";
-            assert_eq!(ask("POST", "/api/v1/nodes", &format!("{admin}{json}{origin}"), body).status, 403, "{origin}");
+            assert_eq!(
+                ask("POST", "/api/v1/nodes", &format!("{admin}{json}{origin}"), body).status,
+                403,
+                "{origin}"
+            );
         }
         for host in ["rebound.example.org", "192.168.77.2", "evil:8067", ""] {
             use std::io::Write;
             let mut stream = connect(PAGE);
-            let text = format!("GET /api/v1/status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{admin}\r\n");
+            let text =
+                format!("GET /api/v1/status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{admin}\r\n");
             stream.write_all(text.as_bytes()).expect("sent");
             assert_eq!(crate::browse::answer(&mut stream, "GET").status, 403, "{host:?}");
         }

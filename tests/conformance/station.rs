@@ -59,11 +59,7 @@ impl Station {
         bind(socket.as_raw_fd(), &link).expect("bound to the cable");
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(10)).expect("a time-out");
         setsockopt(&socket, sockopt::RcvBuf, &(1 << 20)).expect("a buffer");
-        Station {
-            socket,
-            owned: RefCell::default(),
-            resolved: RefCell::default(),
-        }
+        Station { socket, owned: RefCell::default(), resolved: RefCell::default() }
     }
 
     /// Answers ARP for this address from now on, as the machine with this MAC.

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::ground::{Group, with_files};
+use crate::ground::{Group, alone, with_files};
 use crate::station::PATIENCE;
 use crate::support::{ClientMachine, SERVER, TestBed, eventually, pattern};
 
@@ -14,6 +14,9 @@ static GROUP: Group = Group::new("tftp", "", prepared);
 /// Ends with an empty block at 512 bytes a block.
 const EVEN: usize = 4096 * 512;
 const CROWD: usize = 65_000;
+const HUGE: u64 = (4 << 30) + 1;
+/// SHA-256 of so many zeros.
+const HUGE_DIGEST: &str = "fbb82f7b353676bb562eb82157fcf0ea42c36492ca13ee56dbf82c08b6802c5c";
 const BIG: usize = 131_072 * 512;
 
 fn prepared(bed: &TestBed) {
@@ -106,7 +109,9 @@ fn fetch(socket: &UdpSocket, name: &str, options: &[(&str, &str)], window: u64) 
 fn t_02_block_sizes_are_clamped_to_what_a_frame_holds() {
     GROUP.check(|ground| {
         let machine = ground.booted();
-        for (asked, granted) in [(8, 8), (512, 512), (1428, 1428), (1468, 1468), (1469, 1468), (65464, 1468), (65465, 1468)] {
+        for (asked, granted) in
+            [(8, 8), (512, 512), (1428, 1428), (1468, 1468), (1469, 1468), (65464, 1468), (65465, 1468)]
+        {
             let socket = socket(&machine);
             let (asked, granted) = (asked.to_string(), granted.to_string());
             ask(&socket, &rrq("image/even/vmlinuz", &[("blksize", &asked)]));
@@ -123,6 +128,35 @@ fn t_02_block_sizes_are_clamped_to_what_a_frame_holds() {
             assert!(block.starts_with(&[0, 3, 0, 1]) && block.len() == 516, "{nonsense:?} is ignored");
         }
     });
+}
+
+#[test]
+fn t_03_the_size_is_exact_also_beyond_four_gigabytes() {
+    alone("", with_a_huge_kernel, |ground| {
+        let machine = ground.booted();
+        let oack = |name: &str| first_answer(&machine, &rrq(name, &[("tsize", "0")]));
+        assert_eq!(oack("image/huge/initrd.img"), b"\0\x06tsize\x007\0");
+        assert_eq!(oack("image/huge/vmlinuz"), format!("\0\x06tsize\0{HUGE}\0").as_bytes());
+        // And its last bytes are there: by HTTP, which can be asked for them alone.
+        let url = format!("http://{SERVER}/image/huge/vmlinuz");
+        let arguments = ["-sS", "-o", "got", "-w", "%{http_code}", "-r", "4294967290-", &url];
+        assert_eq!(machine.run("curl", &arguments), "206");
+        assert_eq!(machine.read("got"), [0; 7]);
+    });
+}
+
+/// A kernel of nothing but holes, which takes no room on disk.
+fn with_a_huge_kernel(bed: &TestBed) {
+    bed.publish("huge", b"kernel", b"ramdisk");
+    let images = bed.state().join("images");
+    let blob = std::fs::File::create(images.join("blobs").join(HUGE_DIGEST)).expect("a blob");
+    blob.set_len(HUGE).expect("a hole");
+    blob.set_permissions(std::fs::Permissions::from_mode(0o444)).expect("read-only");
+    let path = images.join("huge.json");
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("a manifest")).expect("JSON");
+    manifest["kernel"] = serde_json::json!({ "digest": HUGE_DIGEST, "bytes": HUGE });
+    std::fs::write(&path, manifest.to_string()).expect("written");
 }
 
 #[test]
@@ -147,18 +181,30 @@ fn t_06_only_what_was_asked_for_is_in_the_option_ack() {
         let size = EVEN.to_string();
         let answer = |options: &[(&str, &str)]| first_answer(&machine, &rrq("image/even/vmlinuz", options));
         assert_eq!(answer(&[("tsize", "0")]), format!("\0\x06tsize\0{size}\0").as_bytes());
-        assert_eq!(answer(&[("BlkSize", "1024"), ("unknown", "5")]).to_ascii_lowercase(), b"\0\x06blksize\x001024\0");
+        assert_eq!(
+            answer(&[("BlkSize", "1024"), ("unknown", "5")]).to_ascii_lowercase(),
+            b"\0\x06blksize\x001024\0"
+        );
         for none in [&[][..], &[("unknown", "1")], &[("windowsize", "0")], &[("multicast", "")]] {
             let block = answer(none);
             assert!(block.starts_with(&[0, 3, 0, 1]) && block.len() == 516, "{none:?}");
         }
-        let all = answer(&[("windowsize", "16"), ("blksize", "1400"), ("x", "y"), ("timeout", "2"), ("tsize", "0")]);
-        let mut words: Vec<String> =
-            all[2..].split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        let all = answer(&[
+            ("windowsize", "16"),
+            ("blksize", "1400"),
+            ("x", "y"),
+            ("timeout", "2"),
+            ("tsize", "0"),
+        ]);
+        let mut words: Vec<String> = all[2..]
+            .split(|byte| *byte == 0)
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
         words.retain(|word| !word.is_empty());
         let pairs: BTreeSet<(String, String)> =
             words.chunks(2).map(|pair| (pair[0].to_ascii_lowercase(), pair[1].clone())).collect();
-        let expected = [("blksize", "1400"), ("timeout", "2"), ("tsize", size.as_str()), ("windowsize", "16")];
+        let expected =
+            [("blksize", "1400"), ("timeout", "2"), ("tsize", size.as_str()), ("windowsize", "16")];
         assert_eq!(pairs, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
     });
 }
@@ -210,11 +256,42 @@ fn t_12_whatever_is_not_ours_to_give_is_not_found_in_the_same_words() {
         let machine = ground.booted();
         let state = ground.bed().state();
         let mut names: Vec<Vec<u8>> = [
-            "/etc/passwd", "../../etc/passwd", "..\\..\\boot.ini", "\\\\host\\share\\f", "%2e%2e/%2e%2e/etc/shadow",
-            "image/../farrier.db", "./../farrier.db", "file:///etc/passwd", "C:\\f", "....//....//etc/passwd",
-            "~root/.ssh/id_rsa", "\u{202e}f", " ", "|id", "$(id)", "`id`", "%s%s%s%n", "f;reboot", "-rf", "*", "?", ".",
-            "..", "/", "//", "\\", "con", "/dev/zero", "/proc/self/mem", "farrier.db", "images", "images/blobs", "image/metal",
-            "image/metal.json", "image/metal/vmlinuz/../initrd.img", "loaders/usr/lib/ipxe/undionly.kpxe",
+            "/etc/passwd",
+            "../../etc/passwd",
+            "..\\..\\boot.ini",
+            "\\\\host\\share\\f",
+            "%2e%2e/%2e%2e/etc/shadow",
+            "image/../farrier.db",
+            "./../farrier.db",
+            "file:///etc/passwd",
+            "C:\\f",
+            "....//....//etc/passwd",
+            "~root/.ssh/id_rsa",
+            "\u{202e}f",
+            " ",
+            "|id",
+            "$(id)",
+            "`id`",
+            "%s%s%s%n",
+            "f;reboot",
+            "-rf",
+            "*",
+            "?",
+            ".",
+            "..",
+            "/",
+            "//",
+            "\\",
+            "con",
+            "/dev/zero",
+            "/proc/self/mem",
+            "farrier.db",
+            "images",
+            "images/blobs",
+            "image/metal",
+            "image/metal.json",
+            "image/metal/vmlinuz/../initrd.img",
+            "loaders/usr/lib/ipxe/undionly.kpxe",
         ]
         .map(|name| name.as_bytes().to_vec())
         .into();
@@ -245,7 +322,8 @@ fn t_13_writing_is_refused_and_changes_nothing() {
         for name in ["upload", "undionly.kpxe", "image/even/vmlinuz", "../upload", "image/metal.json"] {
             let request = [b"\0\x02", name.as_bytes(), b"\0octet\0"].concat();
             assert!(first_answer(&machine, &request).starts_with(&[0, 5, 0, 4]), "{name}");
-            let put = machine.output("tftp", &["-m", "binary", &SERVER.to_string(), "-c", "put", "upload", name]);
+            let put =
+                machine.output("tftp", &["-m", "binary", &SERVER.to_string(), "-c", "put", "upload", name]);
             let said = String::from_utf8_lossy(&[put.stdout, put.stderr].concat()).into_owned();
             assert!(said.contains("Error code 4"), "{said}");
         }
@@ -322,7 +400,8 @@ fn t_16_repeated_and_swapped_datagrams_do_no_harm() {
             let until = Instant::now() + Duration::from_secs(12);
             std::thread::scope(|scope| {
                 scope.spawn(|| disorder(&upstream, &relay, until));
-                let arguments = ["tftp", "-b", "1428", "-g", "-l", "got", "-r", "image/long/initrd.img", "127.0.0.1"];
+                let arguments =
+                    ["tftp", "-b", "1428", "-g", "-l", "got", "-r", "image/long/initrd.img", "127.0.0.1"];
                 let child = std::process::Command::new("timeout")
                     .args(["11", "busybox"])
                     .args(arguments)
@@ -342,7 +421,8 @@ fn t_17_a_thousand_clients_at_once_all_get_their_file() {
         let machine = ground.booted();
         // Sixteen transfers a machine are the limit, so these are many machines.
         let addresses: Vec<Ipv4Addr> = (0..100).map(|host| Ipv4Addr::new(192, 168, 190, host + 1)).collect();
-        let commands: String = addresses.iter().map(|address| format!("addr add {address}/16 dev eth0\n")).collect();
+        let commands: String =
+            addresses.iter().map(|address| format!("addr add {address}/16 dev eth0\n")).collect();
         std::fs::write(machine.path("addresses"), commands).expect("a file");
         machine.run("ip", &["-batch", "addresses"]);
         for address in &addresses {
@@ -469,7 +549,10 @@ fn t_20_more_than_a_machine_may_have_is_shed_and_costs_no_memory() {
                 .then_some(())
         });
         let other = ground.booted();
-        assert!(first_answer(&other, &rrq("undionly.kpxe", &[])).starts_with(&[0, 3, 0, 1]), "others are served");
+        assert!(
+            first_answer(&other, &rrq("undionly.kpxe", &[])).starts_with(&[0, 3, 0, 1]),
+            "others are served"
+        );
         assert!(resident() < before.0 + 8192, "{} kB, then {} kB", before.0, resident());
     });
 }
