@@ -24,7 +24,7 @@ fn r_08_fifty_thousand_leases_are_no_reason_to_start_slowly() {
         let mut bed = ground.bed();
         bed.signal(nix::sys::signal::Signal::SIGTERM);
         bed.wait_server();
-        let store = SqliteStore::open(&bed.state()).expect("the database");
+        let store = SqliteStore::open(&bed.state().join("farrier.db")).expect("the database");
         let now = Clock::start().now();
         let first = u32::from(Ipv4Addr::new(192, 168, 50, 0));
         let mac_of =
