@@ -123,11 +123,14 @@ fn d_07_checksums_are_whole_and_a_missing_or_unfinished_one_is_taken() {
             let socket = std::net::UdpSocket::bind((NOWHERE, 68)).expect("port 68");
             socket2::SockRef::from(&socket).bind_device(Some(b"eth0")).expect("its card");
             socket.set_broadcast(true).expect("broadcasts");
-            socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-            socket.send_to(&own.bytes(), (EVERYBODY, 67)).expect("sent");
+            socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a time-out");
             let mut bytes = [0; 1500];
+            let until = std::time::Instant::now() + PATIENCE;
+            // Again and again, for a port that was just attached may not forward yet.
             loop {
-                let (length, _) = socket.recv_from(&mut bytes).expect("an offer");
+                assert!(std::time::Instant::now() < until, "no offer");
+                socket.send_to(&own.bytes(), (EVERYBODY, 67)).expect("sent");
+                let Ok((length, _)) = socket.recv_from(&mut bytes) else { continue };
                 if bytes[4..8] == own.xid.to_be_bytes() {
                     return bytes[..length].to_vec();
                 }
