@@ -3,6 +3,7 @@
 CARGO  ?= cargo
 STATE  ?= state
 ROUNDS ?= 5
+SECONDS ?= 60
 # Everything is built for the host, statically; .cargo/config.toml names the target.
 TRIPLE  := $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := target/$(TRIPLE)/release
@@ -15,7 +16,7 @@ PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
 DEB_OUT    ?= target/deb
 
-.PHONY: help demo test test-api build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
+.PHONY: help demo test test-api sim fuzz faults soak build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,9 +31,24 @@ test:            ## every test: parsers to real firmware
 	$(CARGO) build --release --bins
 	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test
 
+faults:          ## kills, power cuts, failing disks, restarts: the full counts (hours); last figures in tests/RELIABILITY.md
+	@.ci/packages test
+	FAULTS_KILLS=$(or $(KILLS),1000) FAULTS_POWER_CUTS=$(or $(CUTS),1000) FAULTS_INJECTIONS=$(or $(INJECTIONS),12) \
+		FAULTS_TRANSFERS=100 $(CARGO) test --release --test faults -- --nocapture --test-threads=1
+
+soak:            ## mixed load with malformed packets for MINUTES=n: target/soak.svg, target/soak.txt
+	@.ci/packages test
+	SOAK_MINUTES=$(or $(MINUTES),60) $(CARGO) test --release --test faults -- --nocapture soak
+
 test-api:        ## the API against its OpenAPI document: schemathesis makes requests up
 	@.ci/packages test
 	$(CARGO) test --test it schema::
+
+sim:             ## the appliance's cores in a world that goes wrong; SIM_SEEDS=n, SIM_FROM=n, SIM_SEED=n
+	$(CARGO) test --test sim -- --nocapture
+
+fuzz:            ## every target, guided by coverage, for SECONDS=60 each; wants nightly and cargo-fuzz
+	@fuzz/run $(SECONDS)
 
 build:           ## the release binaries
 	$(CARGO) build --release --bins

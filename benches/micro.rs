@@ -137,6 +137,9 @@ impl Directory for Strangers {
 
 fn server(held: u32) -> DhcpServer {
     let settings = Settings {
+        mode: farrier::config::DhcpMode::Server,
+        bootp: false,
+        strangers: farrier::config::StrangerLimits::default(),
         network: "10.32.0.2/12".parse().expect("a network"),
         gateway: None,
         dns: vec![SERVER],

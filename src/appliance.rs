@@ -1,6 +1,6 @@
 //! The composition root: opens, wires, starts and joins all of it; the only place that knows every part.
 //!
-//! Order matters twice. Starting: the store is read before anything answers, DHCP before the services whose clients
+//! Order matters twice. Starting: [`ground`] opens what takes privileges and gives them up, before there are threads; then the store is read before anything answers, DHCP before the services whose clients
 //! need an address, the operator plane last, so that whoever it answers finds everything running. Stopping is the
 //! reverse, except that the store goes last: every ACK under way still finds its disk.
 
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use nix::net::if_::if_nametoindex;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::{LoaderTable, UnknownLoaderError};
@@ -19,41 +20,47 @@ use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::service::BootService;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{BridgeName, Config, DhcpMode};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::PoolUse;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
+use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
+use crate::guard::Guard;
+use crate::guard::network::GuardHandle;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Link;
-use crate::net::neighbours;
-use crate::node::registry::{Registry, RegistrySettings};
+use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::node::verdict::BridgeState;
 use crate::operator::access::Access;
-use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
+use crate::operator::api::{
+    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
+};
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
 use crate::operator::sparing::Sparing;
 use crate::operator::views::{self, Leases};
-use crate::operator::{
-    ApplianceView, HandedOver, Listeners, OperatorHandle, OperatorParts, Premises, SocketError,
-};
-use crate::store::place::{self, UnusablePlaceError};
+use crate::operator::{ApplianceView, OperatorHandle, OperatorParts, Premises, SocketError};
+use crate::privileges::{Confinement, PrivilegeError};
+use crate::store::place::UnusablePlaceError;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{LoadError, Store};
 use crate::telemetry::Tally;
 use crate::tftp::network::TftpHandle;
-use crate::{bootplane, dhcp, net, operator, tftp};
+use crate::{bootplane, dhcp, guard, net, operator, tftp};
+
+mod ground;
+
+pub use ground::Ground;
+use ground::{FileDoors, HTTP_PORT};
 
 /// How often overdue nodes are looked for, background writes that failed are tried again, and the bridge is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// Port of the HTTP boot plane; firmware knows no other.
-const HTTP_PORT: u16 = 80;
 
 /// The running appliance.
 pub struct Appliance {
@@ -63,11 +70,20 @@ pub struct Appliance {
     content: Arc<BootContent>,
     library: Arc<Library>,
     dhcp: Arc<DhcpHandle>,
-    tftp: TftpHandle,
-    advertiser: Option<AdvertiserHandle>,
-    boot_plane: BootPlaneHandle,
+    guard: Arc<Guard>,
+    /// Absent where others give the addresses.
+    watchman: Option<GuardHandle>,
+    /// Absent where we only observe.
+    files: Option<FileServices>,
     operator: OperatorHandle,
     ticker: JoinHandle<()>,
+}
+
+/// What answers on the bridge beside DHCP.
+struct FileServices {
+    tftp: TftpHandle,
+    http: BootPlaneHandle,
+    advertiser: AdvertiserHandle,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +94,8 @@ pub enum StartError {
     Loader(#[source] UnknownLoaderError),
     #[error(transparent)]
     Place(#[from] UnusablePlaceError),
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     #[error("store.path: the store does not open")]
     Store(#[source] LoadError),
     #[error("store.path: the key of boot tokens cannot be kept")]
@@ -99,8 +117,15 @@ impl StartError {
             StartError::Bridge(_)
             | StartError::Loader(_)
             | StartError::Operator(_)
-            | StartError::Place(_) => true,
-            StartError::Store(_)
+            | StartError::Place(_)
+            | StartError::Privileges(PrivilegeError::User(_)) => true,
+            StartError::Privileges(
+                PrivilegeError::State { .. }
+                | PrivilegeError::Capabilities { .. }
+                | PrivilegeError::NoNewPrivileges { .. }
+                | PrivilegeError::Seccomp { .. },
+            )
+            | StartError::Store(_)
             | StartError::TokenKey(_)
             | StartError::Library(_)
             | StartError::Dhcp(_)
@@ -110,21 +135,15 @@ impl StartError {
 }
 
 impl Appliance {
-    /// Opens everything the configuration names and starts serving.
+    /// Opens the rest of what the configuration names and starts serving.
     pub async fn start(
         config: Config,
-        handed: HandedOver,
+        ground: Ground,
         problems: Arc<ProblemLog>,
         clock: Clock,
     ) -> Result<Appliance, StartError> {
-        let bridge = Bridge::find(&config.network.bridge, config.network.address)?;
-        neighbours::warn_if_below(u32::from(config.dhcp.pool.last) - u32::from(config.dhcp.pool.first) + 1);
-        let table = loader_table(&config)?;
-        let mut listeners = Listeners::open(&config, handed).map_err(StartError::Operator)?;
-
-        // A start that fails is to leave nothing behind, so what can fail is tried before the state directory is made.
-        place::check(&config.store.path)?;
-        probe_ports(&bridge)?;
+        let Ground { bridge, table, dhcp: doors, files, mut listeners, confinement } = ground;
+        let mode = config.dhcp.mode;
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
         listeners.keep_certificate().map_err(StartError::Operator)?;
@@ -139,30 +158,47 @@ impl Appliance {
         let durable: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
         let tally = Arc::new(Tally::default());
         store.time_commits(Arc::clone(&tally));
-        let addresses = Arc::new(AddressBook::default());
+        let addresses = Arc::new(address_book(&bridge, mode));
         let settings = registry_settings(&config);
         let audit = Arc::new(AuditLog::new(std::mem::take(&mut snapshot.audit), Arc::clone(&durable), clock));
         let tokens = std::mem::take(&mut snapshot.tokens);
         let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
         let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
-        registry.started(clock.now());
+        registry.watch_ports(Box::new(PortsOf(config.network.bridge.clone())));
+        let leased =
+            bindings.iter().filter(|binding| binding.is_live(clock.now())).map(|binding| binding.mac);
+        registry.started(leased, clock.now());
         let config = Arc::new(ArcSwap::from_pointee(config));
+        let guarding = |source| StartError::Service { service: "guard", source };
+        let guard = Arc::new(Guard::new(config.load().dhcp.on_rival).map_err(guarding)?);
 
         let dhcp = Arc::new(
-            dhcp::network::start(DhcpParts {
-                bridge: bridge.clone(),
-                config: config.load_full(),
-                loaders: Arc::new(loaders.table.clone()),
-                bindings,
-                registry: Arc::clone(&registry) as _,
-                store: durable,
-                addresses: Arc::clone(&addresses),
-                tally: Arc::clone(&tally),
-                clock,
-            })
+            dhcp::network::start_at(
+                doors,
+                DhcpParts {
+                    bridge: bridge.clone(),
+                    config: config.load_full(),
+                    loaders: Arc::new(loaders.table.clone()),
+                    bindings,
+                    registry: Arc::clone(&registry) as _,
+                    store: durable,
+                    addresses: Arc::clone(&addresses),
+                    tally: Arc::clone(&tally),
+                    guard: Arc::clone(&guard),
+                    clock,
+                },
+            )
             .map_err(StartError::Dhcp)?,
         );
+        // Beside another DHCP server there is nobody to warn of, and an observer asks nothing.
+        let watchman = match mode {
+            DhcpMode::Server => Some(
+                guard::network::start(bridge.clone(), Arc::clone(&guard), Arc::clone(&tally), clock)
+                    .map_err(guarding)?,
+            ),
+            DhcpMode::Proxy | DhcpMode::Observe => None,
+        };
         let content = Arc::new(BootContent::new(ContentParts {
             settings: ScriptSettings::from(&**config.load()),
             loaders,
@@ -176,16 +212,17 @@ impl Appliance {
             tally: Arc::clone(&tally),
             clock,
         }));
-        net::descriptors::raise_limit();
-        let tftp = tftp::network::start(bridge.clone(), Arc::clone(&content) as _, Arc::clone(&tally))
-            .map_err(|source| StartError::Service { service: "TFTP", source })?;
-        let http = |source| StartError::Service { service: "HTTP", source };
-        let listener = bridge.tcp_listener(HTTP_PORT).map_err(http)?;
-        let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(http)? };
-        let boot_plane = start_boot_plane(listener, &bridge, &content, &registry, &addresses, &tally, clock)
-            .map_err(http)?;
-        let advertiser = net::advertise::start(bridge.clone(), Arc::clone(&tally))
-            .map_err(|source| StartError::Service { service: "router advertisement", source })?;
+        let (files, door) = match files {
+            Some(doors) => {
+                let (files, door) =
+                    serve_files(doors, &bridge, &content, &registry, &addresses, &tally, clock)?;
+                (Some(files), Some(door))
+            }
+            None => {
+                tracing::warn!("dhcp.mode = \"observe\": nobody on the bridge is answered");
+                (None, None)
+            }
+        };
 
         let page = listeners.describe_tcp();
         if let Some(page) = &page {
@@ -201,6 +238,8 @@ impl Appliance {
             leases: Sparing::default(),
             pool_use: Sparing::default(),
             content: Arc::clone(&content),
+            confinement,
+            guard: Arc::clone(&guard),
         };
         let operator = operator::start(
             OperatorParts {
@@ -223,6 +262,7 @@ impl Appliance {
             version = env!("CARGO_PKG_VERSION"),
             bridge = %running.network.bridge,
             address = %running.network.address,
+            mode = running.dhcp.mode.as_str(),
             "serving"
         );
         drop(running);
@@ -234,9 +274,9 @@ impl Appliance {
             content,
             library,
             dhcp,
-            tftp,
-            advertiser: Some(advertiser),
-            boot_plane,
+            guard,
+            watchman,
+            files,
             operator,
             ticker,
         })
@@ -254,24 +294,38 @@ impl Appliance {
         // A loader that has come is served before it is advertised. One that has gone is a miss for a moment.
         self.content.reconfigure(ScriptSettings::from(&config), loaders);
         self.dhcp.reconfigure(&config, table);
+        self.guard.set_policy(config.dhcp.on_rival);
         say_what_is_missing(&self.content);
         self.config.store(Arc::new(config));
         Ok(())
     }
 
     /// Stops serving in good order: nothing acknowledged is lost, transfers are told, watchers see their streams end.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.ticker.abort();
-        drop(self.advertiser.take());
+        drop(self.watchman);
+        let (tftp, http) = match self.files {
+            Some(FileServices { tftp, http, advertiser }) => {
+                drop(advertiser);
+                (Some(tftp), Some(http))
+            }
+            None => (None, None),
+        };
         let dhcp = Arc::clone(&self.dhcp);
-        let tftp = self.tftp;
         // Both join a thread of their own.
         let wire = tokio::task::spawn_blocking(move || {
             dhcp.stop();
-            tftp.stop();
+            if let Some(tftp) = tftp {
+                tftp.stop();
+            }
         });
+        let http_stops = async {
+            if let Some(http) = http {
+                http.stop().await;
+            }
+        };
         // Side by side: each may take its whole time.
-        tokio::join!(self.boot_plane.stop(), self.operator.stop());
+        tokio::join!(http_stops, self.operator.stop());
         if wire.await.is_err() {
             tracing::error!("the DHCP or TFTP thread ended badly");
         }
@@ -279,7 +333,7 @@ impl Appliance {
 }
 
 fn loader_table(config: &Config) -> Result<LoaderTable, StartError> {
-    LoaderTable::built_in().with_overrides(&config.boot.loaders).map_err(StartError::Loader)
+    config.loader_table().map_err(StartError::Loader)
 }
 
 /// Reads the loader files. DHCP is given the table that comes of it: what is advertised is served.
@@ -297,13 +351,40 @@ fn registry_settings(config: &Config) -> RegistrySettings {
     }
 }
 
-/// Whether every port of the bridge is free; another farrier, or another server, may hold it.
-fn probe_ports(bridge: &Bridge) -> Result<(), StartError> {
-    dhcp::network::probe(bridge).map_err(StartError::Dhcp)?;
-    let taken = |service| move |source| StartError::Service { service, source };
-    bridge.udp_socket(tftp::network::PORT).map_err(taken("TFTP"))?;
-    bridge.tcp_listener(HTTP_PORT).map_err(taken("HTTP"))?;
-    Ok(())
+/// Whose an address is: by our leases, or where another server gives the addresses by what the kernel knows.
+fn address_book(bridge: &Bridge, mode: DhcpMode) -> AddressBook {
+    match mode {
+        DhcpMode::Server | DhcpMode::Observe => AddressBook::default(),
+        DhcpMode::Proxy => {
+            let name = bridge.name.clone();
+            AddressBook::of_claims(Box::new(move |address| {
+                // By name: a bridge that was made anew has another index.
+                let link = if_nametoindex(name.0.as_str()).ok()?;
+                net::ports::neighbour_on(link, address).ok().flatten()
+            }))
+        }
+    }
+}
+
+fn serve_files(
+    doors: FileDoors,
+    bridge: &Bridge,
+    content: &Arc<BootContent>,
+    registry: &Arc<Registry>,
+    addresses: &Arc<AddressBook>,
+    tally: &Arc<Tally>,
+    clock: Clock,
+) -> Result<(FileServices, Door), StartError> {
+    let failed = |service| move |source| StartError::Service { service, source };
+    let FileDoors { tftp, http: listener } = doors;
+    let tftp = tftp::network::start(bridge.clone(), tftp, Arc::clone(content) as _, Arc::clone(tally))
+        .map_err(failed("TFTP"))?;
+    let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(failed("HTTP"))? };
+    let http = start_boot_plane(listener, bridge, content, registry, addresses, tally, clock)
+        .map_err(failed("HTTP"))?;
+    let advertiser =
+        net::advertise::start(bridge.clone(), Arc::clone(tally)).map_err(failed("router advertisement"))?;
+    Ok((FileServices { tftp, http, advertiser }, door))
 }
 
 fn start_boot_plane(
@@ -345,7 +426,7 @@ impl Door {
         if self.bridge.link().is_some() {
             return;
         }
-        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        let Ok(found) = self.bridge.again() else { return };
         match found.rebind(&self.listener) {
             Ok(()) => {
                 tracing::info!(bridge = %found.name, "HTTP is back on the bridge");
@@ -356,13 +437,34 @@ impl Door {
     }
 }
 
-async fn tick(registry: Arc<Registry>, mut door: Door, clock: Clock) {
+async fn tick(registry: Arc<Registry>, mut door: Option<Door>, clock: Clock) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         registry.tick(clock.now());
-        door.follow();
+        if let Some(door) = &mut door {
+            door.follow();
+        }
+    }
+}
+
+/// The ports of the bridge that has this name now.
+struct PortsOf(BridgeName);
+
+impl PortsOf {
+    fn index(&self) -> Option<u32> {
+        Link::find(&self.0.0).ok().flatten().map(|link| link.index)
+    }
+}
+
+impl Whereabouts for PortsOf {
+    fn behind(&self, mac: MacAddr) -> Option<u32> {
+        net::ports::behind(self.index()?, mac).ok().flatten()
+    }
+
+    fn is_plugged(&self, port: u32) -> bool {
+        self.index().is_some_and(|bridge| net::ports::is_plugged(bridge, port).unwrap_or(false))
     }
 }
 
@@ -378,11 +480,13 @@ struct View {
     leases: Sparing<Leases>,
     pool_use: Sparing<PoolUse>,
     content: Arc<BootContent>,
+    confinement: Confinement,
+    guard: Arc<Guard>,
 }
 
 impl ApplianceView for View {
     fn bridge(&self) -> BridgeStatus {
-        let found = Bridge::find(&self.bridge.name, self.bridge.address);
+        let found = self.bridge.state();
         BridgeStatus {
             name: self.bridge.name.to_string(),
             address: self.bridge.address.to_string(),
@@ -395,22 +499,36 @@ impl ApplianceView for View {
 
     fn services(&self) -> Vec<ServiceStatus> {
         // Without the bridge, with it down or without our address, nothing can be served.
-        let up = Bridge::find(&self.bridge.name, self.bridge.address).is_ok();
+        let up = self.bridge.state().is_ok();
         let ip = self.bridge.ip();
         let bridge = &self.bridge.name;
         let service =
             |name: &str, listens: String, running| ServiceStatus { name: name.to_owned(), listens, running };
-        let mut services = vec![
-            service("dhcp", format!("{bridge}, UDP 67 and 4011"), up),
-            service("tftp", format!("{ip}, UDP 69"), up),
-            service("http", format!("{ip}, TCP {HTTP_PORT}"), up),
-            service("router-advertisement", format!("{bridge}, ICMPv6"), up),
-            service("operator", self.config.load().operator.socket.display().to_string(), true),
-        ];
+        let config = self.config.load();
+        let dhcp = |part| service("dhcp", format!("{bridge}, UDP 67 and 4011{part}"), up);
+        let files = || {
+            vec![
+                service("tftp", format!("{ip}, UDP 69"), up),
+                service("http", format!("{ip}, TCP {HTTP_PORT}"), up),
+                service("router-advertisement", format!("{bridge}, ICMPv6"), up),
+            ]
+        };
+        let mut services = match config.dhcp.mode {
+            DhcpMode::Server => [vec![dhcp("")], files()].concat(),
+            DhcpMode::Proxy => [vec![dhcp(", as a proxy")], files()].concat(),
+            DhcpMode::Observe => vec![dhcp(", listening only")],
+        };
+        services.push(service("operator", config.operator.socket.display().to_string(), true));
         if let Some(page) = &self.page {
             services.push(service("page", page.clone(), true));
         }
         services
+    }
+
+    fn rivals(&self) -> Vec<RivalStatus> {
+        let held = self.guard.holds();
+        let told = |rival| views::rival(rival, &self.bridge.name, held);
+        self.guard.rivals().into_iter().map(told).collect()
     }
 
     fn image(&self) -> ImageStatus {
@@ -434,6 +552,12 @@ impl ApplianceView for View {
         }
     }
 
+    fn process(&self) -> ProcessStatus {
+        let Confinement { user, capabilities, no_new_privileges, landlock, seccomp } =
+            self.confinement.clone();
+        ProcessStatus { user, capabilities, no_new_privileges, landlock, seccomp }
+    }
+
     fn leases(&self) -> Arc<Leases> {
         self.leases.get(|| Leases::new(self.dhcp.leases()))
     }
@@ -442,17 +566,25 @@ impl ApplianceView for View {
         *self.pool_use.get(|| self.dhcp.pool_use())
     }
 
+    fn other_servers(&self) -> Vec<OtherServer> {
+        self.dhcp.other_servers()
+    }
+
     fn images(&self) -> Vec<ImageEntry> {
         views::images(&self.library, &self.config.load().boot.profile)
     }
 
     fn premises(&self, mac: Option<MacAddr>) -> Premises {
-        let state = match Bridge::find(&self.bridge.name, self.bridge.address) {
+        let state = match self.bridge.state() {
             Ok(_) => BridgeState::Up,
             Err(BridgeError::Down { .. }) => BridgeState::Down,
             Err(BridgeError::NoAddress { .. }) => BridgeState::WithoutAddress,
             Err(
-                BridgeError::Missing { .. } | BridgeError::NotABridge { .. } | BridgeError::Unreadable { .. },
+                BridgeError::Missing { .. }
+                | BridgeError::NotABridge { .. }
+                | BridgeError::DefaultRoute { .. }
+                | BridgeError::Wireless { .. }
+                | BridgeError::Unreadable { .. },
             ) => BridgeState::Gone,
         };
         let link = Link::find(&self.bridge.name.0).ok().flatten();

@@ -17,15 +17,19 @@ pub mod explain;
 pub mod image;
 pub mod store;
 
+pub mod guard;
 pub mod net;
 
 pub mod bootplane;
 pub mod operator;
 pub mod page;
 
+pub mod privileges;
+
 pub mod appliance;
 
 pub mod agent;
 pub mod cli;
+pub mod doctor;
 pub mod lab;
 pub mod storm;

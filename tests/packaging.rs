@@ -115,6 +115,8 @@ fn the_debian_package_installs_and_runs() {
     };
     let told = dpkg(&["--install", &package]);
     assert!(told.contains("set network.bridge"), "{told}");
+    let users = fs::read_to_string(root.join("etc/passwd")).expect("users");
+    assert!(users.lines().any(|line| line.starts_with("farrier:")), "{users}");
     // A bridge of its own in a namespace of its own; the appliance from the package, with the package's configuration.
     let (state, socket) = (work.path().join("state"), work.path().join("operator.sock"));
     fs::create_dir(&state).expect("a state directory");

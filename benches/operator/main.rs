@@ -45,6 +45,8 @@ const LISTEN: &str = "127.0.0.1:8067";
 /// Exchanges a second: a rack that boots, not an overload.
 const DHCP_RATE: f64 = 500.0;
 const DHCP_FOR: Duration = Duration::from_secs(10);
+/// Odd, for the median.
+const ROUNDS: usize = 3;
 
 fn main() {
     bed::isolated();
@@ -70,17 +72,29 @@ fn main() {
     let boots = timed(|number| get(&socket, &format!("/api/v1/nodes/node{:05}/boots", number * 13)));
     table.row("its boots, p99", "≤ 100 ms", percentile(&boots, 0.99), 100.0);
 
+    let list_page = timed(|_| get(&socket, "/nodes"));
+    table.row("page of the nodes, drawn, p99", "≤ 100 ms", percentile(&list_page, 0.99), 100.0);
+    let node_page = timed(|number| get(&socket, &format!("/nodes/node{:05}", number * 13)));
+    table.row("page of one node, drawn, p99", "≤ 100 ms", percentile(&node_page, 0.99), 100.0);
+
     let held = watchers(&socket);
     table.row("1 000 watchers, all told of 20 events, worst", "≤ 2 000 ms", held, 2000.0);
 
-    let alone = dhcp_p99(&bed);
     let token = token(&socket);
-    let mut wrk = wrk(&token);
-    let loaded = dhcp_p99(&bed);
-    let _ = wrk.kill();
-    let told = wrk.wait_with_output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    println!("DHCP ACK p99 alone {alone:.2} ms, under wrk {loaded:.2} ms\n{}", told.unwrap_or_default());
-    table.row("DHCP ACK p99 under wrk, of what it is alone", "≤ 110 %", 100.0 * loaded / alone, 110.0);
+    let (mut alone, mut loaded) = (Vec::new(), Vec::new());
+    // In turns, because the machine's own speed drifts by more than what is looked for.
+    for round in 1..=ROUNDS {
+        alone.push(dhcp_p99(&bed));
+        let mut wrk = wrk(&token);
+        loaded.push(dhcp_p99(&bed));
+        let _ = wrk.kill();
+        let told = wrk.wait_with_output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let (alone, loaded) = (alone[round - 1], loaded[round - 1]);
+        println!("DHCP ACK p99 alone {alone:.2} ms, under wrk {loaded:.2} ms");
+        println!("{}", told.unwrap_or_default());
+    }
+    let part = 100.0 * percentile(&loaded, 0.5) / percentile(&alone, 0.5);
+    table.row("DHCP ACK p99 under wrk, of what it is alone", "≤ 110 %", part, 110.0);
     drop(appliance);
     table.finish();
 }
@@ -265,7 +279,12 @@ fn read_until(stream: &mut UnixStream, count: usize, word: &str) {
 fn dhcp_p99(bed: &Bed) -> f64 {
     dhcp_client::first_answer(bed.first());
     let load = Load { rate: DHCP_RATE, duration: DHCP_FOR, clients: 5000 };
-    let answers = dhcp_client::run(bed.first(), load);
+    // Before others: that the client waits for a processor is no delay of the server's.
+    let timed = || {
+        sys::run_before_others();
+        dhcp_client::run(bed.first(), load)
+    };
+    let answers = thread::scope(|scope| scope.spawn(timed).join()).expect("a client that ends");
     assert!(answers.lost() * 100 < answers.started, "{} of {} lost", answers.lost(), answers.started);
     percentile(&answers.acks, 0.99)
 }

@@ -217,6 +217,7 @@ impl Start<'_> {
         let text = format!(
             "[network]\nbridge = \"{BRIDGE}\"\naddress = \"{SERVER}/{PREFIX}\"\n\
              [dhcp]\npool = \"{POOL_FIRST}-{POOL_LAST}\"\n\
+             [dhcp.strangers]\nshare = \"100%\"\nper_second = 100000\n\
              [operator]\nsocket = \"{}\"\nlisten = \"off\"\n\
              [store]\npath = \"{}\"\n[boot]\nprofile = \"small\"\n",
             self.bed.scratch.join("operator.sock").display(),

@@ -32,6 +32,8 @@ pub struct KnownNode {
     pub id: NodeId,
     /// Operators registered it, or policy enrolls on sight.
     pub approved: bool,
+    /// Operators registered or approved it, or it called home: no mere MAC that somebody made up.
+    pub proven: bool,
     pub next_boot: NextBoot,
     /// The address the operator fixed for this port, if any.
     pub reserved: Option<Ipv4Addr>,
@@ -236,7 +238,14 @@ mod tests {
     const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
 
     fn known(next_boot: NextBoot, approved: bool, fruitless_loaders: u32) -> KnownNode {
-        KnownNode { id: NodeId(uuid::Uuid::nil()), approved, next_boot, reserved: None, fruitless_loaders }
+        KnownNode {
+            id: NodeId(uuid::Uuid::nil()),
+            approved,
+            proven: approved,
+            next_boot,
+            reserved: None,
+            fruitless_loaders,
+        }
     }
 
     fn plan(class: ClientClass, standing: &Standing) -> BootPlan {

@@ -112,6 +112,21 @@ impl LoaderTable {
         Ok(table)
     }
 
+    /// This table as it works beside another server that gives the addresses: GRUB takes the server it loads from out of
+    /// that server's answer and never sees a proxy's, so iPXE, which asks anew and hears the proxy, takes its place where
+    /// a package has it.
+    pub fn beside_another_server(&self) -> LoaderTable {
+        let mut table = self.clone();
+        for (firmware, name) in &self.by_firmware {
+            let by_chain = self.chain(name).len() > 1;
+            let ipxe = self.full_ipxe_row(*firmware).filter(|_| by_chain);
+            if let Some(file) = ipxe.and_then(|name| self.file(name)).filter(|file| file.packaged) {
+                table.by_firmware.insert(*firmware, file.name.clone());
+            }
+        }
+        table
+    }
+
     /// This table as it can be served where only some of its files are installed.
     pub fn with_installed(&self, installed: impl Fn(&LoaderName) -> bool) -> LoaderTable {
         let not_installed = self.files.keys().filter(|name| !installed(name)).cloned().collect();
@@ -192,6 +207,18 @@ impl LoaderTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn beside_another_server_no_firmware_is_sent_to_grub_that_could_have_ipxe() {
+        let table = LoaderTable::built_in();
+        let beside = table.beside_another_server();
+        let of = |table: &LoaderTable, firmware| table.by_firmware[&firmware].0.clone();
+        assert_eq!(of(&table, Firmware::UefiX64), "uefi-x64/shimx64.efi");
+        assert_eq!(of(&beside, Firmware::UefiX64), "ipxe.efi");
+        assert_eq!(of(&beside, Firmware::Bios), of(&table, Firmware::Bios));
+        // No package has iPXE for it: shim and GRUB may still work, no file at all cannot.
+        assert_eq!(of(&beside, Firmware::UefiArm64), of(&table, Firmware::UefiArm64));
+    }
 
     #[test]
     fn the_shipped_table_names_only_files_it_has_and_every_firmware() {

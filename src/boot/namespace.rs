@@ -8,6 +8,7 @@
 //! | `undionly.kpxe`, `uefi-x64/shimx64.efi`, … | a loader of `pxe/loaders.toml` |
 //! | `boot/52-54-00-00-00-01/script.ipxe`, `autoexec.ipxe` | the asking node's iPXE script |
 //! | `grub/grub.cfg-01-52-54-00-00-00-01`, `grub/grub.cfg` | the asking node's GRUB configuration |
+//! | `pxelinux.cfg/01-52-54-00-00-00-01` | the asking node's configuration for U-Boot and PXELINUX |
 //! | `image/vm/vmlinuz`, `image/vm/initrd.img` | deploy kernel and ramdisk of a profile |
 //!
 //! GRUB looks beside its loader and below `grub/`, so its two names exist in the root, in each loader folder, and
@@ -31,6 +32,9 @@ pub enum Content {
     GrubConfig {
         mac: Option<MacAddr>,
     },
+    PxelinuxConfig {
+        mac: MacAddr,
+    },
     Kernel {
         profile: String,
     },
@@ -52,7 +56,8 @@ pub enum NameRefusal {
     Traversal,
 }
 
-/// The one spelling of a name: `\` as `/`, no leading, doubled or trailing slash, no `.` component.
+/// The one spelling of a name: `\` as `/`, no leading, doubled or trailing slash, no `.` component, no space before a
+/// slash or the end.
 ///
 /// Trailing bytes outside printable ASCII are cut off first: old UEFI firmware reads option 67 past its end and
 /// asks for `name.efi\xff`.
@@ -67,7 +72,7 @@ pub fn canonical(raw: &[u8]) -> Result<String, NameRefusal> {
     }
     let mut name = String::with_capacity(raw.len());
     for component in raw.split(|byte| matches!(byte, b'/' | b'\\')) {
-        match component {
+        match component.trim_ascii_end() {
             b"" | b"." => {}
             b".." => return Err(NameRefusal::Traversal),
             component => {
@@ -100,6 +105,10 @@ fn resolve_exactly(name: &str, loaders: &LoaderTable) -> Option<Content> {
     }
     match *name.split('/').collect::<Vec<_>>() {
         ["boot", mac, "script.ipxe"] => Some(Content::IpxeScript { mac: Some(mac.parse().ok()?) }),
+        ["pxelinux.cfg", file] | [_, "pxelinux.cfg", file] => {
+            let mac = file.strip_prefix("01-")?.parse().ok()?;
+            Some(Content::PxelinuxConfig { mac })
+        }
         ["image", profile, "vmlinuz"] => Some(Content::Kernel { profile: profile.to_owned() }),
         ["image", profile, "initrd.img"] => Some(Content::Ramdisk { profile: profile.to_owned() }),
         _ => None,
@@ -133,6 +142,10 @@ pub fn grub_config_name(mac: MacAddr) -> String {
     format!("grub/grub.cfg-01-{}", mac.dashed())
 }
 
+pub fn pxelinux_config_name(mac: MacAddr) -> String {
+    format!("pxelinux.cfg/01-{}", mac.dashed())
+}
+
 pub fn kernel_name(profile: &str) -> String {
     format!("image/{profile}/vmlinuz")
 }
@@ -145,7 +158,9 @@ pub fn ramdisk_name(profile: &str) -> String {
 pub fn stage_of(content: &Content) -> Stage {
     match content {
         Content::Loader(_) => Stage::Loader,
-        Content::IpxeScript { .. } | Content::GrubConfig { .. } => Stage::Script,
+        Content::IpxeScript { .. } | Content::GrubConfig { .. } | Content::PxelinuxConfig { .. } => {
+            Stage::Script
+        }
         Content::Kernel { .. } => Stage::Kernel,
         Content::Ramdisk { .. } => Stage::Ramdisk,
     }
@@ -187,6 +202,22 @@ mod tests {
     }
 
     #[test]
+    fn u_boot_finds_its_configuration_beside_its_boot_file_by_mac_only() {
+        for folder in ["", "uefi-x64/"] {
+            let by_mac = format!("{folder}{}", pxelinux_config_name(MAC));
+            assert_eq!(found(&by_mac), Some(Content::PxelinuxConfig { mac: MAC }), "{by_mac}");
+        }
+        for name in [
+            "pxelinux.cfg/default",
+            "pxelinux.cfg/C0A80232",
+            "pxelinux.cfg/01-nonsense",
+            "a/b/pxelinux.cfg/01-52-54-00-00-00-01",
+        ] {
+            assert_eq!(found(name), None, "{name}");
+        }
+    }
+
+    #[test]
     fn grub_finds_its_configuration_in_every_folder_it_looks() {
         for folder in ["", "grub/", "uefi-x64/", "uefi-x64/grub/"] {
             let by_mac = format!("{folder}grub.cfg-01-52-54-00-00-00-01");
@@ -213,6 +244,8 @@ mod tests {
         }
         assert_eq!(canonical(b"../../etc/passwd"), Err(NameRefusal::Traversal));
         assert_eq!(canonical(b"a\\..\\b"), Err(NameRefusal::Traversal));
+        assert_eq!(canonical(b"a/.. /."), Err(NameRefusal::Traversal));
+        assert_eq!(canonical(b"a//./b /").unwrap(), "a/b", "one spelling, however often it is asked for");
         assert_eq!(canonical(b"a\0b"), Err(NameRefusal::Unprintable));
         assert_eq!(canonical(b"\xff"), Err(NameRefusal::Empty));
         assert_eq!(canonical(&[b'a'; 256]), Err(NameRefusal::TooLong));

@@ -163,6 +163,34 @@ pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
     }
 }
 
+/// The configuration PXELINUX has, as U-Boot's `pxe` command reads it. It knows no loops: who has to wait is told so, and
+/// asks again when its firmware tries again.
+pub fn render_pxelinux(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
+    let ScriptContext { mac, profile, .. } = context;
+    let who = context.who();
+    match plan {
+        ScriptPlan::Ramdisk => format!(
+            "default farrier\n\
+             timeout 10\n\
+             menu title farrier: {who} boots the deploy ramdisk\n\
+             label farrier\n\
+             linux /{kernel}\n\
+             initrd /{ramdisk}\n\
+             append {arguments}\n",
+            kernel = namespace::kernel_name(profile),
+            ramdisk = namespace::ramdisk_name(profile),
+            arguments = context.command_line(),
+        ),
+        ScriptPlan::AwaitApproval => {
+            format!("menu title farrier: {who} waits for approval: farrier node approve {mac}\n")
+        }
+        ScriptPlan::LocalDisk => format!(
+            "default local\ntimeout 10\nmenu title farrier: {who} boots from its local disk\n\
+             label local\nlocalboot 1\n"
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -176,6 +204,27 @@ mod tests {
         let context =
             ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments };
         (render_ipxe(ScriptPlan::Ramdisk, &context), render_grub(ScriptPlan::Ramdisk, &context))
+    }
+
+    #[test]
+    fn a_configuration_of_pxelinux_is_one_label_and_its_arguments_one_line() {
+        let arguments = ["console=ttyS0".parse().unwrap()];
+        let context = ScriptContext {
+            server: SERVER,
+            mac: MAC,
+            node: None,
+            profile: "vm",
+            token: "TOKEN",
+            arguments: &arguments,
+        };
+        let text = render_pxelinux(ScriptPlan::Ramdisk, &context);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "default farrier");
+        assert_eq!(lines[3..6], ["label farrier", "linux /image/vm/vmlinuz", "initrd /image/vm/initrd.img"]);
+        assert!(lines[6].starts_with("append console=ttyS0 ") && lines[6].ends_with("farrier.token=TOKEN"));
+        assert_eq!(lines.len(), 7);
+        assert!(!render_pxelinux(ScriptPlan::AwaitApproval, &context).contains("label"));
+        assert!(render_pxelinux(ScriptPlan::LocalDisk, &context).contains("localboot 1"));
     }
 
     #[test]

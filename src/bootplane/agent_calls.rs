@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use crate::bootplane::content::REFUSALS_PER_MINUTE;
 use crate::bootplane::per_minute::PerMinute;
 use crate::bootplane::service::Plain;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
 use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
@@ -172,17 +172,39 @@ impl AgentCalls {
     }
 
     pub async fn answer(&self, peer: Ipv4Addr, request: Request<Incoming>) -> Plain {
-        match self.carry_out(peer, request).await {
+        let outcome = self.carry_out(peer, request).await;
+        self.conclude(peer, outcome, self.clock.now())
+    }
+
+    /// One call by POST whose body has been read, as of `now`. Waits for the disk.
+    pub fn answer_read(
+        &self,
+        peer: Ipv4Addr,
+        path: &str,
+        credential: Option<String>,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Plain {
+        let owner = self.addresses.owner(peer).ok_or(CallFault::AddressUnknown);
+        let outcome = Call::from_path(path).ok_or(CallFault::NoSuchCall).and_then(|call| {
+            let caller = Caller { registry: Arc::clone(&self.registry), peer, owner: owner?, credential };
+            caller.carry_out(call, body, now)
+        });
+        self.conclude(peer, outcome, now)
+    }
+
+    fn conclude(&self, peer: Ipv4Addr, outcome: Result<Value, CallFault>, now: Timestamp) -> Plain {
+        match outcome {
             Ok(answer) => Plain::json(StatusCode::OK, &answer),
             Err(fault) => {
                 self.tally.count("agent", fault.as_str());
-                if self.refusals.may_note(peer, self.clock.now()) {
+                if self.refusals.may_note(peer, now) {
                     tracing::info!(ip = %peer, reason = fault.as_str(), "agent call refused");
                 } else {
                     self.tally.count("agent", "refusal-not-logged");
                     tracing::debug!(ip = %peer, reason = fault.as_str(), "agent call refused");
                 }
-                self.tell_timeline(peer, &fault);
+                self.tell_timeline(peer, &fault, now);
                 fault.into_answer()
             }
         }
@@ -190,7 +212,7 @@ impl AgentCalls {
 
     /// What the registry refused it put on the timeline itself; what never reached it is told here, if it means
     /// that an agent will get no further.
-    fn tell_timeline(&self, peer: Ipv4Addr, fault: &CallFault) {
+    fn tell_timeline(&self, peer: Ipv4Addr, fault: &CallFault, now: Timestamp) {
         let is_final = match fault {
             CallFault::TooLarge
             | CallFault::Malformed(_)
@@ -207,7 +229,7 @@ impl AgentCalls {
         if let Some(owner) = self.addresses.owner(peer).filter(|_| is_final) {
             let happening =
                 Happening::AgentRefused { reason: fault.as_str().to_owned(), token_issued_at: None };
-            self.registry.record(owner, happening, self.clock.now());
+            self.registry.record(owner, happening, now);
         }
     }
 
@@ -225,9 +247,9 @@ impl AgentCalls {
         // Never closed, so always granted.
         let _turn = self.calls.acquire().await.map_err(|_| CallFault::Broken)?;
         let (registry, clock) = (Arc::clone(&self.registry), self.clock);
-        let caller = Caller { registry, clock, peer, owner, credential };
+        let caller = Caller { registry, peer, owner, credential };
         // The registry waits for the disk; the threads that serve the wire must not.
-        let carried_out = tokio::task::spawn_blocking(move || caller.carry_out(call, &body));
+        let carried_out = tokio::task::spawn_blocking(move || caller.carry_out(call, &body, clock.now()));
         carried_out.await.unwrap_or(Err(CallFault::Broken))
     }
 
@@ -268,15 +290,14 @@ impl Allowance {
 /// A call with everything that is known of who makes it.
 struct Caller {
     registry: Arc<Registry>,
-    clock: Clock,
     peer: Ipv4Addr,
     owner: MacAddr,
     credential: Option<String>,
 }
 
 impl Caller {
-    fn carry_out(&self, call: Call, body: &[u8]) -> Result<Value, CallFault> {
-        let (registry, now) = (&self.registry, self.clock.now());
+    fn carry_out(&self, call: Call, body: &[u8], now: Timestamp) -> Result<Value, CallFault> {
+        let registry = &self.registry;
         match call {
             Call::Hello => {
                 let HelloBody { token, nonce, mac, uptime_secs } = parse(body)?;
@@ -433,6 +454,7 @@ impl CallFault {
                 | AgentRefusal::TokenSpent
                 | AgentRefusal::WrongMac
                 | AgentRefusal::WrongAddress
+                | AgentRefusal::WrongPort
                 | AgentRefusal::UnknownNode
                 | AgentRefusal::NotApproved
                 | AgentRefusal::SessionForged

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::boot::decision::{ScriptPlan, Standing, decide_script};
 use crate::boot::namespace::{self, Content, NameRefusal};
-use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
+use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe, render_pxelinux};
 use crate::bootplane::files::media_type;
 use crate::bootplane::per_minute::PerMinute;
 use crate::clock::{Clock, Timestamp};
@@ -307,6 +307,9 @@ impl BootContent {
                 Ok(serve_blob(&profile.ramdisk, "application/octet-stream", ticket))
             }
             Content::IpxeScript { mac: named } => self.serve_script(peer, named, render_ipxe, ticket, now),
+            Content::PxelinuxConfig { mac: named } => {
+                self.serve_script(peer, Some(named), render_pxelinux, ticket, now)
+            }
             Content::GrubConfig { mac: named } => self.serve_script(peer, named, render_grub, ticket, now),
         }
     }
@@ -331,11 +334,10 @@ impl BootContent {
             Standing::Known(node) => decide_script(&node),
         };
         let token = match plan {
-            ScriptPlan::Ramdisk => self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?,
-            ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => String::new(),
+            ScriptPlan::Ramdisk => Some(self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?),
+            ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => None,
         };
-        // Tokens are issued as of the time they are asked for.
-        let token_issued_at = (!token.is_empty()).then_some(now);
+        let token_issued_at = token.as_ref().map(|token| token.issued_at);
         let node = self.registry.name_of(mac);
         let settings = self.settings.load();
         // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
@@ -349,7 +351,7 @@ impl BootContent {
                 mac,
                 node: node.as_ref(),
                 profile: &settings.profile,
-                token: &token,
+                token: token.as_ref().map_or("", |token| &token.text),
                 arguments: &arguments,
             },
         );

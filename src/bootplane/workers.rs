@@ -77,6 +77,7 @@ impl Worker {
         let handle = runtime.handle().clone();
         let (running, ended) = oneshot::channel::<()>();
         thread::Builder::new().name("farrier-http".to_owned()).spawn(move || {
+            crate::net::sys::run_like_others();
             // Nothing is ever sent: the sender goes, and this ends.
             let _ = runtime.block_on(ended);
             // An agent's call may still wait for the disk.

@@ -11,7 +11,6 @@ use super::json_text;
 use super::text::{Style, Tone, inert};
 use super::timeline::stage_word;
 use crate::boot::decision::{KnownNode, NextBoot, Standing};
-use crate::boot::loader::LoaderTable;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::server::Directory;
@@ -63,6 +62,7 @@ impl Directory for Reservations<'_> {
             Standing::Known(KnownNode {
                 id: NodeId(uuid::Uuid::nil()),
                 approved: true,
+                proven: true,
                 next_boot: NextBoot::Ramdisk,
                 reserved: Some(entry.address),
                 fruitless_loaders: 0,
@@ -77,7 +77,7 @@ impl Directory for Reservations<'_> {
 
 fn of_configuration(arguments: &ExplainArgs, path: &std::path::Path) -> Result<Dialogue, CommandError> {
     let config = Config::load(path)?;
-    let table = LoaderTable::built_in().with_overrides(&config.boot.loaders);
+    let table = config.loader_table();
     let table = table.map_err(|error| CommandError::Usage(error.to_string()))?;
     let loaders = Loaders::read(table, &config.store.path);
     let reservation = config.dhcp.reservations.iter().find(|entry| entry.mac == arguments.mac);

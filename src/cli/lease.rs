@@ -99,6 +99,7 @@ pub(super) fn render(leases: &[LeaseEntry], style: Style, now: Timestamp) -> Str
             LeaseState::Offered => (Tone::Plain, "offered"),
             LeaseState::Bound if over => (Tone::Plain, "expired"),
             LeaseState::Bound => (Tone::Plain, "bound"),
+            LeaseState::Elsewhere => (Tone::Plain, "elsewhere"),
             LeaseState::Released => (Tone::Plain, "released"),
             LeaseState::Quarantined => (Tone::Attention, "quarantined"),
         };

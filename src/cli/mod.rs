@@ -15,9 +15,11 @@ use crate::cli::error::CommandError;
 use crate::cli::text::Style;
 
 mod audit;
+mod backup;
 pub mod client;
 mod config;
 mod demo;
+mod doctor;
 pub mod error;
 mod event;
 mod explain;
@@ -101,6 +103,12 @@ pub enum Command {
     Lab(lab::LabCommand),
     /// Simulated machines, as many as you like, netboot at once
     Storm(storm::StormArgs),
+    /// Write leases, nodes, timelines and tokens to one file, also while the appliance runs
+    Backup(backup::BackupArgs),
+    /// Make such a file the store again; the appliance must be stopped, and what was there is kept
+    Restore(backup::BackupArgs),
+    /// Say whether a machine would boot from here, and mend what keeps it from it
+    Doctor(doctor::DoctorArgs),
     /// Check a configuration file
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -143,18 +151,21 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Finished {
     };
     let json = cli.json;
     match perform(cli) {
-        Ok(stdout) => Finished { stdout, ..Finished::default() },
+        Ok(finished) => finished,
         Err(error) => Finished { stderr: error.render(json), code: error.exit_code(), ..Finished::default() },
     }
 }
 
-fn perform(cli: Cli) -> Result<String, CommandError> {
+fn perform(cli: Cli) -> Result<Finished, CommandError> {
     let style = Style::of_stdout();
     let socket = cli.socket.unwrap_or_else(default_socket);
     let json = cli.json;
-    match cli.command {
+    let stdout = match cli.command {
+        Command::Doctor(arguments) => return doctor::run(&arguments, json, style),
         Command::Serve(arguments) => serve::run(&arguments).map(|()| String::new()),
         Command::Config(command) => config::run(&command, json),
+        Command::Backup(arguments) => backup::back_up(&arguments, json),
+        Command::Restore(arguments) => backup::restore(&arguments, json),
         Command::Completions(arguments) => generate::completions(&arguments),
         Command::Man(arguments) => generate::man(&arguments),
         Command::Status => ask(async { status::run(&Client::new(socket), json, style).await }),
@@ -188,7 +199,8 @@ fn perform(cli: Cli) -> Result<String, CommandError> {
             ask(async { roster::export(&arguments, &Client::new(socket), json).await })
         }
         Command::Watch => ask(async { watch::run(&Client::new(socket), json, style).await }),
-    }
+    }?;
+    Ok(Finished { stdout, ..Finished::default() })
 }
 
 fn default_socket() -> PathBuf {

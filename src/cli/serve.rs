@@ -4,7 +4,7 @@
 //! again and takes it over whole: a file with a mistake, or one that changes what is fixed at start, changes nothing.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +16,10 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use super::error::{CommandError, error_chain};
 use super::text::colours_wanted;
-use crate::appliance::{Appliance, StartError};
+use crate::appliance::{Appliance, Ground, StartError};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
+use crate::net::sys::run_like_others;
 use crate::operator::HandedOver;
 use crate::operator::problems::ProblemLog;
 
@@ -27,14 +28,25 @@ mod notify;
 /// A supervisor, or an operator with Ctrl-C, waits no longer than two seconds; a little is kept for the exit itself.
 const STOP_WITHIN: Duration = Duration::from_millis(1600);
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
     /// Configuration file; config/farrier.toml shows every key
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// User to become when started as root, by name or number [default: process.user, else farrier]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
     /// How to log to standard error; RUST_LOG chooses what (default: info)
     #[arg(long, value_enum, default_value = "text")]
     log: LogFormat,
+}
+
+impl ServeArgs {
+    /// The file, and over it what the command line says.
+    fn read(&self) -> Result<Config, ConfigError> {
+        let config = Config::load(&self.config)?;
+        Ok(Config { user: self.user.clone().or(config.user), ..config })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -63,22 +75,26 @@ impl Running for Appliance {
 }
 
 pub(super) fn run(arguments: &ServeArgs) -> Result<(), CommandError> {
-    let config = Config::load(&arguments.config)?;
+    let config = arguments.read()?;
     let clock = Clock::start();
     let problems = ProblemLog::new(clock);
     start_log(arguments.log, &problems)?;
     let handed = HandedOver::from_environment().map_err(|error| CommandError::Usage(error_chain(&error)))?;
+    // While this is the only thread.
+    let ground = Ground::open(&config, &arguments.config, handed)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("farrier-io")
+        .on_thread_start(run_like_others)
         .build()
         .map_err(|error| CommandError::Failed(format!("the runtime does not start: {error}")))?;
-    let path = arguments.config.clone();
+    let arguments = arguments.clone();
     let served = runtime.block_on(async {
         let signals = Signals::open().map_err(|error| CommandError::Failed(format!("signals: {error}")))?;
-        let appliance = Appliance::start(config.clone(), handed, problems, clock).await?;
+        let appliance = Appliance::start(config.clone(), ground, problems, clock).await?;
+        run_like_others();
         notify::tell("READY=1");
-        serve(appliance, config, &path, signals).await;
+        serve(appliance, config, &arguments, signals).await;
         Ok(())
     });
     // What has not drained by now is not waited for.
@@ -116,15 +132,15 @@ impl Signals {
     }
 }
 
-async fn serve(appliance: impl Running, mut config: Config, path: &Path, mut signals: Signals) {
+async fn serve(appliance: impl Running, mut config: Config, arguments: &ServeArgs, mut signals: Signals) {
     let cause = loop {
         tokio::select! {
             _ = signals.hang_up.recv() => {
-                let Some(new) = reread(&config, path) else { continue };
+                let Some(new) = reread(&config, arguments) else { continue };
                 match appliance.reload(new.clone()) {
                     Ok(()) => {
                         config = new;
-                        tracing::info!(path = %path.display(), "configuration reloaded");
+                        tracing::info!(path = %arguments.config.display(), "configuration reloaded");
                     }
                     Err(error) => tracing::error!(error, "configuration not reloaded; nothing has changed"),
                 }
@@ -145,8 +161,8 @@ async fn serve(appliance: impl Running, mut config: Config, path: &Path, mut sig
 }
 
 /// The file's new meaning, if it may be taken over; otherwise the log says why it is not.
-fn reread(running: &Config, path: &Path) -> Option<Config> {
-    match Config::load(path) {
+fn reread(running: &Config, arguments: &ServeArgs) -> Option<Config> {
+    match arguments.read() {
         Err(error) => {
             tracing::error!(%error, "configuration not reloaded; nothing has changed");
             None
@@ -199,12 +215,16 @@ mod tests {
         let running = Config::parse(TEXT, &path).unwrap();
         let attempt = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            reread(&running, &path)
+            reread(&running, &arguments(&path))
         };
         assert!(attempt(&format!("{TEXT}[dhcp]\nlease = \"1s\"\n")).is_none());
         assert!(attempt(&format!("{TEXT}[store]\npath = \"/srv\"\n")).is_none());
         let new = attempt(&format!("{TEXT}[dhcp]\nlease = \"1h\"\n")).unwrap();
         assert_eq!(new.dhcp.lease, Duration::from_secs(3600));
+    }
+
+    fn arguments(path: &std::path::Path) -> ServeArgs {
+        ServeArgs { config: path.to_owned(), user: None, log: LogFormat::Text }
     }
 
     /// Tells what it is asked to do.
@@ -230,7 +250,8 @@ mod tests {
         let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
         // Handlers are in place before the first signal; this process is never ended by one.
         let signals = Signals::open().unwrap();
-        let served = tokio::spawn(async move { serve(Told(sender), running, &path, signals).await });
+        let served =
+            tokio::spawn(async move { serve(Told(sender), running, &arguments(&path), signals).await });
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP).unwrap();
         assert_eq!(told.recv().await, Some("reload"));
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();

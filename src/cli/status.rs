@@ -8,7 +8,8 @@ use super::json_text;
 use super::table::Table;
 use super::text::{Style, Tone, ago, counted, duration, inert};
 use crate::clock::{Clock, Timestamp};
-use crate::operator::api::{Severity, Status};
+use crate::config::DhcpMode;
+use crate::operator::api::{ProcessStatus, Severity, Status};
 
 pub(super) async fn run(client: &Client, json: bool, style: Style) -> Result<String, CommandError> {
     let status: Status = client.get("/api/v1/status").await?;
@@ -33,6 +34,26 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
         let (tone, state) = if service.running { (Tone::Plain, "") } else { (Tone::Bad, ", not running") };
         line(label, tone, &format!("{} on {}{state}", service.name, service.listens));
     }
+    for server in &status.dhcp.other_servers {
+        let said = format!(
+            "{} ({}): {} offers, {} acks, {} naks, last {}",
+            server.address,
+            server.mac,
+            server.offers,
+            server.acks,
+            server.naks,
+            ago(server.last_heard_at, now)
+        );
+        line("heard", Tone::Plain, &said);
+    }
+    for (index, rival) in status.rivals.iter().enumerate() {
+        let label = if index == 0 { "rivals" } else { "" };
+        line(label, Tone::Bad, &rival.headline());
+        if rival.holding {
+            line("", Tone::Bad, "nobody is answered until it is quiet: dhcp.on_rival = \"hold\"");
+        }
+        line("", Tone::Attention, &rival.way_out);
+    }
     let pool = &status.pool;
     let used = pool.bound + pool.offered + pool.quarantined;
     let tone = if pool.size > 0 && used >= pool.size { Tone::Bad } else { Tone::Plain };
@@ -40,7 +61,17 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
         "{}-{}: {} of {} bound, {} offered, {} quarantined",
         pool.first, pool.last, pool.bound, pool.size, pool.offered, pool.quarantined
     );
-    line("pool", tone, &pool_text);
+    match status.dhcp.mode {
+        DhcpMode::Server => line("pool", tone, &pool_text),
+        DhcpMode::Proxy => {
+            line("pool", Tone::Plain, "none: another DHCP server gives the addresses (dhcp.mode = \"proxy\")")
+        }
+        DhcpMode::Observe => line(
+            "mode",
+            Tone::Attention,
+            "observe: nobody is answered; dhcp.mode = \"server\" or \"proxy\" makes it answer",
+        ),
+    }
     let transfers = status.transfers;
     let under_way = format!("{} by TFTP, {} by HTTP under way", transfers.tftp, transfers.http);
     line("transfers", Tone::Plain, &under_way);
@@ -70,9 +101,23 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
     if let Some(error) = &status.store.last_error {
         line("", Tone::Bad, &format!("last commit failed: {error}"));
     }
+    let (tone, text_of_process) = process(&status.process);
+    line("process", tone, &text_of_process);
     text.push_str(&problems(status, style, now));
     text.push_str(&counters(status, style));
     text
+}
+
+/// Attention where the kernel, or the way it was started, leaves it more than it should have.
+fn process(process: &ProcessStatus) -> (Tone, String) {
+    let ProcessStatus { user, capabilities, no_new_privileges, landlock, seccomp } = process;
+    let held = if capabilities.is_empty() { "no capabilities".to_owned() } else { capabilities.join(" ") };
+    let on = |on: bool| if on { "on" } else { "off" };
+    let (privileges, calls) = (on(*no_new_privileges), on(*seccomp));
+    let text =
+        format!("user {user}, {held}; no_new_privs {privileges}, Landlock {landlock}, seccomp {calls}");
+    let confined = *no_new_privileges && *seccomp && landlock != "off" && user != "root";
+    (if confined { Tone::Plain } else { Tone::Attention }, text)
 }
 
 fn problems(status: &Status, style: Style, now: Timestamp) -> String {

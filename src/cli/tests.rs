@@ -7,6 +7,7 @@ use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::{NextBoot, ScriptPlan};
 use crate::clock::Timestamp;
 use crate::dhcp::lease::LeaseState;
+use crate::guard::rivals::{Evidence, Kind};
 use crate::net::MacAddr;
 use crate::node::inventory::{BootedBy, Cpu, Disk, Inventory, Nic, System};
 use crate::node::state::ProvisionState;
@@ -269,6 +270,21 @@ fn the_status_says_what_is_wrong() {
             ServiceStatus { name: "dhcp".into(), listens: "192.168.2.2:67".into(), running: true },
             ServiceStatus { name: "tftp".into(), listens: "192.168.2.2:69".into(), running: false },
         ],
+        dhcp: DhcpStatus::default(),
+        rivals: vec![RivalStatus {
+            kind: Kind::Dhcp,
+            address: [192, 168, 2, 9].into(),
+            mac: Some(MAC),
+            port: None,
+            evidence: Evidence::Offer,
+            first_at: START,
+            last_at: START,
+            heard: 1,
+            client: None,
+            process: None,
+            way_out: "find it and stop it".into(),
+            holding: true,
+        }],
         pool: PoolStatus {
             first: [192, 168, 2, 128].into(),
             last: [192, 168, 2, 254].into(),
@@ -289,6 +305,13 @@ fn the_status_says_what_is_wrong() {
             path: "/var/lib/farrier".into(),
             last_error: Some("disk full".into()),
             ..StoreStatus::default()
+        },
+        process: ProcessStatus {
+            user: "farrier".into(),
+            capabilities: vec!["CAP_NET_RAW".into()],
+            no_new_privileges: true,
+            landlock: "full".into(),
+            seccomp: false,
         },
         transfers: TransfersStatus { tftp: 2, http: 0 },
         problems: vec![ReportedProblem {

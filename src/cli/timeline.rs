@@ -7,7 +7,7 @@ use super::text::{Style, Tone, bytes, duration, inert};
 use crate::boot::client::ClientClass;
 use crate::boot::decision::ScriptPlan;
 use crate::clock::Timestamp;
-use crate::node::timeline::{AgentCall, Boot, FileOutcome, Happening, Stage, Transport};
+use crate::node::timeline::{ADDRESS_ELSEWHERE, AgentCall, Boot, FileOutcome, Happening, Stage, Transport};
 
 /// One event's cells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +55,9 @@ pub fn describe(happening: &Happening) -> Line {
         Happening::Dhcp { class, message, answer, address, boot_file, nothing_to_boot, .. } => {
             let (tone, mut detail) = match answer {
                 Ok(answer) => (Tone::Plain, format!("{} -> {answer}", class_words(*class))),
+                Err(reason) if reason == ADDRESS_ELSEWHERE => {
+                    (Tone::Plain, format!("{} -> left to the other server", class_words(*class)))
+                }
                 Err(reason) => (Tone::Attention, format!("{} -> no answer: {reason}", class_words(*class))),
             };
             if let Some(address) = address {
@@ -67,6 +70,16 @@ pub fn describe(happening: &Happening) -> Line {
                 detail.push_str(&format!(", nothing to boot: {}", reason.as_str()));
             }
             Line::new(tone, message, detail)
+        }
+        Happening::OtherServer { server, message, address, boot_file, .. } => {
+            let mut detail = format!("by the DHCP server {server}");
+            if let Some(address) = address {
+                detail.push_str(&format!(": {address}"));
+            }
+            if let Some(file) = boot_file {
+                detail.push_str(&format!(", boot {file}"));
+            }
+            Line::new(Tone::Plain, message, detail)
         }
         Happening::File { transport, name, size, sent, took_millis, outcome, .. } => {
             let took = Some(Duration::from_millis(*took_millis));

@@ -10,13 +10,17 @@ use ipnetwork::Ipv4Network;
 
 use super::document::Document;
 use super::error::{ConfigError, nearest};
-use super::file::{BootSection, DhcpSection, FileConfig, NetworkSection, StoreSection};
-use super::{BootConfig, BridgeName, Config, DhcpConfig, Identity, NetworkConfig, StoreConfig};
+use super::file::{BootSection, DhcpSection, FileConfig, NetworkSection, StoreSection, StrangersSection};
+use super::{
+    BootConfig, BridgeName, Config, DhcpConfig, DhcpMode, Identity, NetworkConfig, OnRival, PoolRange,
+    StoreConfig, StrangerLimits,
+};
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::script::KernelArgument;
 use crate::config::pool;
+use crate::net::hazards::{Allowed, Hazard};
 
 /// IFNAMSIZ without the final NUL (linux/if.h).
 const INTERFACE_NAME_MAX: usize = 15;
@@ -32,6 +36,8 @@ const CALL_DEADLINE_MAX: Duration = Duration::from_secs(24 * 3600);
 const CALL_DEADLINE_DEFAULT: Duration = Duration::from_secs(5 * 60);
 /// The x86 kernel takes 2047 bytes of command line; half of that is left to our own arguments.
 const KERNEL_ARGUMENTS_BYTES_MAX: usize = 1024;
+/// More than one appliance answers.
+const STRANGERS_PER_SECOND_MAX: u32 = 100_000;
 const PROFILE_NAME_MAX: usize = 32;
 
 const STORE_DEFAULT: &str = "/var/lib/farrier";
@@ -67,7 +73,8 @@ impl Check<'_> {
         let operator = self.operator(file.operator, &network)?;
         let store = self.store(file.store)?;
         let boot = self.boot(file.boot)?;
-        Ok(Config { network, dhcp, operator, store, boot })
+        let user = file.process.user.map(|name| self.account("process.user", "user", name)).transpose()?;
+        Ok(Config { network, dhcp, operator, store, boot, user })
     }
 
     fn network(&self, section: NetworkSection) -> Result<NetworkConfig, ConfigError> {
@@ -78,7 +85,47 @@ impl Check<'_> {
             Some(text) => Some(self.gateway(&text, address)?),
         };
         let dns = self.dns(&section.dns)?;
-        Ok(NetworkConfig { bridge, address, gateway, dns })
+        let allow = self.allow(&section.allow)?;
+        Ok(NetworkConfig { bridge, address, gateway, dns, allow })
+    }
+
+    fn allow(&self, texts: &[String]) -> Result<Allowed, ConfigError> {
+        let words = Hazard::ALL.map(Hazard::as_str);
+        let hazard = |(index, text): (usize, &String)| {
+            Hazard::ALL.into_iter().find(|hazard| hazard.as_str() == text).ok_or_else(|| {
+                let meant = nearest(text, words).unwrap_or(words[0]);
+                let rule = format!("what may be allowed: {}", words.map(quoted).join(", "));
+                let way_out = format!("write \"{meant}\" if that is meant, or remove it");
+                self.refuse(&format!("network.allow[{index}]"), quoted(text), rule, way_out)
+            })
+        };
+        let hazards: Vec<Hazard> = texts.iter().enumerate().map(hazard).collect::<Result<_, _>>()?;
+        Ok(Allowed::of(&hazards))
+    }
+
+    fn strangers(&self, section: &StrangersSection) -> Result<StrangerLimits, ConfigError> {
+        let default = StrangerLimits::default();
+        let share = match &section.share {
+            None => default.share,
+            Some(text) => {
+                let percent = text.strip_suffix('%').and_then(|number| number.trim().parse().ok());
+                percent.filter(|percent| (1..=100).contains(percent)).ok_or_else(|| {
+                    let rule = "a part of the pool, from \"1%\" to \"100%\"";
+                    let way_out = format!("write share = \"{}%\"", default.share);
+                    self.refuse("dhcp.strangers.share", quoted(text), rule, way_out)
+                })?
+            }
+        };
+        let positive = |key: &str, number: Option<u32>, most: u32| match number {
+            Some(number) if !(1..=most).contains(&number) => {
+                let rule = format!("a number from 1 to {most}");
+                Err(self.refuse(key, number, rule, "write such a number, or leave the key out"))
+            }
+            other => Ok(other),
+        };
+        let per_second = positive("dhcp.strangers.per_second", section.per_second, STRANGERS_PER_SECOND_MAX)?;
+        let per_port = positive("dhcp.strangers.per_port", section.per_port, pool::POOL_MAX)?;
+        Ok(StrangerLimits { share, per_second: per_second.unwrap_or(default.per_second), per_port })
     }
 
     fn bridge(&self, text: Option<String>) -> Result<BridgeName, ConfigError> {
@@ -184,8 +231,15 @@ impl Check<'_> {
     }
 
     fn dhcp(&self, section: DhcpSection, network: &NetworkConfig) -> Result<DhcpConfig, ConfigError> {
+        let modes = [DhcpMode::Server, DhcpMode::Proxy, DhcpMode::Observe].map(|mode| (mode.as_str(), mode));
+        let mode = self.one_of("dhcp.mode", section.mode, &modes)?;
         let pool = match &section.pool {
             Some(text) => self.pool(text, network)?,
+            None if mode == DhcpMode::Proxy => pool::default_pool(network).unwrap_or_else(|| {
+                // Nobody is given an address of it, and ours is none that anybody may have.
+                let own = network.address.ip();
+                PoolRange { first: own, last: own }
+            }),
             None => pool::default_pool(network).ok_or_else(|| {
                 let rule = format!("{} leaves no address for a pool", network_text(network.address));
                 self.refuse("dhcp.pool", "", rule, "choose a larger subnet in network.address")
@@ -205,7 +259,22 @@ impl Check<'_> {
         let identity = self.one_of("dhcp.identity", section.identity, &identities)?;
         let reservations = self.reservations(section.reservation, network)?;
         let authoritative = section.authoritative.unwrap_or(true);
-        Ok(DhcpConfig { pool, lease, unknown, identity, authoritative, reservations })
+        let bootp = section.bootp.unwrap_or(false);
+        let policies = [("warn", OnRival::Warn), ("hold", OnRival::Hold)];
+        let on_rival = self.one_of("dhcp.on_rival", section.on_rival, &policies)?;
+        let strangers = self.strangers(&section.strangers)?;
+        Ok(DhcpConfig {
+            mode,
+            pool,
+            lease,
+            unknown,
+            identity,
+            authoritative,
+            bootp,
+            on_rival,
+            strangers,
+            reservations,
+        })
     }
 
     fn store(&self, section: StoreSection) -> Result<StoreConfig, ConfigError> {

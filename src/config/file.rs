@@ -19,6 +19,7 @@ pub(super) struct FileConfig {
     pub(super) operator: OperatorSection,
     pub(super) store: StoreSection,
     pub(super) boot: BootSection,
+    pub(super) process: ProcessSection,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -28,17 +29,30 @@ pub(super) struct NetworkSection {
     pub(super) address: Option<String>,
     pub(super) gateway: Option<String>,
     pub(super) dns: Vec<String>,
+    pub(super) allow: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct DhcpSection {
+    pub(super) mode: Option<String>,
     pub(super) pool: Option<String>,
     pub(super) lease: Option<String>,
     pub(super) unknown: Option<String>,
     pub(super) identity: Option<String>,
     pub(super) authoritative: Option<bool>,
+    pub(super) bootp: Option<bool>,
+    pub(super) on_rival: Option<String>,
+    pub(super) strangers: StrangersSection,
     pub(super) reservation: Vec<ReservationEntry>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct StrangersSection {
+    pub(super) share: Option<String>,
+    pub(super) per_second: Option<u32>,
+    pub(super) per_port: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,6 +87,12 @@ pub(super) struct TlsSection {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct StoreSection {
     pub(super) path: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ProcessSection {
+    pub(super) user: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -15,12 +15,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
-use crate::boot::loader::LoaderName;
+use crate::boot::loader::{LoaderName, LoaderTable, UnknownLoaderError};
 use crate::boot::script::KernelArgument;
 use crate::net::MacAddr;
+use crate::net::hazards::Allowed;
 use crate::node::NodeName;
 
 mod check;
@@ -44,6 +47,8 @@ pub struct Config {
     pub operator: OperatorConfig,
     pub store: StoreConfig,
     pub boot: BootConfig,
+    /// Whom a start as root becomes, by name or number. Without: the package's user, if there is one.
+    pub user: Option<String>,
 }
 
 /// A Linux interface name; there is no default and no wildcard.
@@ -63,6 +68,8 @@ pub struct NetworkConfig {
     pub address: Ipv4Network,
     pub gateway: Option<Ipv4Addr>,
     pub dns: Vec<Ipv4Addr>,
+    /// What speaks against serving the interface and is allowed all the same.
+    pub allow: Allowed,
 }
 
 /// First and last address of the dynamic pool, inclusive.
@@ -70,6 +77,29 @@ pub struct NetworkConfig {
 pub struct PoolRange {
     pub first: Ipv4Addr,
     pub last: Ipv4Addr,
+}
+
+/// What part DHCP plays on the bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DhcpMode {
+    /// The only DHCP server there: addresses and boot files.
+    #[default]
+    Server,
+    /// Beside another server, which gives the addresses: boot files only (PXE 2.1, ProxyDHCP).
+    Proxy,
+    /// Listens, answers nobody, and tells what a server would have answered.
+    Observe,
+}
+
+impl DhcpMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DhcpMode::Server => "server",
+            DhcpMode::Proxy => "proxy",
+            DhcpMode::Observe => "observe",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,13 +111,47 @@ pub enum Identity {
     ClientId,
 }
 
+/// `dhcp.on_rival`: what becomes of service while another DHCP server answers on the bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRival {
+    /// It is told everywhere, and service goes on.
+    #[default]
+    Warn,
+    /// It is told everywhere, and nobody is answered until the other has been quiet.
+    Hold,
+}
+
+/// `[dhcp.strangers]`: what machines that nobody registered, and that have not enrolled, may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StrangerLimits {
+    /// Percent of the pool they may hold, by leases and offers together.
+    pub share: u32,
+    /// DISCOVERs of theirs answered in a second.
+    pub per_second: u32,
+    /// Addresses they may hold behind one port of the bridge; `None` for as many as come.
+    pub per_port: Option<u32>,
+}
+
+impl Default for StrangerLimits {
+    /// Half of the pool is left to known nodes; the rate is more than any rack asks, and less than keeps us from others.
+    fn default() -> StrangerLimits {
+        StrangerLimits { share: 50, per_second: 10_000, per_port: None }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct DhcpConfig {
+    pub mode: DhcpMode,
+    /// Without a meaning where another server gives the addresses.
     pub pool: PoolRange,
     pub lease: Duration,
     pub unknown: UnknownPolicy,
     pub identity: Identity,
     pub authoritative: bool,
+    /// BOOTP clients of registered machines with a fixed address are answered.
+    pub bootp: bool,
+    pub on_rival: OnRival,
+    pub strangers: StrangerLimits,
     pub reservations: Vec<Reservation>,
 }
 
@@ -169,18 +233,32 @@ impl Config {
         check::Check { path, document: &document }.config(file)
     }
 
-    /// Keys that differ in `new` and that a running appliance cannot take over: its sockets and its store are open.
+    /// Which loader each firmware gets: the shipped choice for this mode, and the operator's before it.
+    pub fn loader_table(&self) -> Result<LoaderTable, UnknownLoaderError> {
+        let table = match self.dhcp.mode {
+            DhcpMode::Server | DhcpMode::Observe => LoaderTable::built_in(),
+            DhcpMode::Proxy => LoaderTable::built_in().beside_another_server(),
+        };
+        table.with_overrides(&self.boot.loaders)
+    }
+
+    /// Keys that differ in `new` and that a running appliance cannot take over: its sockets and its store are open, and what
+    /// it may reach is decided.
     pub fn fixed_at_start(&self, new: &Config) -> Vec<&'static str> {
         let compared = [
             ("network.bridge", self.network.bridge != new.network.bridge),
             ("network.address", self.network.address != new.network.address),
+            ("dhcp.mode", self.dhcp.mode != new.dhcp.mode),
+            ("network.allow", self.network.allow != new.network.allow),
             ("operator.socket", self.operator.socket != new.operator.socket),
             ("operator.group", self.operator.group != new.operator.group),
             ("operator.listen", self.operator.listen != new.operator.listen),
             ("operator.names", self.operator.names != new.operator.names),
             ("operator.tls", self.operator.tls != new.operator.tls),
             ("operator.metrics_open", self.operator.metrics_open != new.operator.metrics_open),
+            ("operator.consoles", self.operator.consoles != new.operator.consoles),
             ("store.path", self.store.path != new.store.path),
+            ("process.user", self.user != new.user),
         ];
         compared.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }

@@ -14,7 +14,7 @@ const HOST_NAME_MAX: usize = 253;
 /// A host has a few names; each is compared with every request's.
 const NAMES_MAX: usize = 16;
 /// useradd and groupadd take no longer ones.
-const GROUP_NAME_MAX: usize = 32;
+const ACCOUNT_NAME_MAX: usize = 32;
 
 const SOCKET_DEFAULT: &str = "/run/farrier/operator.sock";
 const LISTEN_DEFAULT: &str = "127.0.0.1:8067";
@@ -32,7 +32,7 @@ impl Check<'_> {
             let shorter = "choose a shorter path, such as /run/farrier/operator.sock";
             return Err(self.refuse("operator.socket", quoted(&socket_text), rule, shorter));
         }
-        let group = section.group.map(|name| self.group(name)).transpose()?;
+        let group = section.group.map(|name| self.account("operator.group", "group", name)).transpose()?;
         let tls = self.tls(section.tls)?;
         let text = section.listen.unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
         let listen = match text.as_str() {
@@ -48,16 +48,18 @@ impl Check<'_> {
         Ok(OperatorConfig { socket, group, listen, names, tls, metrics_open, consoles })
     }
 
-    fn group(&self, name: String) -> Result<String, ConfigError> {
+    /// The name or number of a user or a group, `kind` says which.
+    pub(super) fn account(&self, key: &str, kind: &str, name: String) -> Result<String, ConfigError> {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if (1..=GROUP_NAME_MAX).contains(&name.len()) && name.bytes().all(legal) && !name.starts_with('-') {
+        if (1..=ACCOUNT_NAME_MAX).contains(&name.len()) && name.bytes().all(legal) && !name.starts_with('-') {
             return Ok(name);
         }
         let rule = format!(
-            "a group is named by its number, or by 1 to {GROUP_NAME_MAX} letters, digits, `.`, `_`, `-`"
+            "a {kind} is named by its number, or by 1 to {ACCOUNT_NAME_MAX} letters, digits, `.`, `_`, `-`"
         );
-        let way_out = "write the group as /etc/group has it, or leave the key out";
-        Err(self.refuse("operator.group", quoted(&name), rule, way_out))
+        let file = if kind == "user" { "/etc/passwd" } else { "/etc/group" };
+        let way_out = format!("write the {kind} as {file} has it, or leave the key out");
+        Err(self.refuse(key, quoted(&name), rule, way_out))
     }
 
     fn listen(&self, text: &str, network: &NetworkConfig, tls: bool) -> Result<SocketAddr, ConfigError> {

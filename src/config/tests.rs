@@ -49,11 +49,13 @@ fn the_shown_file_names_every_key() {
         ("", "[nonsense]"),
         ("network", "[network]\nnonsense = 1"),
         ("dhcp", "[dhcp]\nnonsense = 1"),
+        ("dhcp.strangers", "[dhcp.strangers]\nnonsense = 1"),
         ("reservation", "[[dhcp.reservation]]\nnonsense = 1"),
         ("operator", "[operator]\nnonsense = 1"),
         ("operator.tls", "[operator.tls]\nnonsense = 1"),
         ("store", "[store]\nnonsense = 1"),
         ("boot", "[boot]\nnonsense = 1"),
+        ("process", "[process]\nnonsense = 1"),
     ];
     for (section, text) in sections {
         let error = toml::from_str::<file::FileConfig>(text).unwrap_err();

@@ -45,6 +45,13 @@ pub struct Binding {
     pub expires_at: Timestamp,
 }
 
+impl Binding {
+    /// Whether its client may use the address now.
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        self.state == BindingState::Bound && self.expires_at > now
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BindingState {
@@ -76,6 +83,8 @@ pub enum LeaseState {
     Bound,
     Released,
     Quarantined,
+    /// Another server gave it: heard, not given (`dhcp.mode`).
+    Elsewhere,
 }
 
 /// How full the pool is. Addresses outside it (reservations) are not counted.

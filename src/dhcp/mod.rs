@@ -6,6 +6,7 @@
 //! - [`lease`]: pool, bindings, offers, quarantine; pure
 //! - [`reply`]: where an answer goes (RFC 2131 §4.1) and what it carries
 //! - [`address_book`]: which MAC has which address now, for TFTP and HTTP
+//! - [`rivals`]: other servers, where we are not the one that gives the addresses
 //! - [`network`]: bridge-bound sockets and the loop of the DHCP thread
 
 pub mod address_book;
@@ -13,6 +14,7 @@ pub mod lease;
 pub mod network;
 pub mod reply;
 pub mod request;
+pub mod rivals;
 pub mod server;
 #[cfg(test)]
 pub(crate) mod testing;

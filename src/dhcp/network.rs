@@ -10,8 +10,8 @@
 //! Everything one receive brings is one batch for the store, so that under load many leases share one sync. A grant
 //! always carries its whole binding, so a repeated request waits for a commit of its own.
 //!
-//! Nothing on the network ends this thread. A bridge that is deleted closes the sockets; they are opened again once a
-//! bridge of that name carries our address again.
+//! Nothing on the network ends this thread. A bridge that is deleted leaves the sockets deaf; they are moved to the next
+//! bridge of that name once it carries our address.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -25,11 +25,15 @@ use crate::boot::client::Client;
 use crate::boot::decision::Standing;
 use crate::boot::loader::LoaderTable;
 use crate::clock::{Clock, Timestamp};
-use crate::config::{BridgeName, Config};
+use crate::config::{BridgeName, Config, DhcpMode};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::{Binding, BindingState, LeaseView, PoolUse};
+use crate::dhcp::rivals::{OtherServer, Rivals};
 use crate::dhcp::server::{Answer, DhcpServer, Directory, Outcome, Report, Settings};
+use crate::guard::Guard;
+use crate::guard::process::LocalServer;
 use crate::net::link::LinkWatch;
+use crate::net::overheard::{Ear, Reach};
 use crate::net::{Bridge, MacAddr};
 use crate::node::registry::{Registry, TraceStep};
 use crate::node::timeline::Happening;
@@ -37,13 +41,19 @@ use crate::store::Store;
 use crate::telemetry::Tally;
 
 mod clones;
+pub mod desk;
+mod listening;
 mod outbound;
+mod questions;
 mod recently;
 mod worker;
 
+use desk::{Desk, FailedBatch, Said};
+pub use outbound::Doors;
 use outbound::Outbound;
+use questions::Questions;
 use recently::Recently;
-use worker::{FailedBatch, Progress, Worker};
+use worker::{Done, Progress, Worker};
 
 /// The word for this service in counters.
 const SERVICE: &str = "dhcp";
@@ -63,8 +73,9 @@ pub trait Nodes: Directory + Send + Sync {
 /// What a stranger's trace keeps of one message.
 fn step_of(outcome: &Outcome, report: &Report, now: Timestamp) -> TraceStep {
     let (answer, address) = match &outcome.answer {
-        Answer::Reply(reply) => (Ok(reply.kind.as_str()), reply.address),
-        Answer::Silence(silence) => (Err(silence.as_str()), None),
+        Answer::Reply(reply) => (Ok(reply.kind.as_str()), report.address(Some(reply))),
+        Answer::Withheld(reply) => (Err(reply.kind.withheld()), report.address(Some(reply))),
+        Answer::Silence(silence) => (Err(silence.as_str()), report.address(None)),
     };
     let Report { class, message, xid, other_server, .. } = *report;
     TraceStep { at: now, class, message, xid, answer, address, other_server }
@@ -107,15 +118,15 @@ pub struct DhcpParts<N = Registry> {
     pub store: Arc<dyn Store>,
     pub addresses: Arc<AddressBook>,
     pub tally: Arc<Tally>,
+    /// Whom to tell of other servers, and whom to ask whether to answer at all.
+    pub guard: Arc<Guard>,
     pub clock: Clock,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error(
-        "UDP port {port} on {bridge} is taken: another DHCP server runs here; `ss -lunp sport = :{port}` names it, stop it or keep it off this bridge"
-    )]
-    PortTaken { bridge: BridgeName, port: u16, source: io::Error },
+    #[error("UDP port {port} on {bridge} is taken: {}", taken_by(holder.as_deref(), *port))]
+    PortTaken { bridge: BridgeName, port: u16, holder: Option<Box<LocalServer>>, source: io::Error },
     #[error(
         "{what} on {bridge} is not permitted: run as root or with the capabilities CAP_NET_BIND_SERVICE and CAP_NET_RAW"
     )]
@@ -126,13 +137,26 @@ pub enum BindError {
     Thread { source: io::Error },
 }
 
+fn taken_by(holder: Option<&LocalServer>, port: u16) -> String {
+    match holder {
+        Some(LocalServer { pid, program, way_out, .. }) => {
+            format!("{program} (pid {pid}) holds it, another DHCP server of this host: {way_out}")
+        }
+        None => format!(
+            "another DHCP server runs here; `ss -lunp sport = :{port}` names it, stop it or keep it off this bridge"
+        ),
+    }
+}
+
 enum Command {
     Leases(mpsc::SyncSender<Vec<LeaseView>>),
     PoolUse(mpsc::SyncSender<PoolUse>),
+    OtherServers(mpsc::SyncSender<Vec<OtherServer>>),
     Reconfigure(Box<Settings>),
     InUse(Ipv4Addr),
-    /// From the store's thread: this was not made durable, and its parcels were not sent.
-    CommitFailed(FailedBatch),
+    /// From the store's thread: this was not made durable, and its parcels were not sent. It counts as pending until
+    /// the server has forgotten it.
+    CommitFailed(FailedBatch, Done),
     Stop,
 }
 
@@ -160,7 +184,14 @@ impl DhcpHandle {
         pool_use.recv().unwrap_or_default()
     }
 
-    /// Takes over a new configuration, except for the bridge and our address on it.
+    /// Other DHCP servers heard; none is listened for while we are the server there, and none known once stopped.
+    pub fn other_servers(&self) -> Vec<OtherServer> {
+        let (answer, servers) = mpsc::sync_channel(1);
+        self.tell(Command::OtherServers(answer));
+        servers.recv().unwrap_or_default()
+    }
+
+    /// Takes over a new configuration, except for the bridge and our address on it, and what part we play there.
     pub fn reconfigure(&self, config: &Config, loaders: Arc<LoaderTable>) {
         self.tell(Command::Reconfigure(Box::new(Settings::new(config, loaders))));
     }
@@ -195,16 +226,36 @@ impl Drop for DhcpHandle {
     }
 }
 
-/// Whether the sockets can be had, by having them for a moment.
-pub fn probe(bridge: &Bridge) -> Result<(), BindError> {
-    Outbound::open(bridge, &Arc::default()).map(drop)
+/// Ears for other servers, where somebody else is the server.
+fn open_ear(bridge: &Bridge, mode: DhcpMode) -> Result<Option<Ear>, BindError> {
+    let reach = match mode {
+        DhcpMode::Server => return Ok(None),
+        // Who takes which address is known from requests and from ARP: not worth a look at every frame.
+        DhcpMode::Proxy => Reach::Broadcasts,
+        DhcpMode::Observe => Reach::Everything,
+    };
+    Ear::open(bridge, reach).map(Some).map_err(|source| {
+        let (bridge, what) = (bridge.name.clone(), "a packet socket".to_owned());
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => BindError::NotPermitted { bridge, what, source },
+            _ => BindError::Unavailable { bridge, what, source },
+        }
+    })
 }
 
 /// Opens the sockets and starts the thread.
 pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
-    let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, clock } = parts;
+    start_at(Doors::open(&parts.bridge)?, parts)
+}
+
+/// Starts the thread with sockets that are open already.
+pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result<DhcpHandle, BindError> {
+    let DhcpParts { bridge, config, loaders, bindings, registry, store, addresses, tally, guard, clock } =
+        parts;
     let system = |source| BindError::Thread { source };
-    let outbound = Arc::new(Outbound::open(&bridge, &tally)?);
+    let mode = config.dhcp.mode;
+    let outbound = Arc::new(Outbound::new(&bridge, doors, &tally)?);
+    let ear = open_ear(&bridge, mode)?;
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let waker = Arc::new(EventFd::from_flags(flags).map_err(|errno| system(errno.into()))?);
     let watch = LinkWatch::open().map_err(system)?;
@@ -217,23 +268,41 @@ pub fn start<N: Nodes + 'static>(parts: DhcpParts<N>) -> Result<DhcpHandle, Bind
         );
     }
     let (commands, orders) = mpsc::channel();
-    for binding in bindings.iter().filter(|binding| binding.state == BindingState::Bound) {
-        addresses.set(binding.address, binding.mac);
+    // Leases of a time when we gave the addresses say nothing of who has them now.
+    if mode == DhcpMode::Server {
+        for binding in bindings.iter().filter(|binding| binding.state == BindingState::Bound) {
+            addresses.set(binding.address, binding.mac);
+        }
+    }
+    let mut server = DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now());
+    // Who gives no addresses asks nobody for them; an observer is not heard at all.
+    if mode == DhcpMode::Server {
+        server.ask_the_wire();
     }
     let worker = Worker {
-        server: DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now()),
+        desk: Desk {
+            mode,
+            server,
+            registry,
+            store,
+            addresses,
+            tally,
+            guard: Arc::clone(&guard),
+            said: Said::default(),
+        },
         bridge,
-        outbound: Some(outbound),
-        registry,
-        store,
-        addresses,
-        tally,
+        outbound,
+        bridge_gone: false,
+        ear,
+        rivals: Rivals::default(),
+        guard,
         clock,
         orders,
         commands: commands.clone(),
         waker: Arc::clone(&waker),
         watch,
         progress: Progress::default(),
+        questions: Questions::default(),
     };
     let thread = thread::Builder::new()
         .name("dhcp".to_owned())

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::boot::client::ClientClass;
 use crate::boot::decision::{BootFile, VendorClass};
+use crate::config::DhcpMode;
 use crate::dhcp::request::{MessageKind, Request};
 use crate::dhcp::server::{Destination, Reply, ReplyKind, Settings};
 use crate::dhcp::wire::{self, MessageType, OptionCode, ReplyHeader};
@@ -69,16 +70,20 @@ pub fn destination(addressing: &Addressing) -> Destination {
     match (kind, current, granted) {
         (ReplyKind::Nak, _, _) => Destination::Broadcast,
         // A client that already receives at its address may ask from a port of its choice.
-        (ReplyKind::Offer | ReplyKind::Ack, Some(address), _) if *source.ip() == address => {
+        (ReplyKind::Offer | ReplyKind::Ack | ReplyKind::Bootp, Some(address), _)
+            if *source.ip() == address =>
+        {
             Destination::Unicast(source)
         }
-        (ReplyKind::Offer | ReplyKind::Ack, Some(address), _) => {
+        (ReplyKind::Offer | ReplyKind::Ack | ReplyKind::Bootp, Some(address), _) => {
             Destination::Unicast(SocketAddrV4::new(address, CLIENT_PORT))
         }
-        (ReplyKind::Offer | ReplyKind::Ack, None, Some(address)) if !broadcast_flag => {
+        (ReplyKind::Offer | ReplyKind::Ack | ReplyKind::Bootp, None, Some(address)) if !broadcast_flag => {
             Destination::Frame { mac, address }
         }
-        (ReplyKind::Offer | ReplyKind::Ack, None, Some(_) | None) => Destination::Broadcast,
+        (ReplyKind::Offer | ReplyKind::Ack | ReplyKind::Bootp, None, Some(_) | None) => {
+            Destination::Broadcast
+        }
     }
 }
 
@@ -112,18 +117,39 @@ pub struct Draft<'a> {
     pub destination: Destination,
 }
 
+impl Reply {
+    /// The same acknowledgement for what is left of a lease, when the disk would not take its extension.
+    pub fn without_extension(mut self, left: Duration) -> Option<Reply> {
+        let secs = u32::try_from(left.as_secs()).ok().filter(|secs| *secs > 0)?;
+        // Renewal is tried again soon: the disk may have room by then.
+        let times = [
+            (OptionCode::AddressLeaseTime, secs),
+            (OptionCode::Renewal, secs / 2),
+            (OptionCode::Rebinding, secs - secs / 8),
+        ];
+        for (code, value) in times {
+            wire::overwrite_u32(&mut self.bytes, code, value)?;
+        }
+        Some(self)
+    }
+}
+
 impl Draft<'_> {
     pub fn compose(self) -> Reply {
         let bytes = match self.kind {
             ReplyKind::Nak => self.nak(),
             ReplyKind::Offer | ReplyKind::Ack => self.grant(),
+            ReplyKind::Bootp => self.bootp(),
         };
         Reply {
             kind: self.kind,
             bytes,
             destination: self.destination,
             // A boot server answer repeats the address its client claims; that grants nothing.
-            address: self.lease.and(self.granted),
+            address: match self.kind {
+                ReplyKind::Bootp => self.granted,
+                ReplyKind::Offer | ReplyKind::Ack | ReplyKind::Nak => self.lease.and(self.granted),
+            },
             boot_file: self.boot_file.map(|boot_file| boot_file.file),
         }
     }
@@ -134,21 +160,29 @@ impl Draft<'_> {
             htype: message.htype(),
             xid: message.xid(),
             flags: match (self.kind, self.request.relay, self.request.current) {
+                // There is no address to send it to but everybody's.
+                (ReplyKind::Offer, _, _) if self.granted.is_none() => message.flags() | wire::BROADCAST_FLAG,
                 // RFC 2131 §4.3.2: a client that is wrong about its address is reached by broadcast only, and so may
                 // be one that asks for configuration without saying where it is.
                 (ReplyKind::Nak, Some(_), _) => message.flags() | wire::BROADCAST_FLAG,
                 (ReplyKind::Ack, Some(_), None) if self.granted.is_none() => {
                     message.flags() | wire::BROADCAST_FLAG
                 }
-                (ReplyKind::Offer | ReplyKind::Ack | ReplyKind::Nak, _, _) => message.flags(),
+                (ReplyKind::Offer | ReplyKind::Ack | ReplyKind::Nak | ReplyKind::Bootp, _, _) => {
+                    message.flags()
+                }
             },
             ciaddr: match self.kind {
-                ReplyKind::Ack => self.request.current.unwrap_or(Ipv4Addr::UNSPECIFIED),
+                ReplyKind::Ack | ReplyKind::Bootp => self.request.current.unwrap_or(Ipv4Addr::UNSPECIFIED),
                 ReplyKind::Offer | ReplyKind::Nak => Ipv4Addr::UNSPECIFIED,
             },
             yiaddr: self.granted.unwrap_or(Ipv4Addr::UNSPECIFIED),
             siaddr: match self.boot_file {
                 Some(_) => self.settings.server(),
+                // U-Boot looks for its configuration by itself, and asks the server that is named here.
+                None if matches!(self.request.class, ClientClass::UnknownFirmware { .. }) => {
+                    self.settings.server()
+                }
                 None => Ipv4Addr::UNSPECIFIED,
             },
             giaddr: message.giaddr(),
@@ -171,6 +205,23 @@ impl Draft<'_> {
         options.emit(&self.header(), self.payload_limit())
     }
 
+    /// RFC 1497: what a client needs beside its address, in a vendor field of 64 bytes; nothing of DHCP.
+    fn bootp(&self) -> Vec<u8> {
+        let settings = self.settings;
+        let mask = settings.network.mask().octets();
+        let gateway = settings.gateway.map(|gateway| gateway.octets());
+        let name_servers: Vec<u8> =
+            settings.dns.iter().take(NAME_SERVERS_MAX).flat_map(|server| server.octets()).collect();
+        let mut options = OptionList::default();
+        options.push(OptionCode::SubnetMask, &mask);
+        options.push_some(OptionCode::Router, gateway.as_ref().map(|gateway| &gateway[..]));
+        if !name_servers.is_empty() {
+            options.push(OptionCode::DomainNameServer, &name_servers);
+        }
+        options.push_some(OptionCode::RelayAgentInformation, self.agent_information());
+        options.emit(&self.header(), wire::BOOTP_LEN)
+    }
+
     /// Option 82 as it came, always the last (RFC 3046 §2.2).
     fn agent_information(&self) -> Option<&[u8]> {
         self.request.relay.and_then(|relay| relay.information)
@@ -179,7 +230,7 @@ impl Draft<'_> {
     fn grant(&self) -> Vec<u8> {
         let message_type = [u8::from(match self.kind {
             ReplyKind::Offer => MessageType::Offer,
-            ReplyKind::Ack => MessageType::Ack,
+            ReplyKind::Ack | ReplyKind::Bootp => MessageType::Ack,
             ReplyKind::Nak => MessageType::Nak,
         })];
         let settings = self.settings;
@@ -203,11 +254,13 @@ impl Draft<'_> {
             options.push(OptionCode::Renewal, &t1);
             options.push(OptionCode::Rebinding, &t2);
         }
-        if self.boot_item.is_none() {
+        // The server that gives the addresses says the rest as well.
+        let configures = self.boot_item.is_none() && settings.mode != DhcpMode::Proxy;
+        if configures {
             options.push(OptionCode::SubnetMask, &mask);
             options.push_some(OptionCode::Router, gateway.as_ref().map(|gateway| &gateway[..]));
         }
-        for &code in self.request.parameters() {
+        for &code in self.request.parameters().iter().filter(|_| configures) {
             match OptionCode::from(code) {
                 OptionCode::DomainNameServer if !name_servers.is_empty() => {
                     options.push(OptionCode::DomainNameServer, &name_servers);
@@ -229,7 +282,8 @@ impl Draft<'_> {
         if self.request.class.wants_boot() {
             options.push_some(OptionCode::ClientMachineIdentifier, self.request.machine_id());
         }
-        if matches!(self.request.class, ClientClass::Ipxe { .. }) {
+        // A proxy's offer ends that wait by itself.
+        if matches!(self.request.class, ClientClass::Ipxe { .. }) && settings.mode != DhcpMode::Proxy {
             options.push(wire::IPXE_ENCAPSULATED, &NO_PROXY_DHCP);
         }
         options.push_some(OptionCode::ClientIdentifier, self.request.client_id);
@@ -258,9 +312,11 @@ pub fn destination_of(
             // INFORM from a client that left `ciaddr` empty: it is reached where it sent from.
             MessageKind::Inform if request.relay.is_none() => request.current.or(Some(*source.ip())),
             MessageKind::Inform => request.current,
-            MessageKind::Discover | MessageKind::Request | MessageKind::Decline | MessageKind::Release => {
-                request.current
-            }
+            MessageKind::Discover
+            | MessageKind::Request
+            | MessageKind::Decline
+            | MessageKind::Release
+            | MessageKind::Bootp => request.current,
         },
         source,
         broadcast_flag: request.message.broadcast(),
@@ -270,7 +326,11 @@ pub fn destination_of(
             (MessageKind::Inform, Some(_)) => None,
             (MessageKind::Inform, None) => relay_of(request, source),
             (
-                MessageKind::Discover | MessageKind::Request | MessageKind::Decline | MessageKind::Release,
+                MessageKind::Discover
+                | MessageKind::Request
+                | MessageKind::Decline
+                | MessageKind::Release
+                | MessageKind::Bootp,
                 _,
             ) => relay_of(request, source),
         },

@@ -31,6 +31,8 @@ pub enum MessageKind {
     Decline,
     Release,
     Inform,
+    /// No DHCP message at all (RFC 951, RFC 1497).
+    Bootp,
 }
 
 impl MessageKind {
@@ -41,6 +43,7 @@ impl MessageKind {
             MessageKind::Decline => "decline",
             MessageKind::Release => "release",
             MessageKind::Inform => "inform",
+            MessageKind::Bootp => "bootp",
         }
     }
 }
@@ -125,14 +128,17 @@ impl<'a> Request<'a> {
             (_, _) => return Err(Silence::BadHardwareAddress),
         };
         let options = message.options();
-        let Some(message_type) = message.message_type() else { return Err(Silence::Bootp) };
-        let kind = kind_of(message_type)?;
+        let kind = match message.message_type() {
+            Some(message_type) => kind_of(message_type)?,
+            None => MessageKind::Bootp,
+        };
         if message.hops() > HOPS_MAX {
             return Err(Silence::TooManyHops);
         }
         let requested = options.address(OptionCode::RequestedIpAddress).filter(|it| !it.is_unspecified());
         let current = match kind {
             MessageKind::Discover => None,
+            MessageKind::Bootp => Some(message.ciaddr()).filter(|it| !it.is_unspecified()),
             // In DECLINE option 50 is the address declined and `ciaddr` must be zero (RFC 2131 table 5).
             MessageKind::Request | MessageKind::Decline if requested.is_some() => None,
             MessageKind::Request | MessageKind::Decline | MessageKind::Release | MessageKind::Inform => {
@@ -213,7 +219,10 @@ impl<'a> Request<'a> {
             (Service::Dhcp, MessageKind::Request | MessageKind::Inform) => {
                 self.boot_item().is_some() && self.requested.is_none() && self.class.wants_boot()
             }
-            (Service::Dhcp, MessageKind::Discover | MessageKind::Decline | MessageKind::Release) => false,
+            (
+                Service::Dhcp,
+                MessageKind::Discover | MessageKind::Decline | MessageKind::Release | MessageKind::Bootp,
+            ) => false,
         }
     }
 }

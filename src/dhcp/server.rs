@@ -9,7 +9,13 @@
 //! ```
 //!
 //! The caller makes [`Outcome::changes`] durable before [`Outcome::answer`] leaves; offers carry none. If the commit
-//! fails it drops the answer and calls [`DhcpServer::forget`].
+//! fails it calls [`DhcpServer::forget`] and drops the answer, unless that confirms a lease which is on disk all the
+//! same: then it says for how long, and extends nothing.
+//!
+//! [`DhcpMode`] says how much of this is ours. As a proxy (PXE 2.1 §2.2) we add boot data to what another server says:
+//! a DISCOVER of a boot client gets an OFFER without an address, port 4011 is answered, everything else is silence
+//! (`proxy`). Observing, all of it is decided as a server would, and [`Answer::Withheld`]. In both, what clients say of
+//! the addresses they have from elsewhere is remembered (`elsewhere`).
 //!
 //! Deviations from the RFC, all deliberate: a client is its MAC and not its client identifier (firmware, iPXE and the
 //! operating system of one machine present three different ones), unless `identity = "client-id"`; an authoritative
@@ -26,20 +32,28 @@ use crate::boot::client::ClientClass;
 use crate::boot::decision::{self, BootPlan, NothingToBoot, RefusedBoot, Standing, UnknownPolicy};
 use crate::boot::loader::{LoaderFile, LoaderTable};
 use crate::clock::Timestamp;
-use crate::config::{Config, Identity, PoolRange};
-use crate::dhcp::lease::table::LeaseTable;
+use crate::config::{Config, DhcpMode, Identity, PoolRange, StrangerLimits};
+use crate::dhcp::lease::table::{Availability, LeaseTable, StillStored};
 use crate::dhcp::lease::{Binding, ClientKey, LeaseView, PoolUse};
 use crate::dhcp::request::{MessageKind, Relay, Request};
 use crate::dhcp::server::declines::Declines;
+use crate::dhcp::server::elsewhere::Elsewhere;
 use crate::dhcp::server::handling::Visit;
+use crate::dhcp::server::probes::Probes;
+use crate::dhcp::server::strangers::Strangers;
 use crate::dhcp::wire::Message;
 use crate::net::MacAddr;
 use crate::store::Change;
 
 mod declines;
+mod elsewhere;
 mod handling;
+mod probes;
+mod proxy;
 mod silence;
+mod strangers;
 
+pub use probes::PROBE_WAIT;
 pub use silence::Silence;
 
 /// What the server needs to know of nodes; the registry answers.
@@ -47,11 +61,16 @@ pub trait Directory {
     fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing;
     /// Whom an operator fixed this address for.
     fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr>;
+    /// The port of the bridge this MAC was last heard behind; asked for strangers, where ports are counted.
+    fn behind(&self, _mac: MacAddr) -> Option<u32> {
+        None
+    }
 }
 
 /// The part of the configuration that DHCP answers from, with what is derived from it.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    pub mode: DhcpMode,
     /// Our address, which is also the server identifier, and the subnet.
     pub network: Ipv4Network,
     pub gateway: Option<Ipv4Addr>,
@@ -61,12 +80,15 @@ pub struct Settings {
     pub unknown: UnknownPolicy,
     pub identity: Identity,
     pub authoritative: bool,
+    pub bootp: bool,
+    pub strangers: StrangerLimits,
     pub loaders: Arc<LoaderTable>,
 }
 
 impl Settings {
     pub fn new(config: &Config, loaders: Arc<LoaderTable>) -> Settings {
         Settings {
+            mode: config.dhcp.mode,
             network: config.network.address,
             gateway: config.network.gateway,
             dns: config.network.dns.clone(),
@@ -75,6 +97,8 @@ impl Settings {
             unknown: config.dhcp.unknown,
             identity: config.dhcp.identity,
             authoritative: config.dhcp.authoritative,
+            bootp: config.dhcp.bootp,
+            strangers: config.dhcp.strangers,
             loaders,
         }
     }
@@ -132,11 +156,17 @@ pub struct Outcome {
     pub changes: Vec<Change>,
     /// Who asked and what; absent if the bytes did not say.
     pub report: Option<Report>,
+    /// Addresses to ask the wire for; each is to end in `address_answered` or, after [`PROBE_WAIT`], `address_silent`.
+    pub ask: Vec<Ipv4Addr>,
+    /// The datagram is to be handled again once this one is settled. The answer is [`Silence::Probing`] until then.
+    pub awaits: Option<Ipv4Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Reply(Reply),
+    /// What a server would have answered; it does not leave, for we only observe.
+    Withheld(Reply),
     Silence(Silence),
 }
 
@@ -155,6 +185,8 @@ pub enum ReplyKind {
     Offer,
     Ack,
     Nak,
+    /// RFC 951: an address without an end.
+    Bootp,
 }
 
 impl ReplyKind {
@@ -163,6 +195,17 @@ impl ReplyKind {
             ReplyKind::Offer => "offer",
             ReplyKind::Ack => "ack",
             ReplyKind::Nak => "nak",
+            ReplyKind::Bootp => "bootp-reply",
+        }
+    }
+
+    /// The reason of a silence that would have been this.
+    pub fn withheld(self) -> &'static str {
+        match self {
+            ReplyKind::Offer => "would-offer",
+            ReplyKind::Ack => "would-ack",
+            ReplyKind::Nak => "would-nak",
+            ReplyKind::Bootp => "would-bootp-reply",
         }
     }
 }
@@ -192,11 +235,26 @@ pub struct Report {
     pub nothing_to_boot: Option<NothingToBoot>,
     /// The server it chose, if another was.
     pub other_server: Option<Ipv4Addr>,
+    /// The address that this message says it has, or takes, from another server; never set while we are the server.
+    pub elsewhere: Option<Ipv4Addr>,
+}
+
+impl Report {
+    /// The address this exchange is about: the one we gave, or the one another server gave.
+    pub fn address(&self, reply: Option<&Reply>) -> Option<Ipv4Addr> {
+        reply.and_then(|reply| reply.address).or(self.elsewhere)
+    }
 }
 
 impl Outcome {
     fn silent(silence: Silence) -> Outcome {
-        Outcome { answer: Answer::Silence(silence), changes: Vec::new(), report: None }
+        Outcome {
+            answer: Answer::Silence(silence),
+            changes: Vec::new(),
+            report: None,
+            ask: Vec::new(),
+            awaits: None,
+        }
     }
 }
 
@@ -205,18 +263,42 @@ pub struct DhcpServer {
     settings: Settings,
     table: LeaseTable,
     declines: Declines,
+    elsewhere: Elsewhere,
+    probes: Probes,
+    strangers: Strangers,
+    /// Another server answers on the bridge, and until it is quiet we do not.
+    held: bool,
 }
 
 impl DhcpServer {
-    pub fn new(settings: Settings, bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
+    pub fn new(settings: Settings, mut bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
+        set_to_clock(&mut bindings, now);
         let table = LeaseTable::new(settings.pool, bindings, now);
-        DhcpServer { settings, table, declines: Declines::default() }
+        DhcpServer {
+            settings,
+            table,
+            declines: Declines::default(),
+            elsewhere: Elsewhere::default(),
+            probes: Probes::default(),
+            strangers: Strangers::default(),
+            held: false,
+        }
+    }
+
+    /// From now on addresses that are fresh to a client are asked for on the wire: the caller can.
+    pub fn ask_the_wire(&mut self) {
+        self.probes.enable();
     }
 
     /// Takes new settings. Bindings outside the new pool are not renewed any more.
     pub fn reconfigure(&mut self, settings: Settings, now: Timestamp) {
         self.table.set_pool(settings.pool, now);
         self.settings = settings;
+    }
+
+    /// Whether to answer nobody from now on, or everybody again (`dhcp.on_rival = "hold"`).
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     pub fn handle(&mut self, received: &Received<'_>, directory: &dyn Directory, now: Timestamp) -> Outcome {
@@ -241,10 +323,19 @@ impl DhcpServer {
         };
         let nothing_to_boot = plan.nothing().filter(|_| request.class.wants_boot());
         let visit = Visit { request: &request, received, standing: &standing, plan, key, directory, now };
+        let elsewhere = self.note_elsewhere(&visit);
         let mut changes = Vec::new();
-        let answer = match self.answer(&visit, &mut changes) {
-            Ok(reply) => Answer::Reply(reply),
-            Err(silence) => Answer::Silence(silence),
+        let mut ask = Vec::new();
+        let answer = match (self.answer(&visit, &mut changes, &mut ask), self.settings.mode) {
+            (Ok(reply), DhcpMode::Server | DhcpMode::Proxy) => Answer::Reply(reply),
+            (Ok(reply), DhcpMode::Observe) => {
+                // Nobody is told, so nothing was granted.
+                self.table.forget(&changes, now);
+                changes.clear();
+                Answer::Withheld(reply)
+            }
+            (Err(Silence::OtherServer), DhcpMode::Observe) => Answer::Silence(Silence::AddressElsewhere),
+            (Err(silence), _) => Answer::Silence(silence),
         };
         let report = Report {
             mac: request.mac,
@@ -254,32 +345,77 @@ impl DhcpServer {
             message: request.kind.as_str(),
             xid: message.xid(),
             nothing_to_boot,
-            other_server: request.server.filter(|_| answer == Answer::Silence(Silence::OtherServer)),
+            other_server: request.server.filter(|server| {
+                let elsewhere = [Silence::OtherServer, Silence::AddressElsewhere].map(Answer::Silence);
+                elsewhere.contains(&answer) && *server != self.settings.server()
+            }),
+            elsewhere,
         };
-        Outcome { answer, changes, report: Some(report) }
+        let awaits = match answer {
+            Answer::Silence(Silence::Probing) => self.table.offered(&visit.key, now),
+            Answer::Silence(_) | Answer::Withheld(_) | Answer::Reply(_) => None,
+        };
+        Outcome { answer, changes, report: Some(report), ask, awaits }
     }
 
-    fn answer(&mut self, visit: &Visit<'_>, changes: &mut Vec<Change>) -> Result<Reply, Silence> {
+    fn answer(
+        &mut self,
+        visit: &Visit<'_>,
+        changes: &mut Vec<Change>,
+        ask: &mut Vec<Ipv4Addr>,
+    ) -> Result<Reply, Silence> {
         let refused = match &visit.plan {
             BootPlan::Refuse(RefusedBoot::UnknownMac) => Err(Silence::UnknownMac),
+            BootPlan::Loader { .. } | BootPlan::Script | BootPlan::AddressOnly(_) if self.held => {
+                Err(Silence::RivalOnBridge)
+            }
             BootPlan::Loader { .. } | BootPlan::Script | BootPlan::AddressOnly(_) => Ok(()),
         };
         if visit.request.asks_boot_server(visit.received.service) {
             return refused.and_then(|()| self.boot_server(visit));
         }
+        if self.settings.mode == DhcpMode::Proxy {
+            return refused.and_then(|()| self.proxy(visit));
+        }
         match visit.request.kind {
-            MessageKind::Discover => refused.and_then(|()| self.discover(visit)),
+            MessageKind::Discover => refused.and_then(|()| self.discover(visit, ask)),
             MessageKind::Request => refused.and_then(|()| self.request(visit, changes)),
             // Giving an address back is always welcome.
             MessageKind::Decline => Err(self.decline(visit, changes)),
             MessageKind::Release => Err(self.release(visit, changes)),
             MessageKind::Inform => refused.and_then(|()| self.inform(visit)),
+            MessageKind::Bootp => refused.and_then(|()| self.bootp(visit)),
         }
     }
 
-    /// The commit of these changes failed and nobody was told of them.
-    pub fn forget(&mut self, changes: &[Change], now: Timestamp) {
-        self.table.forget(changes, now);
+    /// Nobody answered for this address within [`PROBE_WAIT`].
+    pub fn address_silent(&mut self, address: Ipv4Addr, now: Timestamp) {
+        self.probes.silent(address, now);
+    }
+
+    /// A station claims an address that was asked for. What that changes must be durable like any other change; empty
+    /// if the station may have it: it is the client's own, that came back without a record.
+    pub fn address_answered(&mut self, address: Ipv4Addr, station: MacAddr, now: Timestamp) -> Vec<Change> {
+        let Some(whom) = self.probes.answered(address) else { return Vec::new() };
+        if whom.as_ref().is_some_and(|(_, mac)| *mac == station) {
+            self.probes.settle(address, now);
+            return Vec::new();
+        }
+        let squatter = ClientKey::Mac(station);
+        if let Some((key, _)) = whom.filter(|(key, _)| self.table.live_binding(key, now).is_none()) {
+            self.table.withdraw_offer(&key, now);
+        }
+        // Given to a client since it was asked for: that client's own check decides.
+        if self.table.availability(address, &squatter, now) != Availability::Free {
+            return Vec::new();
+        }
+        vec![self.table.quarantine(address, &squatter, station, now)]
+    }
+
+    /// The commit of these changes failed and nobody was told of them. What is left of earlier promises may be told
+    /// ([`Reply::without_extension`]).
+    pub fn forget(&mut self, changes: &[Change], now: Timestamp) -> Vec<StillStored> {
+        self.table.forget(changes, now)
     }
 
     /// The client at this address is at work (TFTP, HTTP) though it may never have requested its offer: Raspberry Pi
@@ -293,6 +429,7 @@ impl DhcpServer {
     pub fn expire(&mut self, now: Timestamp) {
         let _more = self.table.expire(now);
         self.declines.expire(now);
+        self.probes.expire(now);
     }
 
     /// The file whose absence leaves clients of this class without a loader.
@@ -304,13 +441,34 @@ impl DhcpServer {
         self.table.next_deadline()
     }
 
-    /// Bindings and standing offers, by address.
+    /// Bindings and standing offers, by address; where another server gives the addresses, those heard of.
     pub fn leases(&self) -> Vec<LeaseView> {
-        self.table.views()
+        match self.settings.mode {
+            DhcpMode::Server => self.table.views(),
+            DhcpMode::Proxy | DhcpMode::Observe => self.elsewhere.views(self.settings.lease),
+        }
     }
 
+    /// All zero where another server gives the addresses.
     pub fn pool_use(&self) -> PoolUse {
-        self.table.pool_use()
+        match self.settings.mode {
+            DhcpMode::Server => self.table.pool_use(),
+            DhcpMode::Proxy | DhcpMode::Observe => PoolUse::default(),
+        }
+    }
+}
+
+/// A lease that was granted in the future tells that the clock was set back. What was left of each lease then is still left
+/// of it, and no more: else addresses of machines that never come again would be held for as long as the clock was set back.
+fn set_to_clock(bindings: &mut [Binding], now: Timestamp) {
+    let latest = bindings.iter().map(|binding| binding.granted_at).max().unwrap_or_default();
+    let back = latest.since(now);
+    if back.is_zero() {
+        return;
+    }
+    for binding in bindings {
+        binding.granted_at = binding.granted_at.minus(back);
+        binding.expires_at = binding.expires_at.minus(back);
     }
 }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::boot::decision::{KnownNode, NextBoot, Standing, UnknownPolicy};
 use crate::boot::loader::LoaderTable;
 use crate::clock::Timestamp;
-use crate::config::{Identity, PoolRange};
+use crate::config::{DhcpMode, Identity, PoolRange, StrangerLimits};
 use crate::dhcp::server::{
     Answer, DhcpServer, Directory, Outcome, Received, Reply, ReplyKind, Service, Settings, Silence,
 };
@@ -33,6 +33,7 @@ pub(crate) fn mac(last: u8) -> MacAddr {
 
 pub(crate) fn settings() -> Settings {
     Settings {
+        mode: DhcpMode::Server,
         network: "192.168.2.2/24".parse().unwrap(),
         gateway: Some(GATEWAY),
         dns: vec![address(3), address(4)],
@@ -41,6 +42,8 @@ pub(crate) fn settings() -> Settings {
         unknown: UnknownPolicy::Enroll,
         identity: Identity::Mac,
         authoritative: true,
+        bootp: false,
+        strangers: StrangerLimits::default(),
         loaders: LOADERS.clone(),
     }
 }
@@ -197,6 +200,7 @@ impl Nodes {
         self.known.entry(mac).or_insert(KnownNode {
             id: NodeId(Uuid::nil()),
             approved: true,
+            proven: true,
             next_boot: NextBoot::Ramdisk,
             reserved: None,
             fruitless_loaders: 0,
@@ -260,6 +264,7 @@ impl World {
 pub(crate) fn reply(outcome: &Outcome) -> &Reply {
     match &outcome.answer {
         Answer::Reply(reply) => reply,
+        Answer::Withheld(_) => panic!("withheld: {}", answer(outcome)),
         Answer::Silence(silence) => panic!("silence: {silence}"),
     }
 }
@@ -271,6 +276,10 @@ pub(crate) fn answer(outcome: &Outcome) -> String {
             Some(address) => format!("{} {address}", reply.kind.as_str()),
             None => reply.kind.as_str().to_owned(),
         },
+        Answer::Withheld(reply) => match reply.address {
+            Some(address) => format!("{} {address}", reply.kind.withheld()),
+            None => reply.kind.withheld().to_owned(),
+        },
         Answer::Silence(silence) => silence.to_string(),
     }
 }
@@ -278,7 +287,7 @@ pub(crate) fn answer(outcome: &Outcome) -> String {
 pub(crate) fn silence(outcome: &Outcome) -> Option<Silence> {
     match outcome.answer {
         Answer::Silence(silence) => Some(silence),
-        Answer::Reply(_) => None,
+        Answer::Reply(_) | Answer::Withheld(_) => None,
     }
 }
 

@@ -30,6 +30,8 @@ const CHADDR_LEN: usize = 16;
 pub const BROADCAST_FLAG: u16 = 0x8000;
 /// A reply shorter than this is dropped by some relays and ROMs (RFC 951 has 300-byte messages).
 pub const REPLY_LEN_MIN: usize = 300;
+/// The vendor field of BOOTP, cookie included (RFC 951 §3).
+pub const BOOTP_LEN: usize = COOKIE + 64;
 /// `file` holds a name and its NUL (RFC 2131 §2).
 pub const FILE_LEN_MAX: usize = 127;
 
@@ -64,7 +66,7 @@ pub enum ParseError {
     BadOperation(u8),
     #[error("a hardware address of {0} bytes does not fit the 16 bytes of its field")]
     BadHardwareLength(u8),
-    #[error("the magic cookie is missing")]
+    #[error("the vendor field is neither empty nor begins with the magic cookie")]
     NoCookie,
 }
 
@@ -86,10 +88,13 @@ impl<'a> Message<'a> {
         if usize::from(fixed.hlen()) > CHADDR_LEN {
             return Err(ParseError::BadHardwareLength(fixed.hlen()));
         }
-        if bytes[COOKIE..OPTIONS] != MAGIC_COOKIE {
-            return Err(ParseError::NoCookie);
-        }
         let mut options = Options::default();
+        match bytes[COOKIE..OPTIONS] {
+            // RFC 951: a vendor field that is not used is zero.
+            [0, 0, 0, 0] => return Ok(Message { fixed, bytes, options }),
+            ref cookie if *cookie == MAGIC_COOKIE => {}
+            _ => return Err(ParseError::NoCookie),
+        }
         options.collect(fixed.opts());
         // RFC 2132 §9.3: 1 = `file` holds options, 2 = `sname` does, 3 = both.
         let overload = options.byte(OptionCode::OptionOverload).unwrap_or(0);
@@ -208,6 +213,29 @@ impl<'a> Options<'a> {
 
     pub fn address(&self, code: OptionCode) -> Option<Ipv4Addr> {
         self.first::<4>(code).map(Ipv4Addr::from)
+    }
+}
+
+/// Puts another number into the first instance of an option of ours; `None` if there is none of four bytes.
+pub fn overwrite_u32(message: &mut [u8], wanted: OptionCode, value: u32) -> Option<()> {
+    const PAD: u8 = 0;
+    const END: u8 = 255;
+    let mut at = OPTIONS;
+    loop {
+        match *message.get(at)? {
+            PAD => at += 1,
+            END => return None,
+            code => {
+                let data = at + 2;
+                let end = data + usize::from(*message.get(at + 1)?);
+                if code == u8::from(wanted) {
+                    let field: &mut [u8; 4] = message.get_mut(data..end)?.try_into().ok()?;
+                    *field = value.to_be_bytes();
+                    return Some(());
+                }
+                at = end;
+            }
+        }
     }
 }
 

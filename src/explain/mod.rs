@@ -17,7 +17,7 @@ use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::namespace;
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
 use crate::clock::Timestamp;
-use crate::config::{Config, Identity};
+use crate::config::{Config, DhcpMode, Identity};
 use crate::dhcp::lease::{Binding, BindingState, ClientKey, LeaseState, LeaseView};
 use crate::dhcp::server::{Answer, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Settings};
 use crate::net::MacAddr;
@@ -134,7 +134,7 @@ fn bindings_of(leases: &[LeaseView], identity: Identity) -> Vec<Binding> {
         client_id: lease.client_id.clone(),
         hostname: lease.hostname.clone(),
         state: match lease.state {
-            LeaseState::Offered | LeaseState::Bound => BindingState::Bound,
+            LeaseState::Offered | LeaseState::Bound | LeaseState::Elsewhere => BindingState::Bound,
             LeaseState::Released => BindingState::Released,
             LeaseState::Quarantined => BindingState::Quarantined,
         },
@@ -166,11 +166,11 @@ enum Voice {
 impl Play<'_> {
     fn run(&mut self) -> String {
         let voice = if self.machine.is_ipxe() { Voice::Ipxe } else { Voice::Rom };
-        let ack = match self.lease(voice, Stage::Dhcp) {
-            Ok(ack) => ack,
+        let boot_file = match self.lease(voice, Stage::Dhcp) {
+            Ok(boot_file) => boot_file,
             Err(end) => return end,
         };
-        let Some(boot_file) = ack.boot_file else { return self.nothing_to_boot() };
+        let Some(boot_file) = boot_file else { return self.nothing_to_boot() };
         if self.machine.is_ipxe() {
             return self.script_by_ipxe(&boot_file);
         }
@@ -195,7 +195,7 @@ impl Play<'_> {
         if runs_grub {
             return self.script("grub/grub.cfg", true);
         }
-        match self.lease(Voice::Ipxe, Stage::Loader).map(|ack| ack.boot_file) {
+        match self.lease(Voice::Ipxe, Stage::Loader) {
             Ok(Some(url)) => self.script_by_ipxe(&url),
             Ok(None) => self.nothing_to_boot(),
             Err(end) => end,
@@ -211,8 +211,8 @@ impl Play<'_> {
         self.script(&name, false)
     }
 
-    /// DISCOVER to ACK, as this voice says it.
-    fn lease(&mut self, voice: Voice, stage: Stage) -> Result<Reply, String> {
+    /// DISCOVER to ACK, as this voice says it; gives the boot file it is told.
+    fn lease(&mut self, voice: Voice, stage: Stage) -> Result<Option<String>, String> {
         self.xid = self.xid.wrapping_add(1);
         let who = match voice {
             Voice::Rom => "",
@@ -220,13 +220,42 @@ impl Play<'_> {
             Voice::Ramdisk => " by the ramdisk",
         };
         let discover = self.request(voice, None);
+        if self.knowledge.config.dhcp.mode == DhcpMode::Proxy {
+            return self.proxy_offer(voice, stage, who, &discover);
+        }
         let offer = self.exchange(stage, &format!("DISCOVER{who}, broadcast"), &discover)?;
         let Some(address) = offer.address else { return Err("the offer has no address".to_owned()) };
         let request = self.request(voice, Some((address, self.host())));
         let ack = self.exchange(stage, &format!("REQUEST{who} of {address}, broadcast"), &request)?;
         match ack.kind {
-            ReplyKind::Ack => Ok(ack),
-            ReplyKind::Offer | ReplyKind::Nak => Err("the machine is told to start over (NAK)".to_owned()),
+            ReplyKind::Ack => Ok(ack.boot_file),
+            ReplyKind::Offer | ReplyKind::Nak | ReplyKind::Bootp => {
+                Err("the machine is told to start over (NAK)".to_owned())
+            }
+        }
+    }
+
+    /// Beside another server: it gives the address, we name the file.
+    fn proxy_offer(
+        &mut self,
+        voice: Voice,
+        stage: Stage,
+        who: &str,
+        discover: &[u8],
+    ) -> Result<Option<String>, String> {
+        let offer = self.exchange(stage, &format!("DISCOVER{who}, broadcast"), discover);
+        let takes = format!("REQUEST{who} of what the other DHCP server offers; it gives the address");
+        match (offer, voice) {
+            (Ok(offer), _) => {
+                self.say(stage, Party::Machine, takes, None);
+                Ok(offer.boot_file)
+            }
+            // The silence is as it should be: the ramdisk wants an address and no file.
+            (Err(_), Voice::Ramdisk) => {
+                self.say(stage, Party::Machine, takes, None);
+                Ok(None)
+            }
+            (Err(end), Voice::Rom | Voice::Ipxe) => Err(end),
         }
     }
 
@@ -257,6 +286,12 @@ impl Play<'_> {
                 let text = format!("{}{address}{file}", reply.kind.as_str().to_uppercase());
                 self.say(stage, Party::Appliance, text, Some(&reply.bytes));
                 Ok(reply)
+            }
+            Answer::Withheld(reply) => {
+                let address = reply.address.map(|address| format!(" {address}")).unwrap_or_default();
+                let text = format!("no answer: {}{address}", reply.kind.withheld());
+                self.say(stage, Party::Appliance, text, Some(&reply.bytes));
+                Err("the appliance only observes (dhcp.mode = \"observe\")".to_owned())
             }
             Answer::Silence(silence) => {
                 self.say(stage, Party::Appliance, format!("no answer: {silence}"), None);
@@ -465,7 +500,7 @@ impl Play<'_> {
     }
 
     fn note_node(&mut self, node: &KnownNode) {
-        let KnownNode { id: _, approved, next_boot, reserved, fruitless_loaders } = node;
+        let KnownNode { id: _, approved, proven: _, next_boot, reserved, fruitless_loaders } = node;
         self.decide(
             "registration",
             if *approved { "it is a node, and may boot" } else { "it is a node, and nobody approved it" },

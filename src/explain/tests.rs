@@ -22,7 +22,7 @@ fn told(machine: &str, known: Option<KnownNode>, extra: &str) -> Dialogue {
         "[network]\nbridge = \"br0\"\naddress = \"192.168.2.2/24\"\n[store]\npath = \"/var/lib/farrier\"\n{extra}"
     );
     let config = Config::parse(&text, Path::new("farrier.toml")).unwrap();
-    let table = LoaderTable::built_in().with_overrides(&config.boot.loaders).unwrap();
+    let table = config.loader_table().unwrap();
     let knowledge = Knowledge {
         config: &config,
         loaders: Arc::new(table),
@@ -37,7 +37,7 @@ fn told(machine: &str, known: Option<KnownNode>, extra: &str) -> Dialogue {
 
 fn node(approved: bool, next_boot: NextBoot, fruitless_loaders: u32) -> Option<KnownNode> {
     let id = crate::node::NodeId(uuid::Uuid::nil());
-    Some(KnownNode { id, approved, next_boot, reserved: None, fruitless_loaders })
+    Some(KnownNode { id, approved, proven: approved, next_boot, reserved: None, fruitless_loaders })
 }
 
 #[test]

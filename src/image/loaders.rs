@@ -18,7 +18,7 @@ use crate::image::library::{Blob, modified_at};
 const LOADER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// What machines usually have here. A site without a loader for any of them boots nothing.
-const USUAL: [Firmware; 3] = [Firmware::Bios, Firmware::UefiX64, Firmware::UefiX64Http];
+pub const USUAL: [Firmware; 3] = [Firmware::Bios, Firmware::UefiX64, Firmware::UefiX64Http];
 
 #[derive(Clone, Debug)]
 pub struct Loaders {

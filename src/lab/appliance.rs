@@ -76,6 +76,8 @@ fn configuration(
         [("socket", utf8(&socket)?), ("listen", listen), ("consoles", consoles)],
     )?;
     lay_over(&mut table, "store", [("path", utf8(&state.appliance_state())?)])?;
+    // Root of the lab's namespace is whoever started it, and the state directory is theirs.
+    lay_over(&mut table, "process", [("user", Value::String("0".to_owned()))])?;
     if let Some(boot) = table.entry("boot").or_insert_with(|| Value::Table(Table::new())).as_table_mut() {
         boot.entry("profile").or_insert_with(|| Value::String(PROFILE.to_owned()));
     }

@@ -70,9 +70,10 @@ pub fn start(bridge: Bridge, tally: Arc<Tally>) -> io::Result<AdvertiserHandle> 
     let watch = LinkWatch::open()?;
     let thread = {
         let waker = Arc::clone(&waker);
-        thread::Builder::new()
-            .name("advertise".to_owned())
-            .spawn(move || run(bridge, &tally, &waker, &watch))?
+        thread::Builder::new().name("advertise".to_owned()).spawn(move || {
+            sys::run_like_others();
+            run(bridge, &tally, &waker, &watch);
+        })?
     };
     Ok(AdvertiserHandle { waker, thread: Some(thread) })
 }
@@ -101,7 +102,7 @@ fn run(mut bridge: Bridge, tally: &Tally, waker: &EventFd, watch: &LinkWatch) {
                 return;
             }
             watch.clear();
-            match Bridge::find(&bridge.name, bridge.address) {
+            match bridge.again() {
                 Ok(found) if reported.is_none() => {
                     bridge = found;
                     break;

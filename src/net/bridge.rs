@@ -17,6 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::BridgeName;
+use crate::net::hazards::{self, Allowed, Hazard};
 use crate::net::link::{self, Link};
 use crate::net::{MacAddr, Urgency};
 
@@ -36,6 +37,8 @@ pub struct Bridge {
     pub mac: MacAddr,
     /// Our own address with the prefix of the subnet.
     pub address: Ipv4Network,
+    /// `network.allow`: holds as well for a bridge that is made anew.
+    pub allowed: Allowed,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +52,16 @@ pub enum BridgeError {
         bridge_way_out(name)
     )]
     NotABridge { name: BridgeName },
+    #[error(
+        "network.bridge = \"{name}\": it carries this host's default route ({route}): farrier answers DHCP on a network of its own only, not on the one this host is itself a guest of; name a bridge that only the machines are on, or write allow = [\"{}\"] under [network] if they are meant to be on that network",
+        Hazard::DefaultRoute.as_str()
+    )]
+    DefaultRoute { name: BridgeName, route: String },
+    #[error(
+        "network.bridge = \"{name}\": {which} is wireless: farrier boots whoever is on the wire, and on the air that is everybody around; take it off (`ip link set {which} nomaster`) or name another bridge, or write allow = [\"{}\"] under [network]",
+        Hazard::Wireless.as_str()
+    )]
+    Wireless { name: BridgeName, which: String },
     #[error("network.bridge = \"{name}\": the bridge is down: `ip link set {name} up`")]
     Down { name: BridgeName },
     #[error(
@@ -68,7 +81,10 @@ fn bridge_way_out(name: &BridgeName) -> String {
             format!("{make} (the loopback interface cannot be attached to it): `ip link add br0 type bridge`")
         }
         name => {
-            format!("{make} and attach this: `ip link add br0 type bridge && ip link set {name} master br0`")
+            let word = Hazard::NotABridge.as_str();
+            format!(
+                "{make} and attach this: `ip link add br0 type bridge && ip link set {name} master br0`; or write allow = [\"{word}\"] under [network]"
+            )
         }
     }
 }
@@ -81,12 +97,45 @@ fn list(networks: &[Ipv4Network]) -> String {
 }
 
 impl Bridge {
-    /// Finds the bridge and checks it: it exists, is a bridge, is up, and has our address with our prefix.
+    /// Finds the bridge and checks it, with nothing allowed that is not by itself.
     pub fn find(name: &BridgeName, address: Ipv4Network) -> Result<Bridge, BridgeError> {
+        Bridge::admit(name, address, Allowed::default())
+    }
+
+    /// Finds the interface and checks all that has to be true before anything is served there.
+    pub fn admit(name: &BridgeName, address: Ipv4Network, allowed: Allowed) -> Result<Bridge, BridgeError> {
+        let bridge = Bridge::look(name, address, allowed)?;
+        let unreadable = |source| BridgeError::Unreadable { name: name.clone(), source };
+        if !allowed.permits(Hazard::DefaultRoute)
+            && let Some(route) = hazards::default_route(bridge.index).map_err(unreadable)?
+        {
+            return Err(BridgeError::DefaultRoute { name: name.clone(), route });
+        }
+        if !allowed.permits(Hazard::Wireless)
+            && let Some(which) = hazards::wireless(&name.0, bridge.index)
+        {
+            return Err(BridgeError::Wireless { name: name.clone(), which });
+        }
+        Ok(bridge)
+    }
+
+    /// The interface that has our name now, under the same rules as at start: the device may have been replaced.
+    pub fn again(&self) -> Result<Bridge, BridgeError> {
+        Bridge::admit(&self.name, self.address, self.allowed)
+    }
+
+    /// Whether it can be served at this moment: it is there, is a bridge, is up, and has our address with our prefix.
+    pub fn state(&self) -> Result<Bridge, BridgeError> {
+        Bridge::look(&self.name, self.address, self.allowed)
+    }
+
+    fn look(name: &BridgeName, address: Ipv4Network, allowed: Allowed) -> Result<Bridge, BridgeError> {
         let unreadable = |source| BridgeError::Unreadable { name: name.clone(), source };
         let link = Link::find(&name.0).map_err(unreadable)?;
         let link = link.ok_or_else(|| BridgeError::Missing { name: name.clone(), address })?;
-        let Some(mac) = link.mac.filter(|_| link.is_bridge) else {
+        let fits = link.is_bridge || allowed.permits(Hazard::NotABridge);
+        // Without an Ethernet address there is nothing to answer from, whatever is allowed.
+        let Some(mac) = link.mac.filter(|mac| fits && (link.is_bridge || mac.is_station())) else {
             return Err(BridgeError::NotABridge { name: name.clone() });
         };
         if !link.up {
@@ -96,7 +145,7 @@ impl Bridge {
         if !present.contains(&address) {
             return Err(BridgeError::NoAddress { name: name.clone(), address, present });
         }
-        Ok(Bridge { name: name.clone(), index: link.index, mac, address })
+        Ok(Bridge { name: name.clone(), index: link.index, mac, address, allowed })
     }
 
     /// Our own address on the bridge.

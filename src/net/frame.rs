@@ -37,10 +37,15 @@ pub struct FrameSender {
 
 impl FrameSender {
     pub fn open(bridge: &Bridge) -> io::Result<FrameSender> {
+        FrameSender::open_from(bridge, bridge.ip())
+    }
+
+    /// One that claims this source address: a client that has none yet is 0.0.0.0.
+    pub fn open_from(bridge: &Bridge, source: Ipv4Addr) -> io::Result<FrameSender> {
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(0)))?;
         socket.set_nonblocking(true)?;
         Urgency::Prompt.set_on(&socket);
-        Ok(FrameSender { socket, interface: bridge.index, source: bridge.ip() })
+        Ok(FrameSender { socket, interface: bridge.index, source })
     }
 
     pub fn send(

@@ -4,19 +4,25 @@
 //! - `link`: links and addresses as the kernel tells them
 //! - `bridge`: the one interface we serve, what must be true of it, and sockets that cannot leave it
 //! - `frame`: IPv4/UDP frames to clients that have no address yet
+//! - `arp`: whether anybody answers at an address
 //! - `advertise`: IPv6 router advertisements that tell netbooting firmware not to wait for a router
+//! - `hazards`: what speaks against serving an interface
 //! - `descriptors`: the limit of open files
 //! - `neighbours`: the size of the host's neighbour table
+//! - `overheard`: what other DHCP servers say there
 //! - `urgency`: which packets leave first when the link is full
 //! - `sys`: the raw socket calls; the only file of the crate with `unsafe`
 
 pub mod advertise;
+pub mod arp;
 pub mod bridge;
 pub mod descriptors;
 pub mod frame;
+pub mod hazards;
 pub mod link;
 pub mod mac;
 pub mod neighbours;
+pub mod overheard;
 pub mod ports;
 pub mod sys;
 pub mod urgency;

@@ -9,7 +9,12 @@ const LIMIT: &str = "/proc/sys/net/ipv4/neigh/default/gc_thresh3";
 
 /// The table's limit, if it is smaller than the pool. Unreadable (as in a network namespace) means no complaint.
 pub fn limit_below(pool_size: u32) -> Option<u32> {
-    limit_in(Path::new(LIMIT)).filter(|limit| *limit < pool_size)
+    limit().filter(|limit| *limit < pool_size)
+}
+
+/// The table's limit, where it can be read.
+pub fn limit() -> Option<u32> {
+    limit_in(Path::new(LIMIT))
 }
 
 fn limit_in(path: &Path) -> Option<u32> {
@@ -29,7 +34,7 @@ pub fn warn_if_below(pool_size: u32) {
 }
 
 /// Twice the pool: other interfaces share the table, and stale entries linger.
-fn wanted(pool_size: u32) -> u32 {
+pub fn wanted(pool_size: u32) -> u32 {
     pool_size.saturating_mul(2).checked_next_power_of_two().unwrap_or(u32::MAX)
 }
 

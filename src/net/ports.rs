@@ -78,6 +78,40 @@ pub fn of_bridge(index: u32, mac: Option<MacAddr>) -> io::Result<Vec<BridgePort>
     Ok(ports.collect())
 }
 
+/// The index of the port of this bridge that the MAC was heard behind last. Asks for one entry: a forwarding database may
+/// hold tens of thousands.
+pub fn behind(bridge: u32, mac: MacAddr) -> io::Result<Option<u32>> {
+    /// `NDA_MASTER`.
+    const NEIGHBOUR_MASTER: u16 = 9;
+    let mut request = vec![0; NEIGHBOUR_HEADER];
+    request[0] = libc::AF_BRIDGE as u8;
+    for (kind, value) in [(NEIGHBOUR_MAC, &mac.0[..]), (NEIGHBOUR_MASTER, &bridge.to_ne_bytes()[..])] {
+        request.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
+        request.extend_from_slice(&kind.to_ne_bytes());
+        request.extend_from_slice(value);
+        request.resize(request.len().next_multiple_of(4), 0);
+    }
+    match ask(libc::RTM_GETNEIGH, 0, &request) {
+        Ok(answers) => Ok(answers.iter().find_map(|answer| {
+            let (header, _) = answer.split_first_chunk::<NEIGHBOUR_HEADER>()?;
+            Some(u32_at(header, 4))
+        })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether this link is a port of the bridge, is up, and has something at its other end.
+pub fn is_plugged(bridge: u32, port: u32) -> io::Result<bool> {
+    let mut request = [0; LINK_HEADER];
+    request[4..8].copy_from_slice(&port.to_ne_bytes());
+    let answers = match ask(libc::RTM_GETLINK, 0, &request) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
+        other => other?,
+    };
+    Ok(answers.iter().filter_map(|answer| parse_port(answer, bridge, &[])).any(|port| port.carrier))
+}
+
 /// The MAC the kernel knows for an address, on any link.
 pub fn neighbour(address: Ipv4Addr) -> io::Result<Option<MacAddr>> {
     let answers = ask_neighbours(libc::AF_INET)?;
@@ -86,6 +120,29 @@ pub fn neighbour(address: Ipv4Addr) -> io::Result<Option<MacAddr>> {
         let find = |wanted| Attributes(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
         let is_it = find(NEIGHBOUR_DESTINATION)? == address.octets();
         is_it.then(|| find(NEIGHBOUR_MAC)?.try_into().ok().map(MacAddr)).flatten()
+    }))
+}
+
+/// The MAC that answers for an address on this link, if the kernel knows it: one question, however many there are.
+pub fn neighbour_on(link: u32, address: Ipv4Addr) -> io::Result<Option<MacAddr>> {
+    /// `NUD_FAILED` and `NUD_INCOMPLETE`: it was asked for, and nobody answered.
+    const UNANSWERED: u16 = 0x20 | 0x01;
+    let mut request = vec![0; NEIGHBOUR_HEADER];
+    request[0] = libc::AF_INET as u8;
+    request[4..8].copy_from_slice(&link.to_ne_bytes());
+    request.extend_from_slice(&8_u16.to_ne_bytes());
+    request.extend_from_slice(&NEIGHBOUR_DESTINATION.to_ne_bytes());
+    request.extend_from_slice(&address.octets());
+    let answers = match ask(libc::RTM_GETNEIGH, 0, &request) {
+        Ok(answers) => answers,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(answers.iter().find_map(|answer| {
+        let (header, attributes) = answer.split_first_chunk::<NEIGHBOUR_HEADER>()?;
+        let state = u16::from_ne_bytes([header[8], header[9]]);
+        let mac = Attributes(attributes).find(|(kind, _)| *kind == NEIGHBOUR_MAC)?.1;
+        (state & UNANSWERED == 0).then(|| mac.try_into().ok().map(MacAddr)).flatten()
     }))
 }
 

@@ -6,6 +6,9 @@
 //! - [`map_file`]: a file as memory, shared by all transfers
 //! - [`die_with_parent`]: a child process that cannot outlive us
 //! - [`peer_groups`]: the groups of whoever connected to a Unix socket
+//! - [`checksum_offload`], [`set_checksum_offload`]: whether a device's checksums are left to it
+//! - [`clock_is_kept`]: whether a time service keeps the kernel's clock
+//! - [`listen_to_link`]: frames of one kind, as they pass on one link
 //! - [`admit_router_solicitations_only`] sets `ICMP6_FILTER`, [`never_fragment`] sets `IP_MTU_DISCOVER`
 
 #![allow(unsafe_code)]
@@ -189,6 +192,45 @@ pub fn send_frames(socket: &impl AsFd, frames: &[Frame<'_>]) -> Vec<io::Result<(
         Prepared { address: Address::Link(address), payload: frame.packet, from: None }
     });
     send_prepared(socket, &prepared.collect::<Vec<_>>())
+}
+
+/// Lets an `AF_PACKET` socket hear frames of this kind as they come in on one link, also those between others there.
+pub fn listen_to_link(socket: &impl AsFd, interface: u32, ethertype: u16) -> io::Result<()> {
+    let index = libc::c_int::try_from(interface).map_err(io::Error::other)?;
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as libc::c_ushort,
+        sll_protocol: ethertype.to_be(),
+        sll_ifindex: index,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let membership = libc::packet_mreq {
+        mr_ifindex: index,
+        mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    let descriptor = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads a sockaddr_ll from a live one of the stated size.
+    let bound = unsafe {
+        libc::bind(descriptor, (&raw const address).cast(), mem::size_of_val(&address) as libc::socklen_t)
+    };
+    if bound != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel reads a packet_mreq from a live one of the stated size.
+    let joined = unsafe {
+        libc::setsockopt(
+            descriptor,
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const membership).cast(),
+            mem::size_of_val(&membership) as libc::socklen_t,
+        )
+    };
+    if joined == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A datagram in pieces; or several of one length, of which the last may be shorter, in the pieces of one buffer.
@@ -402,11 +444,19 @@ const ICMP6_FILTER: libc::c_int = 1;
 const ROUTER_SOLICITATION: usize = 133;
 
 /// Lets the calling thread run before others when all processors are wanted (setpriority(2), which on Linux is about
-/// threads). Takes CAP_SYS_NICE; without it nothing changes.
+/// threads), and those it makes. Takes CAP_SYS_NICE; without it nothing changes.
 pub fn run_before_others() {
-    const NICE: libc::c_int = -10;
+    set_niceness(-10);
+}
+
+/// Undoes it for the calling thread, which takes nothing.
+pub fn run_like_others() {
+    set_niceness(0);
+}
+
+fn set_niceness(nice: libc::c_int) {
     // SAFETY: no pointers; 0 is the calling thread.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
 /// Supplementary groups of the peer of a Unix stream socket, as they were when it connected (`SO_PEERGROUPS`, Linux
@@ -438,6 +488,91 @@ pub fn peer_groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
             return Err(error);
         }
         groups.resize(count, 0);
+    }
+}
+
+/// Gives a packet socket one link and one kind of frame; until then one of protocol 0 receives nothing.
+pub fn bind_to_link(socket: &impl AsFd, interface: u32, ethertype: u16) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+    address.sll_protocol = ethertype.to_be();
+    address.sll_ifindex = libc::c_int::try_from(interface).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads a live sockaddr_ll of the stated size.
+    let result = unsafe {
+        libc::bind(
+            socket.as_fd().as_raw_fd(),
+            (&raw const address).cast(),
+            mem::size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes a link promiscuous for as long as this packet socket lives (packet(7), `PACKET_MR_PROMISC`).
+pub fn hear_every_frame(socket: &impl AsFd, interface: u32) -> io::Result<()> {
+    // SAFETY: all-zero is a valid packet_mreq.
+    let mut membership: libc::packet_mreq = unsafe { mem::zeroed() };
+    membership.mr_ifindex = libc::c_int::try_from(interface).map_err(io::Error::other)?;
+    membership.mr_type = libc::PACKET_MR_PROMISC as libc::c_ushort;
+    // SAFETY: the kernel reads a live packet_mreq of the stated size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const membership).cast(),
+            mem::size_of_val(&membership) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `ethtool -k DEVICE`: whether the kernel leaves transmit checksums to the device.
+pub fn checksum_offload(device: &str) -> io::Result<bool> {
+    const ETHTOOL_GTXCSUM: u32 = 0x16;
+    ethtool(device, EthtoolValue { command: ETHTOOL_GTXCSUM, data: 0 }).map(|answer| answer.data != 0)
+}
+
+/// `ethtool -K DEVICE tx on|off`
+pub fn set_checksum_offload(device: &str, on: bool) -> io::Result<()> {
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    ethtool(device, EthtoolValue { command: ETHTOOL_STXCSUM, data: on.into() }).map(drop)
+}
+
+/// `struct ethtool_value` of linux/ethtool.h.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    data: u32,
+}
+
+fn ethtool(device: &str, mut value: EthtoolValue) -> io::Result<EthtoolValue> {
+    // The last byte stays the NUL that ends the name.
+    if device.is_empty() || device.len() >= libc::IFNAMSIZ {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    // Any socket will do, and one that is bound needs an address: this machine may have none yet.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: all-zero is a valid ifreq: an empty name and a null pointer.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *place = byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the kernel reads the ifreq and reads and writes the ethtool_value it points at; both outlive the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Whether the kernel thinks that its clock is kept (adjtimex(2)): by NTP, PTP, or a hypervisor's driver.
+pub fn clock_is_kept() -> io::Result<bool> {
+    // SAFETY: all-zero is a valid timex, and with no mode set the call only reads.
+    let mut state: libc::timex = unsafe { mem::zeroed() };
+    // SAFETY: the pointer is to a live timex that the kernel fills in.
+    match unsafe { libc::adjtimex(&raw mut state) } {
+        error if error < 0 => Err(io::Error::last_os_error()),
+        state => Ok(state != libc::TIME_ERROR),
     }
 }
 

@@ -84,6 +84,19 @@ pub enum Happening {
         #[schema(value_type = Option<String>, format = "ipv4")]
         other_server: Option<Ipv4Addr>,
     },
+    /// Another DHCP server answered this node, where we are not the server (`dhcp.mode`).
+    OtherServer {
+        port: MacAddr,
+        #[schema(value_type = String, format = "ipv4")]
+        server: Ipv4Addr,
+        server_mac: MacAddr,
+        /// `offer`, `ack`, `nak`.
+        message: String,
+        xid: u32,
+        #[schema(value_type = Option<String>, format = "ipv4")]
+        address: Option<Ipv4Addr>,
+        boot_file: Option<String>,
+    },
     /// One file asked for by TFTP or HTTP, told when the transfer ended.
     File {
         transport: Transport,
@@ -143,6 +156,9 @@ pub enum Happening {
     /// The appliance was started while this boot was under way; what was sent meanwhile was not heard.
     ApplianceStarted,
 }
+
+/// Why we say nothing to a client that has its address from another server: no failure, and verdicts go by the word.
+pub const ADDRESS_ELSEWHERE: &str = "address-elsewhere";
 
 /// Why a transfer ended early, where it was not the client that said so: verdicts go by these words.
 pub mod aborted {
@@ -227,6 +243,10 @@ impl Happening {
                 }
                 boot_file.iter_mut().for_each(clean);
             }
+            Happening::OtherServer { message, boot_file, .. } => {
+                clean(message);
+                boot_file.iter_mut().for_each(clean);
+            }
             Happening::File { name, outcome, .. } => {
                 clean(name);
                 if let FileOutcome::Aborted(reason) = outcome {
@@ -267,7 +287,8 @@ impl Happening {
                 }
                 AgentCall::Inventory => Some(Stage::Enrolled),
             },
-            Happening::AgentRefused { .. }
+            Happening::OtherServer { .. }
+            | Happening::AgentRefused { .. }
             | Happening::OrderGiven { .. }
             | Happening::State { .. }
             | Happening::Approved

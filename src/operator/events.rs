@@ -5,7 +5,8 @@
 //! from further behind, or from another run, is told so by a `gap` event, and reads the timelines instead.
 //!
 //! An event is encoded once, when the first watcher wants it, and all watchers send the same bytes. Each has a short
-//! queue of its own; one that reads too slowly is told how many it lost (`lagged`), and holds up nobody.
+//! queue of its own; one that reads too slowly is told how many it lost (`lagged`), and holds up nobody. A stream ends
+//! with the token it was opened with: before the next event, or within [`KEEP_ALIVE_EVERY`].
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::OperatorParts;
+use super::access::Principal;
 use super::api::{EventMessage, GapMessage, GapReason, LaggedMessage};
 use super::asked::{Asked, reference};
 use super::nodes::found;
@@ -167,6 +169,7 @@ impl Wanted {
 pub(super) async fn stream(
     State(parts): State<Shared>,
     Extension(watchers): Extension<Watchers>,
+    principal: Principal,
     headers: HeaderMap,
     mut asked: Asked,
 ) -> Result<Response, Problem> {
@@ -181,8 +184,15 @@ pub(super) async fn stream(
     let last_seen = headers.get("last-event-id").map(|id| id.to_str().unwrap_or_default());
     let joined = watchers.hub.join(last_seen);
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let watcher =
-        Watcher { parts, hub: watchers.hub, wanted, sender, stopped: watchers.stopped, _place: place };
+    let watcher = Watcher {
+        parts,
+        principal,
+        hub: watchers.hub,
+        wanted,
+        sender,
+        stopped: watchers.stopped,
+        _place: place,
+    };
     tokio::spawn(watcher.follow(joined));
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
@@ -194,6 +204,7 @@ pub(super) async fn stream(
 /// One connection.
 struct Watcher {
     parts: Shared,
+    principal: Principal,
     hub: Arc<Hub>,
     wanted: Wanted,
     sender: mpsc::Sender<Result<Bytes, Infallible>>,
@@ -201,7 +212,7 @@ struct Watcher {
     _place: OwnedSemaphorePermit,
 }
 
-/// The connection is gone, or the appliance stops.
+/// The connection is gone, the token behind it is, or the appliance stops.
 struct Over;
 
 impl Watcher {
@@ -249,6 +260,9 @@ impl Watcher {
     }
 
     async fn send(&mut self, bytes: Bytes) -> Result<(), Over> {
+        if !self.principal.still_may(&self.parts.access.tokens, self.parts.clock.now()) {
+            return Err(Over);
+        }
         // A watcher that reads slowly must not hold up the stop.
         tokio::select! {
             sent = self.sender.send(Ok(bytes)) => sent.map_err(|_| Over),

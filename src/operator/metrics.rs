@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::OperatorParts;
 use super::api::{BridgeStatus, PoolStatus, Status, StoreStatus, TransfersStatus};
 use super::views;
+use crate::guard::rivals::Kind;
 use crate::telemetry::Tally;
 use crate::telemetry::stages::{BOUNDS_MICROS, Distribution, Timed};
 
@@ -58,6 +59,11 @@ fn appliance(text: &mut Text, status: &Status) {
     let BridgeStatus { name, up, .. } = &status.bridge;
     text.family("farrier_bridge_up", "gauge", "1 while the bridge is up and has our address.");
     text.sample("farrier_bridge_up", &[("bridge", name)], (*up).into());
+    text.family("farrier_rivals", "gauge", "Others who answer on the bridge; there should be none.");
+    for kind in [Kind::Dhcp, Kind::RouterAdvertisement] {
+        let count = status.rivals.iter().filter(|rival| rival.kind == kind).count();
+        text.sample("farrier_rivals", &[("kind", kind.as_str())], count as u64);
+    }
     text.family("farrier_image_present", "gauge", "1 if the deploy image of the profile can be served.");
     let profile = [("profile", status.image.profile.as_str())];
     text.sample("farrier_image_present", &profile, status.image.present.into());

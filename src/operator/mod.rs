@@ -8,7 +8,7 @@
 //! - [`access`]: who may; [`audit`]: who did what
 //! - [`views`]: the documents, made from the running appliance
 //! - [`endpoints`]: the table of routes, each with what is told of it; [`openapi`]: the document made of it
-//! - `routes`: the table as a router behind the gate
+//! - `routes`: the table as a router behind the gate; `pace`: the share of the processors it may take
 //! - `nodes`, `leases`, `images`, `monitoring`: handlers; `asked`: what a request says, `answer`: how it is answered
 //! - `roster`: import and export of whole lists
 //! - `idempotency`: a repeated POST is done once
@@ -31,6 +31,7 @@ use crate::boot::loader::LoaderTable;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::lease::PoolUse;
+use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
 use crate::net::MacAddr;
 use crate::net::ports::BridgePort;
@@ -38,7 +39,9 @@ use crate::node::registry::Registry;
 use crate::node::verdict::BridgeState;
 use crate::operator::access::names::Names;
 use crate::operator::access::{Access, Door};
-use crate::operator::api::{BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
+use crate::operator::api::{
+    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
+};
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
 use crate::operator::serve::Served;
@@ -61,6 +64,7 @@ mod metrics;
 mod monitoring;
 pub(crate) mod nodes;
 pub mod openapi;
+mod pace;
 pub mod problem;
 pub mod problems;
 mod roster;
@@ -85,9 +89,23 @@ pub trait ApplianceView: Send + Sync {
     fn services(&self) -> Vec<ServiceStatus>;
     fn image(&self) -> ImageStatus;
     fn store(&self) -> StoreStatus;
+    /// Who the program is, and what it may do.
+    fn process(&self) -> ProcessStatus {
+        ProcessStatus::default()
+    }
     /// Bindings and offers, of this moment or of a moment ago.
     fn leases(&self) -> Arc<Leases>;
     fn pool_use(&self) -> PoolUse;
+
+    /// DHCP servers heard beside us, where we are not the server.
+    fn other_servers(&self) -> Vec<OtherServer> {
+        Vec::new()
+    }
+
+    /// Who else answers on the bridge.
+    fn rivals(&self) -> Vec<RivalStatus> {
+        Vec::new()
+    }
     /// Deploy images, whole or damaged, by profile.
     fn images(&self) -> Vec<ImageEntry>;
 

@@ -1,4 +1,4 @@
-//! The table of endpoints and the pages as one router, and the gate around all of it.
+//! The table of endpoints and the pages as one router, the gate around all of it, and the pace in front of the gate.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::idempotency::Keys;
 use super::problem::{Problem, ProblemKind};
-use super::{OperatorParts, access, endpoints, events};
+use super::{OperatorParts, access, endpoints, events, pace};
 
 pub(super) type Shared = Arc<OperatorParts>;
 
@@ -26,7 +26,8 @@ pub(super) fn all(parts: Shared, stopped: watch::Receiver<bool>) -> Router {
         // The gate has read and bounded the body.
         .layer(DefaultBodyLimit::disable())
         .with_state(parts);
-    access::guard(router, access).layer(axum::middleware::from_fn(crate::page::as_pages))
+    let guarded = access::guard(router, access).layer(axum::middleware::from_fn(crate::page::as_pages));
+    pace::paced(guarded)
 }
 
 async fn no_such_path() -> Problem {

@@ -7,11 +7,14 @@ use std::net::Ipv4Addr;
 
 use super::OperatorParts;
 use super::api::{
-    BlobEntry, BootSummary, Counter, Health, ImageEntry, LeaseEntry, NodeDetail, NodeSummary, Page,
-    PoolStatus, PortEntry, PortSummary, ReservationEntry, ReservationSource, Status, TransfersStatus,
+    BlobEntry, BootSummary, Counter, DhcpStatus, Health, ImageEntry, LeaseEntry, NodeDetail, NodeSummary,
+    Page, PoolStatus, PortEntry, PortSummary, ReservationEntry, ReservationSource, RivalStatus, Status,
+    TransfersStatus,
 };
 use crate::clock::Timestamp;
+use crate::config::BridgeName;
 use crate::dhcp::lease::{LeaseState, LeaseView};
+use crate::guard::rivals::{Kind, Rival};
 use crate::image::library::{Blob, Library};
 use crate::net::MacAddr;
 use crate::node::inventory::{TEXT_MAX, clean_text};
@@ -45,7 +48,7 @@ pub struct Leases {
 impl Leases {
     pub fn new(by_address: Vec<LeaseView>) -> Leases {
         let holds = |lease: &LeaseView| match lease.state {
-            LeaseState::Offered | LeaseState::Bound => true,
+            LeaseState::Offered | LeaseState::Bound | LeaseState::Elsewhere => true,
             LeaseState::Released | LeaseState::Quarantined => false,
         };
         let places = by_address.iter().enumerate().filter(|(_, lease)| holds(lease));
@@ -295,11 +298,17 @@ pub fn status(parts: &OperatorParts) -> Status {
         uptime_secs: parts.clock.uptime().as_secs(),
         bridge: parts.appliance.bridge(),
         services: parts.appliance.services(),
+        dhcp: DhcpStatus {
+            mode: parts.config.load().dhcp.mode,
+            other_servers: parts.appliance.other_servers(),
+        },
+        rivals: parts.appliance.rivals(),
         pool: pool(parts),
         nodes: by_state,
         waiting_for_approval: census.waiting_for_approval,
         image: parts.appliance.image(),
         store: parts.appliance.store(),
+        process: parts.appliance.process(),
         transfers: TransfersStatus { tftp, http },
         problems: parts.problems.snapshot(),
         counters: parts.tally.snapshot().into_iter().map(counter).collect(),
@@ -320,6 +329,9 @@ pub fn readiness(parts: &OperatorParts) -> Health {
     } else if !bridge.up {
         let why = bridge.reason.unwrap_or_else(|| "it is down".to_owned());
         Some(format!("degraded: bridge {}: {why}", bridge.name))
+    } else if let Some(rival) = parts.appliance.rivals().first() {
+        let held = if rival.holding { "; nobody is answered until it is quiet" } else { "" };
+        Some(format!("degraded: {}{held}: {}", rival.headline(), rival.way_out))
     } else if !stopped.is_empty() {
         Some(format!("degraded: not running: {}", stopped.join(", ")))
     } else if !image.present {
@@ -331,6 +343,25 @@ pub fn readiness(parts: &OperatorParts) -> Health {
         None
     };
     Health { ok: reason.is_none(), reason }
+}
+
+/// Another server as operators see it.
+pub fn rival(rival: Rival, bridge: &BridgeName, held: bool) -> RivalStatus {
+    let way_out = rival.way_out(bridge);
+    RivalStatus {
+        kind: rival.kind,
+        address: rival.address,
+        mac: rival.mac,
+        port: rival.port,
+        evidence: rival.evidence,
+        first_at: rival.first_at,
+        last_at: rival.last_at,
+        heard: rival.heard,
+        client: rival.client,
+        process: rival.process,
+        way_out,
+        holding: held && rival.kind == Kind::Dhcp,
+    }
 }
 
 /// Deploy images by profile; those that are damaged stand among them, with the reason.

@@ -1,7 +1,7 @@
 //! Verdicts and explanations over the API: gathers what they rest on and hands it to the pure functions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use axum::Json;
 use axum::extract::State;
@@ -129,12 +129,13 @@ fn surroundings(
     Surroundings {
         now,
         started_at: parts.started_at,
+        mode: config.dhcp.mode,
         unknown: config.dhcp.unknown,
         call_deadline: config.boot.call_deadline,
         bridge: BridgeView { name: status.name, address: status.address, state: premises.state },
         ports: premises.ports,
         servers: servers
-            .filter_map(|server| Some((server, parts.appliance.neighbour(server)?)))
+            .filter_map(|server| Some((server, mac_of(parts, server)?)))
             .collect::<BTreeMap<_, _>>(),
         pool: parts.appliance.pool_use(),
         loaders: parts.appliance.loader_table(),
@@ -143,9 +144,16 @@ fn surroundings(
     }
 }
 
+/// Where the other server's frames come from: the guard heard them, or the kernel talked to it.
+fn mac_of(parts: &OperatorParts, server: Ipv4Addr) -> Option<MacAddr> {
+    let heard = parts.appliance.rivals().into_iter().find(|rival| rival.address == IpAddr::V4(server));
+    heard.and_then(|rival| rival.mac).or_else(|| parts.appliance.neighbour(server))
+}
+
 fn other_servers(boot: Option<&Boot>, trace: Option<&StrangerTrace>) -> BTreeSet<Ipv4Addr> {
     let told = boot.into_iter().flat_map(|boot| &boot.events).filter_map(|event| match &event.happening {
         Happening::Dhcp { other_server, .. } => *other_server,
+        Happening::OtherServer { server, .. } => Some(*server),
         Happening::File { .. }
         | Happening::Script { .. }
         | Happening::Agent { .. }

@@ -41,7 +41,7 @@ const KINDS: [(&str, &str); 6] = [
 
 fn kind(happening: &Happening) -> &'static str {
     match happening {
-        Happening::Dhcp { .. } => "dhcp",
+        Happening::Dhcp { .. } | Happening::OtherServer { .. } => "dhcp",
         Happening::File { .. } => "file",
         Happening::Script { .. } => "script",
         Happening::Agent { .. } | Happening::AgentRefused { .. } => "agent",

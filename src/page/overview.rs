@@ -7,7 +7,7 @@ use axum::response::Response;
 use maud::{Markup, html};
 
 use crate::cli::text;
-use crate::operator::api::{ReportedProblem, Severity, Status};
+use crate::operator::api::{ReportedProblem, RivalStatus, Severity, Status};
 use crate::page::fleet::{Condition, Row, census};
 use crate::page::layout::{self, Live, Tab};
 use crate::page::visitor::Visitor;
@@ -146,8 +146,7 @@ fn needs(visitor: &Visitor, parts: &PageParts, status: &Status, rows: &[Row]) ->
     let (failed, stuck, waiting) = (of(Condition::Failed), of(Condition::Stuck), of(Condition::Waiting));
     let down: Vec<_> = status.services.iter().filter(|service| !service.running).collect();
     let problems: Vec<&ReportedProblem> = status.problems.iter().rev().take(PROBLEMS_SHOWN).collect();
-    let rivals = parts.recent.other_servers();
-    let calm = rivals.is_empty()
+    let calm = status.rivals.is_empty()
         && status.bridge.up
         && failed.is_empty()
         && stuck.is_empty()
@@ -166,12 +165,7 @@ fn needs(visitor: &Visitor, parts: &PageParts, status: &Status, rows: &[Row]) ->
                 @if !status.bridge.up {
                     li.need.is-bad { p { b { "Bridge " (status.bridge.name) " is down: " } (words::wire(status.bridge.reason.as_deref().unwrap_or("no link"))) } a.button href="/status" { "Status" } }
                 }
-                @for (node, server) in &rivals {
-                    li.need.is-bad {
-                        p { b { "A second DHCP server answers on the bridge: " span.mono { (server) } } ". A machine took its offer instead of ours. Find it and switch it off." }
-                        a.button href={ "/nodes/" (node) } { "Evidence" }
-                    }
-                }
+                @for rival in &status.rivals { (rival_told(rival)) }
                 @for service in down {
                     li.need.is-bad { p { b { (service.name) } " is not running: " (service.listens) } a.button href="/status" { "Status" } }
                 }
@@ -192,6 +186,21 @@ fn needs(visitor: &Visitor, parts: &PageParts, status: &Status, rows: &[Row]) ->
                 h3 { "Logged problems" }
                 ul.need-list { @for problem in problems { (logged(problem, parts)) } }
             }
+        }
+    }
+}
+
+/// Somebody else who answers, and what to do about it.
+pub(super) fn rival_told(rival: &RivalStatus) -> Markup {
+    html! {
+        li.need.is-bad {
+            p {
+                b { (words::sentence(&rival.headline())) }
+                @if let Some(port) = &rival.port { " Behind port " code { (words::wire(port)) } "." }
+                @if rival.holding { " Nobody is answered until it is quiet." }
+                " To mend it: " (words::sentence(&rival.way_out)) "."
+            }
+            @if let Some(client) = rival.client { a.button href={ "/nodes/" (client) } { "Whom it answered" } }
         }
     }
 }

@@ -37,7 +37,9 @@ impl Cell {
         let over = lease.expires_at <= now;
         match lease.state {
             LeaseState::Bound | LeaseState::Offered | LeaseState::Quarantined if over => Cell::Remembered,
-            LeaseState::Bound => Cell::Bound,
+            LeaseState::Elsewhere if over => Cell::Remembered,
+            // Held by its machine all the same; the heading says by whose leave.
+            LeaseState::Bound | LeaseState::Elsewhere => Cell::Bound,
             LeaseState::Offered => Cell::Offered,
             LeaseState::Quarantined => Cell::Quarantined,
             LeaseState::Released => Cell::Remembered,

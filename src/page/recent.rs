@@ -1,14 +1,12 @@
 //! The last events of all nodes, newest last: what the events page shows before anything else happens.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::node::NodeId;
-use crate::node::timeline::{Happening, TimelineEvent};
+use crate::node::timeline::TimelineEvent;
 
 /// A dozen boots; each node's own page has its whole history.
 const RECENT_MAX: usize = 1000;
@@ -42,19 +40,6 @@ impl Recent {
             events.pop_front();
         }
         events.push_back(event);
-    }
-
-    /// DHCP servers besides ours that machines listened to, each with the last such machine.
-    pub(super) fn other_servers(&self) -> Vec<(NodeId, Ipv4Addr)> {
-        let mut servers: Vec<(NodeId, Ipv4Addr)> = Vec::new();
-        for event in self.newest_first() {
-            if let Happening::Dhcp { other_server: Some(server), .. } = &event.happening
-                && servers.iter().all(|(_, known)| known != server)
-            {
-                servers.push((event.node, *server));
-            }
-        }
-        servers
     }
 
     /// Newest first.

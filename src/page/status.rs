@@ -34,6 +34,12 @@ pub(super) async fn show(State(parts): State<Shared>, visitor: Visitor) -> Respo
                 (services(&status))
             }
         }
+        @if !status.rivals.is_empty() {
+            section #rivals.panel aria-labelledby="rivals-title" data-live {
+                h2 #rivals-title { "Who else answers on the bridge" }
+                ul.need-list { @for rival in &status.rivals { (overview::rival_told(rival)) } }
+            }
+        }
         section #problems.panel aria-labelledby="problems-title" data-live {
             h2 #problems-title { "Logged problems" }
             @if status.problems.is_empty() { p.quiet { "None since the appliance started." } } @else {

@@ -26,6 +26,7 @@ use crate::store::{Change, CommitError, LoadError, Snapshot, Store, WhenDurable}
 use crate::telemetry::Tally;
 use crate::telemetry::stages::Timed;
 
+pub mod backup;
 mod database;
 mod files;
 mod rows;

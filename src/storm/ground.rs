@@ -79,11 +79,16 @@ pub fn check(bridge: &str) -> anyhow::Result<()> {
     if !link.is_bridge {
         bail!(GroundError::NotABridge(bridge.to_owned()));
     }
-    let routes = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
-    if ways_out(&routes("route"), &routes("ipv6_route")).iter().any(|interface| interface == bridge) {
+    if default_route_devices().iter().any(|interface| interface == bridge) {
         bail!(GroundError::WayOut(bridge.to_owned()));
     }
     Ok(())
+}
+
+/// The devices that default routes leave by, in the calling thread's namespace.
+pub fn default_route_devices() -> Vec<String> {
+    let routes = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
+    ways_out(&routes("route"), &routes("ipv6_route"))
 }
 
 /// Interfaces of default routes, as /proc/net/route and /proc/net/ipv6_route tell them. `lo` is IPv6's "unreachable".

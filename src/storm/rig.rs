@@ -242,6 +242,7 @@ fn write_configuration(state: &StateDir, offering: &Offering) -> anyhow::Result<
          [dhcp]\npool = {POOL:?}\n\n\
          [operator]\nsocket = {socket:?}\nlisten = \"off\"\n\n\
          [store]\npath = {:?}\n\n\
+         [process]\nuser = \"0\"\n\n\
          [boot]\nprofile = {PROFILE:?}\n\n{loaders}",
         state.appliance_state(),
     );

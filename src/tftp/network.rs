@@ -5,7 +5,7 @@
 //! itself and not a portable wrapper.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ use crate::tftp::sessions::{SessionKey, Sessions};
 use crate::tftp::transfer::{Limits, Transfer};
 use crate::tftp::wire::{self, ErrorCode};
 
-pub const PORT: u16 = 69;
+const PORT: u16 = 69;
 /// The word our counters stand under.
 const SERVICE: &str = "tftp";
 /// Requests taken from port 69 before transfers have their turn.
@@ -85,9 +85,26 @@ impl Drop for TftpHandle {
     }
 }
 
-/// Binds port 69 of the bridge and serves until the handle is stopped.
-pub fn start(bridge: Bridge, files: Arc<dyn FileSource>, tally: Arc<Tally>) -> io::Result<TftpHandle> {
-    let listener = bridge.udp_socket(PORT)?;
+/// The sockets; binding port 69 and long queues take privileges, serving does not.
+pub struct Doors {
+    listener: UdpSocket,
+    ports: Ports,
+}
+
+impl Doors {
+    pub fn open(bridge: &Bridge) -> io::Result<Doors> {
+        Ok(Doors { listener: bridge.udp_socket(PORT)?, ports: Ports::open(bridge)? })
+    }
+}
+
+/// Serves until the handle is stopped.
+pub fn start(
+    bridge: Bridge,
+    doors: Doors,
+    files: Arc<dyn FileSource>,
+    tally: Arc<Tally>,
+) -> io::Result<TftpHandle> {
+    let Doors { listener, ports } = doors;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let stopping = Arc::new(AtomicBool::new(false));
@@ -95,7 +112,6 @@ pub fn start(bridge: Bridge, files: Arc<dyn FileSource>, tally: Arc<Tally>) -> i
     epoll.add(waker.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKER))?;
     let watch = LinkWatch::open()?;
     epoll.add(watch.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, LINKS))?;
-    let ports = Ports::open(&bridge)?;
     for (index, port) in ports.iter().enumerate() {
         epoll.add(port.socket(), EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
     }
@@ -112,8 +128,10 @@ pub fn start(bridge: Bridge, files: Arc<dyn FileSource>, tally: Arc<Tally>) -> i
         lookout: Lookout::default(),
     };
     let stop_signal = Arc::clone(&stopping);
-    let thread =
-        std::thread::Builder::new().name("tftp".to_owned()).spawn(move || server.run(&stop_signal))?;
+    let thread = std::thread::Builder::new().name("tftp".to_owned()).spawn(move || {
+        sys::run_like_others();
+        server.run(&stop_signal);
+    })?;
     Ok(TftpHandle { stopping, waker, thread: Some(thread) })
 }
 
@@ -122,7 +140,7 @@ struct Server {
     watch: LinkWatch,
     files: Arc<dyn FileSource>,
     tally: Arc<Tally>,
-    listener: std::net::UdpSocket,
+    listener: UdpSocket,
     epoll: Epoll,
     admission: Admission,
     sessions: Sessions,
@@ -178,7 +196,7 @@ impl Server {
             return;
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
-        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
+        let Ok(found) = self.bridge.again() else { return };
         let moved = self.ports.iter().try_for_each(|port| found.rebind(port.socket()));
         match moved.and_then(|()| found.rebind(&self.listener)) {
             Ok(()) => {

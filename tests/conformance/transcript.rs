@@ -10,7 +10,7 @@ use farrier::boot::client::ClientClass;
 use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::clock::Timestamp;
-use farrier::config::{Identity, PoolRange};
+use farrier::config::{DhcpMode, Identity, PoolRange, StrangerLimits};
 use farrier::dhcp::server::{
     Answer, Destination, DhcpServer, Directory, Outcome, Received, Reply, Service, Settings,
 };
@@ -46,6 +46,7 @@ impl Directory for NoNodes {
 
 fn server() -> DhcpServer {
     let settings = Settings {
+        mode: DhcpMode::Server,
         network: "192.168.2.2/24".parse().unwrap(),
         gateway: Some(Ipv4Addr::new(192, 168, 2, 1)),
         dns: vec![Ipv4Addr::new(192, 168, 2, 1)],
@@ -54,6 +55,8 @@ fn server() -> DhcpServer {
         unknown: UnknownPolicy::Enroll,
         identity: Identity::Mac,
         authoritative: true,
+        bootp: false,
+        strangers: StrangerLimits::default(),
         loaders: LOADERS.clone(),
     };
     DhcpServer::new(settings, Vec::new(), START)
@@ -151,6 +154,7 @@ fn describe(text: &mut String, datagram: &Datagram, outcome: &Outcome) {
     match &outcome.answer {
         Answer::Silence(silence) => writeln!(text, "  silence  {silence}").unwrap(),
         Answer::Reply(reply) => describe_reply(text, reply),
+        Answer::Withheld(reply) => writeln!(text, "  withheld {}", reply.kind.as_str()).unwrap(),
     }
     for change in &outcome.changes {
         match change {

@@ -47,6 +47,7 @@ fn advertised(table: &LoaderTable) -> Vec<String> {
         }
     }
     names.extend([namespace::grub_config_name(MAC), "grub/grub.cfg".into(), "autoexec.ipxe".into()]);
+    names.push(namespace::pxelinux_config_name(MAC));
     names.extend([namespace::kernel_name("vm"), namespace::ramdisk_name("vm")]);
     names.sort();
     names.dedup();
@@ -76,7 +77,8 @@ fn every_name_a_decision_can_give_is_served_by_tftp_and_http() {
             let by_http = fetch(&machine, "http", &name);
             assert!(!by_tftp.is_empty(), "{name}");
             // Scripts carry a fresh token each time; everything else is the same file by either road.
-            let rendered = name.contains("grub.cfg") || name.ends_with(".ipxe");
+            let rendered =
+                name.contains("grub.cfg") || name.contains("pxelinux.cfg") || name.ends_with(".ipxe");
             assert!(rendered || by_tftp == by_http, "{name} differs");
         }
     });

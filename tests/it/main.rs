@@ -5,9 +5,12 @@
 //! root nor cleaning up, and cannot reach the machine's network.
 
 mod boot_contract;
+mod conflicts;
 mod dhcp_clients;
+mod doctor;
 mod durability;
 mod files;
+mod guard;
 mod operator;
 mod schema;
 mod serve;

@@ -86,6 +86,8 @@ pub struct TestBed {
     pub directory: tempfile::TempDir,
     address: &'static str,
     server: Option<Process>,
+    /// Log warnings only: a long run would log gigabytes.
+    pub quiet: bool,
     cables: usize,
 }
 
@@ -102,6 +104,7 @@ impl TestBed {
             address,
             directory: tempfile::tempdir().expect("a temporary directory"),
             server: None,
+            quiet: false,
             cables: 0,
         };
         bed.configure(extra_configuration);
@@ -140,6 +143,8 @@ impl TestBed {
         let notify_path = self.path("notify.sock");
         let _ = fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(&notify_path).expect("a notification socket");
+        fs::set_permissions(&notify_path, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .expect("whoever the appliance becomes may tell");
         notify.set_read_timeout(Some(Duration::from_millis(100))).expect("a read timeout");
         let log =
             fs::File::options().create(true).append(true).open(self.path("serve.log")).expect("a log file");
@@ -147,7 +152,7 @@ impl TestBed {
             .args(["serve", "--config"])
             .arg(self.path("farrier.toml"))
             .env("NOTIFY_SOCKET", &notify_path)
-            .env("RUST_LOG", "farrier=debug")
+            .env("RUST_LOG", if self.quiet { "farrier=warn" } else { "farrier=debug" })
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
             .spawn()

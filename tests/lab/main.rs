@@ -3,6 +3,7 @@
 //! Cases run one after the other: two cores cannot run two labs. What a failed case leaves in `tests/output/lab` is
 //! told on its end: serial logs, a capture, the appliance's log and the machines' timelines.
 
+mod beside;
 mod crashes;
 mod enrolls;
 mod stops;

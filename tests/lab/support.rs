@@ -78,14 +78,20 @@ impl Case {
         Case { name, state, lab: None, config, runtime, _turn: turn }
     }
 
-    pub fn start(mut self) -> Case {
+    pub fn start(self) -> Case {
+        self.start_with(Vec::new())
+    }
+
+    /// With these programs beside the appliance, in the lab's namespace.
+    pub fn start_with(mut self, programs: Vec<ProgramPlan>) -> Case {
+        let observers = [vec![self.capture()], programs].concat();
         let lab = Lab::start(LabOptions {
             state: self.state.root().to_owned(),
             config: self.config.clone(),
             farrier: farrier(),
             fresh: true,
             ends_with_launcher: true,
-            services: Services::Appliance { observers: vec![self.capture()] },
+            services: Services::Appliance { observers },
         });
         self.lab = Some(lab.unwrap());
         self

@@ -10,14 +10,17 @@ use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::{
-    BootConfig, Config, DhcpConfig, Identity, NetworkConfig, OperatorConfig, PoolRange, StoreConfig,
+    BootConfig, Config, DhcpConfig, DhcpMode, Identity, NetworkConfig, OnRival, OperatorConfig, PoolRange,
+    StoreConfig, StrangerLimits,
 };
 use farrier::dhcp::address_book::AddressBook;
 use farrier::dhcp::lease::LeaseState;
 use farrier::dhcp::network::{self, BindError, DhcpHandle, DhcpParts, Nodes};
 use farrier::dhcp::server::Directory;
+use farrier::guard::Guard;
+use farrier::net::hazards::Allowed;
 use farrier::net::{Bridge, MacAddr};
-use farrier::node::registry::{Registry, RegistrySettings};
+use farrier::node::registry::{NewNode, Registry, RegistrySettings};
 use farrier::node::timeline::Happening;
 use farrier::node::token::TokenKey;
 use farrier::store::Store;
@@ -28,11 +31,12 @@ use crate::support::{
     Wire, attach, bridge_name, eventually, ip, isolated, make_bridge, network, ones_sum, udp_frame,
 };
 
-const SERVER: [u8; 4] = [192, 168, 2, 2];
-const DISCOVER: u8 = 1;
-const OFFER: u8 = 2;
-const REQUEST: u8 = 3;
-const ACK: u8 = 5;
+pub const SERVER: [u8; 4] = [192, 168, 2, 2];
+pub const DISCOVER: u8 = 1;
+pub const OFFER: u8 = 2;
+pub const REQUEST: u8 = 3;
+pub const DECLINE: u8 = 4;
+pub const ACK: u8 = 5;
 
 /// A registry that knows nobody and remembers what it is told, a word each.
 #[derive(Default)]
@@ -76,18 +80,24 @@ struct Bench {
 
 fn config() -> Arc<Config> {
     Arc::new(Config {
+        user: None,
         network: NetworkConfig {
             bridge: bridge_name("br0"),
             address: network("192.168.2.2/24"),
             gateway: None,
             dns: Vec::new(),
+            allow: Allowed::default(),
         },
         dhcp: DhcpConfig {
+            mode: DhcpMode::Server,
             pool: PoolRange { first: [192, 168, 2, 50].into(), last: [192, 168, 2, 250].into() },
             lease: Duration::from_secs(3600),
             unknown: UnknownPolicy::Enroll,
             identity: Identity::Mac,
             authoritative: true,
+            bootp: false,
+            on_rival: OnRival::Warn,
+            strangers: StrangerLimits::default(),
             reservations: Vec::new(),
         },
         operator: OperatorConfig { socket: "/nonexistent".into(), ..OperatorConfig::default() },
@@ -111,8 +121,58 @@ fn parts(bridge: Bridge) -> DhcpParts<Notes> {
         store: Arc::new(MemoryStore::new()),
         addresses: Arc::default(),
         tally: Arc::default(),
+        guard: Arc::default(),
         clock: Clock::start(),
     }
+}
+
+/// The thread, for tests of what others do to it.
+pub struct Running {
+    pub dhcp: DhcpHandle,
+    pub tally: Arc<Tally>,
+}
+
+/// With nobody known, beside this guard.
+pub fn start_with(bridge: &Bridge, guard: &Arc<Guard>) -> Running {
+    let tally = Arc::new(Tally::default());
+    let parts = DhcpParts { tally: Arc::clone(&tally), guard: Arc::clone(guard), ..parts(bridge.clone()) };
+    Running { dhcp: network::start(parts).unwrap(), tally }
+}
+
+/// An operator registers a machine.
+pub fn register(registry: &Registry, mac: MacAddr) {
+    let new = NewNode { name: None, macs: vec![(mac, None)] };
+    registry.register(new, Clock::start().now()).unwrap();
+}
+
+/// With the registry itself.
+pub fn start_for(bridge: &Bridge, registry: Arc<Registry>) -> Running {
+    start_configured(bridge, registry, config())
+}
+
+/// The same, with so many strangers behind a port at most.
+pub fn start_limited(bridge: &Bridge, registry: Arc<Registry>, per_port: u32) -> Running {
+    let mut config = Config::clone(&config());
+    config.dhcp.strangers.per_port = Some(per_port);
+    start_configured(bridge, registry, Arc::new(config))
+}
+
+fn start_configured(bridge: &Bridge, registry: Arc<Registry>, config: Arc<Config>) -> Running {
+    let tally = Arc::new(Tally::default());
+    let DhcpParts { loaders, bindings, store, addresses, guard, clock, .. } = parts(bridge.clone());
+    let parts = DhcpParts {
+        bridge: bridge.clone(),
+        config,
+        loaders,
+        bindings,
+        registry,
+        store,
+        addresses,
+        tally: Arc::clone(&tally),
+        guard,
+        clock,
+    };
+    Running { dhcp: network::start(parts).unwrap(), tally }
 }
 
 impl Bench {
@@ -154,12 +214,12 @@ impl Bench {
     }
 }
 
-fn mac(client: u8) -> MacAddr {
+pub fn mac(client: u8) -> MacAddr {
     MacAddr([0x52, 0x54, 0, 0, 0, client])
 }
 
 /// A message of an iPXE ROM, which does not ask for broadcasts.
-fn message(client: u8, kind: u8, address: Option<Ipv4Addr>) -> Vec<u8> {
+pub fn message(client: u8, kind: u8, address: Option<Ipv4Addr>) -> Vec<u8> {
     let mut bytes = vec![0; 240];
     bytes[..3].copy_from_slice(&[1, 1, 6]);
     bytes[4..8].copy_from_slice(&[0xca, 0xfe, 0, client]);
@@ -179,12 +239,12 @@ fn message(client: u8, kind: u8, address: Option<Ipv4Addr>) -> Vec<u8> {
     bytes
 }
 
-fn broadcast(client: u8, kind: u8, address: Option<Ipv4Addr>) -> Vec<u8> {
+pub fn broadcast(client: u8, kind: u8, address: Option<Ipv4Addr>) -> Vec<u8> {
     let macs = (mac(client), MacAddr::BROADCAST);
     udp_frame(macs, ([0; 4], 68), ([255; 4], 67), &message(client, kind, address))
 }
 
-fn reply(frame: &[u8]) -> Option<(MacAddr, u8, Ipv4Addr)> {
+pub fn reply(frame: &[u8]) -> Option<(MacAddr, u8, Ipv4Addr)> {
     let is_reply = frame.len() > 285 && frame[23] == 17 && frame[34..38] == [0, 67, 0, 68] && frame[42] == 2;
     if !is_reply {
         return None;
@@ -415,6 +475,7 @@ fn a_flood_of_strangers_leaves_no_nodes_and_gets_its_share() {
         store: Arc::clone(&store),
         addresses,
         tally: Arc::clone(&tally),
+        guard: Arc::default(),
         clock,
     })
     .unwrap();

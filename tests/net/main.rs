@@ -7,4 +7,5 @@ mod advertise;
 mod bridge;
 mod dhcp;
 mod frame;
+mod guard;
 mod support;

@@ -8,6 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use farrier::config::BridgeName;
+use farrier::net::link::Link;
+use farrier::net::ports::{self, PortState};
 use farrier::net::{Bridge, MacAddr};
 use ipnetwork::Ipv4Network;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, bind, setsockopt, socket, sockopt};
@@ -60,6 +62,12 @@ pub fn attach(bridge: &str, prefix: &str) -> String {
     ip(&format!("link set {station} addrgenmode none"));
     ip(&format!("link set {port} addrgenmode none master {bridge} up"));
     ip(&format!("link set {station} up"));
+    // The kernel notices the cable a little later; until then frames are lost.
+    let index = Link::find(bridge).unwrap().unwrap().index;
+    eventually("the port forwards", || {
+        let ports = ports::of_bridge(index, None).unwrap();
+        ports.iter().any(|found| found.name == port && found.state == PortState::Forwarding).then_some(())
+    });
     station
 }
 

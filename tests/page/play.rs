@@ -159,7 +159,7 @@ impl<'a> Machine<'a> {
         if until == Until::Script {
             return;
         }
-        let token = self.rig.registry.issue_token(self.mac, self.address, self.at);
+        let token = self.rig.registry.issue_token(self.mac, self.address, self.at).map(|token| token.text);
         self.file(120, Stage::Kernel, "metal/vmlinuz", 9_216_544, 160, FileOutcome::Complete);
         if until == Until::Kernel {
             return;

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use farrier::config::BridgeName;
 use farrier::net::bridge::Bridge;
 use farrier::telemetry::Tally;
-use farrier::tftp::network::{TftpHandle, start};
+use farrier::tftp::network::{Doors, TftpHandle, start};
 use farrier::tftp::{FileSource, NotServed, Opened, TransferReport};
 use nix::sched::{CloneFlags, setns};
 
@@ -138,7 +138,9 @@ impl Bench {
         let files = files.into_iter().map(|(name, bytes)| (name.into_bytes(), bytes)).collect();
         let memory = Arc::new(Memory { files, ..Default::default() });
         let source: Arc<dyn FileSource> = memory.clone();
-        self.server = Some(start(self.bridge.clone(), source, Arc::clone(&self.tally)).expect("port 69"));
+        let doors = Doors::open(&self.bridge).expect("port 69");
+        self.server =
+            Some(start(self.bridge.clone(), doors, source, Arc::clone(&self.tally)).expect("port 69"));
         memory
     }
 

@@ -53,8 +53,41 @@ struct Slot {
     vacated: Option<(Binding, Timestamp)>,
     /// Where the client stood before the binding's last change: it may hold an ACK for this long (see `forget`).
     acknowledged_until: Timestamp,
+    promised: Promised,
     index: Index,
     counted: Counted,
+}
+
+/// Ends of the last bindings of one client at one address, newest first. Those whose commit failed are taken out again,
+/// and commits end in the order they were begun: so what is older than the one that just failed is on disk.
+#[derive(Clone, Copy, Debug, Default)]
+struct Promised([Option<Timestamp>; Promised::DEPTH]);
+
+impl Promised {
+    /// As many repeats of one request may be under way at once; beyond it the oldest is forgotten, and with it what could
+    /// still be said while the disk is full.
+    const DEPTH: usize = 4;
+
+    fn push(&mut self, until: Timestamp) {
+        self.0.rotate_right(1);
+        self.0[0] = Some(until);
+    }
+
+    /// Takes out what was not stored, and gives what was before it.
+    fn take_back(&mut self, until: Timestamp) -> Option<Timestamp> {
+        let place = self.0.iter().rposition(|promised| *promised == Some(until))?;
+        self.0[place..].rotate_left(1);
+        self.0[Promised::DEPTH - 1] = None;
+        self.0[place]
+    }
+}
+
+/// What a client was acknowledged and the disk still has, though the extension it asked for could not be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StillStored {
+    pub address: Ipv4Addr,
+    pub mac: MacAddr,
+    pub until: Timestamp,
 }
 
 #[derive(Clone, Debug)]
@@ -119,7 +152,12 @@ impl LeaseTable {
             }
         }
         let acknowledged_until = binding.expires_at;
-        self.slots.insert(address, Slot { binding: Some(binding), acknowledged_until, ..Slot::default() });
+        let mut promised = Promised::default();
+        if binding.state == BindingState::Bound {
+            promised.push(binding.expires_at);
+        }
+        let slot = Slot { binding: Some(binding), acknowledged_until, promised, ..Slot::default() };
+        self.slots.insert(address, slot);
     }
 
     /// Takes a new pool; bindings stay on record wherever they are.
@@ -153,7 +191,7 @@ impl LeaseTable {
 
     /// The client's live binding.
     pub fn live_binding(&self, key: &ClientKey, now: Timestamp) -> Option<&Binding> {
-        self.binding(key).filter(|binding| binding.state == BindingState::Bound && binding.expires_at > now)
+        self.binding(key).filter(|binding| binding.is_live(now))
     }
 
     /// The address held for the client by a live offer.
@@ -161,6 +199,11 @@ impl LeaseTable {
         let address = self.clients.get(key)?.offered?;
         let offer = self.slots.get(&address)?.offer.as_ref()?;
         (offer.until > now && offer.key == *key).then_some(address)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn bindings(&self) -> impl Iterator<Item = &Binding> {
+        self.slots.values().filter_map(|slot| slot.binding.as_ref())
     }
 
     pub fn availability(&self, address: Ipv4Addr, key: &ClientKey, now: Timestamp) -> Availability {
@@ -255,15 +298,21 @@ impl LeaseTable {
         let slot = self.slots.entry(address).or_default();
         slot.acknowledged_until = Timestamp::default();
         slot.vacated = None;
-        if let Some(previous) = slot.binding.take() {
+        let previous = slot.binding.take();
+        if previous.as_ref().is_none_or(|previous| previous.key != key) {
+            slot.promised = Promised::default();
+        }
+        if let Some(previous) = previous {
             if previous.key == key {
                 slot.acknowledged_until = previous.expires_at;
             } else if previous.state != BindingState::Quarantined {
                 self.clear_bound(&previous.key, address);
             }
         }
+        let slot = self.slots.entry(address).or_default();
+        slot.promised.push(binding.expires_at);
         changes.push(Change::PutBinding(binding.clone()));
-        self.slots.entry(address).or_default().binding = Some(binding);
+        slot.binding = Some(binding);
         self.reindex(address, now);
         changes
     }
@@ -271,7 +320,9 @@ impl LeaseTable {
     /// Ends a client's live binding at its own wish; the address stays its first choice.
     pub fn release(&mut self, key: &ClientKey, now: Timestamp) -> Option<Change> {
         let address = self.live_binding(key, now)?.address;
-        let binding = self.slots.get_mut(&address)?.binding.as_mut()?;
+        let slot = self.slots.get_mut(&address)?;
+        slot.promised = Promised::default();
+        let binding = slot.binding.as_mut()?;
         binding.state = BindingState::Released;
         binding.expires_at = now;
         let change = Change::PutBinding(binding.clone());
@@ -300,6 +351,7 @@ impl LeaseTable {
         };
         let slot = self.slots.entry(address).or_default();
         slot.vacated = None;
+        slot.promised = Promised::default();
         slot.binding = Some(binding.clone());
         self.reindex(address, now);
         Change::PutBinding(binding)
@@ -310,10 +362,14 @@ impl LeaseTable {
     /// Nothing else needs undoing. What memory holds beyond the disk only keeps addresses from others, and a client
     /// that asks again is granted and committed again. But its earlier ACK, if any, still stands, so the binding is
     /// cut back to that, or to the time an offer would wait for another try. Bindings changed since are left alone.
-    pub fn forget(&mut self, changes: &[Change], now: Timestamp) {
+    pub fn forget(&mut self, changes: &[Change], now: Timestamp) -> Vec<StillStored> {
+        let mut still_stored = Vec::new();
         for change in changes {
             match change {
-                Change::PutBinding(lost) => self.shorten(lost, now),
+                Change::PutBinding(lost) => {
+                    still_stored.extend(self.still_stored(lost, now));
+                    self.shorten(lost, now);
+                }
                 Change::DropBinding { address } => self.move_back(*address, now),
                 // Not ours.
                 Change::PutNode(_)
@@ -327,6 +383,15 @@ impl LeaseTable {
                 | Change::DropAuditBelow { .. } => {}
             }
         }
+        still_stored
+    }
+
+    fn still_stored(&mut self, lost: &Binding, now: Timestamp) -> Option<StillStored> {
+        let slot = self.slots.get_mut(&lost.address)?;
+        let until = slot.promised.take_back(lost.expires_at)?;
+        let holder = slot.binding.as_ref()?;
+        let holds = holder.state == BindingState::Bound && holder.key == lost.key && until > now;
+        holds.then_some(StillStored { address: lost.address, mac: lost.mac, until })
     }
 
     fn shorten(&mut self, lost: &Binding, now: Timestamp) {
@@ -371,6 +436,17 @@ impl LeaseTable {
             .collect();
         views.sort_unstable_by_key(|view| view.address);
         views
+    }
+
+    /// Addresses of the pool that are bound, offered or withheld now, each with the MAC that has it so.
+    pub fn in_use(&self, now: Timestamp) -> Vec<(Ipv4Addr, MacAddr)> {
+        let holder = |slot: &Slot| {
+            let bound = slot.binding.as_ref().filter(|binding| binding.expires_at > now);
+            let offered = || slot.offer.as_ref().filter(|offer| offer.until > now);
+            bound.map(|binding| binding.mac).or_else(|| offered().map(|offer| offer.mac))
+        };
+        let slots = self.slots.iter().filter(|(address, _)| self.in_pool(**address));
+        slots.filter_map(|(address, slot)| Some((*address, holder(slot)?))).collect()
     }
 
     pub fn pool_use(&self) -> PoolUse {

@@ -1,14 +1,16 @@
-//! Where replies leave: three sockets, shared by the DHCP thread and the store's.
+//! Where replies leave: four sockets, shared by the DHCP thread and the store's.
 //!
 //! Every transaction is one line in the log, written here, when its reply has left (or could not).
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
-use std::time::Instant;
 
+use crate::dhcp::network::desk::{Parcel, Post};
 use crate::dhcp::network::{BindError, SERVICE};
-use crate::dhcp::server::{Destination, Reply, Report, Service, Silence};
+use crate::dhcp::server::{Destination, Report, Service};
+use crate::guard::process;
+use crate::net::arp::ArpProber;
 use crate::net::frame::{Delivery, FrameSender};
 use crate::net::sys::{self, Outgoing};
 use crate::net::{Bridge, MacAddr};
@@ -20,57 +22,88 @@ const DHCP_PORT: u16 = 67;
 const BOOT_SERVER_PORT: u16 = 4011;
 const CLIENT_PORT: u16 = 68;
 
-/// A reply on its way, and who asked for it.
-#[derive(Debug)]
-pub(super) struct Parcel {
-    pub(super) reply: Reply,
-    pub(super) service: Service,
-    pub(super) report: Option<Report>,
-    /// When it was decided on; a lease still has to reach the disk.
-    pub(super) decided_at: Instant,
+/// The sockets of ports 67 and 4011; to bind them takes CAP_NET_BIND_SERVICE, to move them CAP_NET_RAW.
+pub struct Doors {
+    dhcp: UdpSocket,
+    boot_server: UdpSocket,
+}
+
+impl Doors {
+    pub fn open(bridge: &Bridge) -> Result<Doors, BindError> {
+        let udp = |port| {
+            let refused = |source| refuse(bridge, format!("UDP port {port}"), Some(port), source);
+            bridge.udp_socket(port).map_err(refused)
+        };
+        Ok(Doors { dhcp: udp(DHCP_PORT)?, boot_server: udp(BOOT_SERVER_PORT)? })
+    }
+
+    /// The same sockets, tied to the device that has the bridge's name now. With them stay the ports, which nobody else
+    /// could take meanwhile, and the length of their queues.
+    fn moved_to(&self, bridge: &Bridge) -> io::Result<Doors> {
+        let move_one = |socket: &UdpSocket| {
+            let socket = socket.try_clone()?;
+            bridge.rebind(&socket).map(|()| socket)
+        };
+        Ok(Doors { dhcp: move_one(&self.dhcp)?, boot_server: move_one(&self.boot_server)? })
+    }
+}
+
+fn refuse(bridge: &Bridge, what: String, port: Option<u16>, source: io::Error) -> BindError {
+    let bridge = bridge.name.clone();
+    match (source.kind(), port) {
+        (io::ErrorKind::AddrInUse, Some(port)) => {
+            let holder = process::holder_of_port(&bridge).map(Box::new);
+            BindError::PortTaken { bridge, port, holder, source }
+        }
+        (io::ErrorKind::PermissionDenied, _) => BindError::NotPermitted { bridge, what, source },
+        (_, _) => BindError::Unavailable { bridge, what, source },
+    }
 }
 
 pub(super) struct Outbound {
-    pub(super) dhcp: UdpSocket,
-    pub(super) boot_server: UdpSocket,
+    doors: Doors,
+    pub(super) arp: ArpProber,
     frames: FrameSender,
     from: (Ipv4Addr, u32),
     tally: Arc<Tally>,
 }
 
 impl Outbound {
-    pub(super) fn open(bridge: &Bridge, tally: &Arc<Tally>) -> Result<Outbound, BindError> {
-        let refused = |what: String, port, source: io::Error| {
-            let bridge = bridge.name.clone();
-            match (source.kind(), port) {
-                (io::ErrorKind::AddrInUse, Some(port)) => BindError::PortTaken { bridge, port, source },
-                (io::ErrorKind::PermissionDenied, _) => BindError::NotPermitted { bridge, what, source },
-                (_, _) => BindError::Unavailable { bridge, what, source },
-            }
-        };
-        let udp = |port| {
-            bridge.udp_socket(port).map_err(|source| refused(format!("UDP port {port}"), Some(port), source))
-        };
-        Ok(Outbound {
-            dhcp: udp(DHCP_PORT)?,
-            boot_server: udp(BOOT_SERVER_PORT)?,
-            frames: FrameSender::open(bridge)
-                .map_err(|source| refused("a packet socket".to_owned(), None, source))?,
-            from: (bridge.ip(), bridge.index),
-            tally: Arc::clone(tally),
-        })
+    pub(super) fn new(bridge: &Bridge, doors: Doors, tally: &Arc<Tally>) -> Result<Outbound, BindError> {
+        let refused = |source| refuse(bridge, "a packet socket".to_owned(), None, source);
+        let frames = FrameSender::open(bridge).map_err(refused)?;
+        let arp = ArpProber::open(bridge).map_err(refused)?;
+        Ok(Outbound { doors, arp, frames, from: (bridge.ip(), bridge.index), tally: Arc::clone(tally) })
+    }
+
+    /// The same on a bridge that was made anew.
+    pub(super) fn moved_to(&self, bridge: &Bridge) -> Result<Outbound, BindError> {
+        let moved = self.doors.moved_to(bridge);
+        let doors =
+            moved.map_err(|source| refuse(bridge, "moving its sockets there".to_owned(), None, source))?;
+        Outbound::new(bridge, doors, &self.tally)
     }
 
     /// The socket requests to this service arrive on, and replies to them leave from.
     pub(super) fn socket(&self, service: Service) -> &UdpSocket {
         match service {
-            Service::Dhcp => &self.dhcp,
-            Service::BootServer => &self.boot_server,
+            Service::Dhcp => &self.doors.dhcp,
+            Service::BootServer => &self.doors.boot_server,
         }
     }
 
+    fn message<'a>(&self, parcel: &'a Parcel) -> Option<Outgoing<'a>> {
+        let to = match parcel.reply.destination {
+            Destination::Unicast(to) => to,
+            Destination::Broadcast | Destination::Frame { .. } => return None,
+        };
+        Some(Outgoing { payload: &parcel.reply.bytes, to, from: self.from })
+    }
+}
+
+impl Post for Outbound {
     /// Sends replies in one system call for each way they take.
-    pub(super) fn send(&self, parcels: &[Parcel]) {
+    fn send(&self, parcels: &[Parcel]) {
         for way in [Way::Udp(Service::Dhcp), Way::Udp(Service::BootServer), Way::Frame] {
             let those: Vec<&Parcel> = parcels.iter().filter(|parcel| way_of(parcel) == way).collect();
             if those.is_empty() {
@@ -99,14 +132,6 @@ impl Outbound {
                 log_reply(parcel, &sent);
             }
         }
-    }
-
-    fn message<'a>(&self, parcel: &'a Parcel) -> Option<Outgoing<'a>> {
-        let to = match parcel.reply.destination {
-            Destination::Unicast(to) => to,
-            Destination::Broadcast | Destination::Frame { .. } => return None,
-        };
-        Some(Outgoing { payload: &parcel.reply.bytes, to, from: self.from })
     }
 }
 
@@ -165,6 +190,6 @@ fn log_reply(parcel: &Parcel, sent: &io::Result<()>) {
     }
 }
 
-pub(super) fn log_silence(silence: Silence, report: Option<&Report>) {
-    transaction!(report, reason = silence.as_str());
+pub(super) fn log_silence(reason: &'static str, report: Option<&Report>) {
+    transaction!(report, reason);
 }

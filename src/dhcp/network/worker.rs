@@ -12,22 +12,22 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
-use crate::boot::client::{Client, ClientClass};
-use crate::boot::decision::{NothingToBoot, Standing};
+use crate::boot::decision::Standing;
 use crate::clock::{Clock, Timestamp};
-use crate::dhcp::address_book::AddressBook;
-use crate::dhcp::lease::{BindingState, PoolUse};
-use crate::dhcp::network::clones::Clones;
-use crate::dhcp::network::outbound::{self, Outbound, Parcel};
-use crate::dhcp::network::{Command, Nodes, SERVICE, step_of};
-use crate::dhcp::server::{Answer, DhcpServer, Outcome, Received, ReplyKind, Report, Service, Silence};
+use crate::dhcp::network::desk::{Batch, Desk, Post};
+use crate::dhcp::network::outbound::Outbound;
+use crate::dhcp::network::questions::Questions;
+use crate::dhcp::network::{Command, Nodes, SERVICE, open_ear};
+use crate::dhcp::rivals::Rivals;
+use crate::dhcp::server::{Directory, Received, Service};
 use crate::dhcp::wire;
+use crate::guard::Guard;
 use crate::net::link::LinkWatch;
+use crate::net::overheard::Ear;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
-use crate::net::{Bridge, MacAddr};
-use crate::node::timeline::Happening;
-use crate::store::{Change, CommitError, Store};
-use crate::telemetry::Tally;
+use crate::net::{Bridge, MacAddr, ports};
+
+mod probing;
 
 /// A DHCP request fits the Ethernet MTU; what exceeds this is none.
 const DATAGRAM_BYTES_MAX: usize = 2048;
@@ -41,19 +41,10 @@ const PENDING_REPLIES_MAX: usize = 4096;
 const RECEIVE_PERIOD: Duration = Duration::from_micros(250);
 
 /// How long to wait for a bridge that is gone, in case its return went unnoticed; and after an error of a socket.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// How long stopping waits for commits under way; a disk that takes longer than this is broken.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
-
-/// What one receive asks of the disk, and what leaves once that is done.
-#[derive(Default)]
-struct Batch {
-    /// Replies that rest on nothing new.
-    ready: Vec<Parcel>,
-    changes: Vec<Change>,
-    parcels: Vec<Parcel>,
-}
 
 /// Which descriptors have something to say.
 #[derive(Clone, Copy, Default)]
@@ -62,23 +53,26 @@ struct Ready {
     dhcp: bool,
     boot_server: bool,
     links: bool,
+    ear: bool,
 }
 
 pub(super) struct Worker {
-    pub(super) server: DhcpServer,
+    pub(super) desk: Desk,
     pub(super) bridge: Bridge,
-    /// Absent while the bridge is gone.
-    pub(super) outbound: Option<Arc<Outbound>>,
-    pub(super) registry: Arc<dyn Nodes>,
-    pub(super) store: Arc<dyn Store>,
-    pub(super) addresses: Arc<AddressBook>,
-    pub(super) tally: Arc<Tally>,
+    pub(super) outbound: Arc<Outbound>,
+    /// The device the sockets are tied to was deleted.
+    pub(super) bridge_gone: bool,
+    /// Absent where we are the server.
+    pub(super) ear: Option<Ear>,
+    pub(super) rivals: Rivals,
+    pub(super) guard: Arc<Guard>,
     pub(super) clock: Clock,
     pub(super) orders: mpsc::Receiver<Command>,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) waker: Arc<EventFd>,
     pub(super) watch: LinkWatch,
     pub(super) progress: Progress,
+    pub(super) questions: Questions,
 }
 
 /// What the worker remembers between turns.
@@ -92,17 +86,9 @@ pub(super) struct Progress {
     /// Told to stop: every commit that ends is news.
     draining: Arc<AtomicBool>,
     /// A socket failed: leave it alone until then.
-    muted_until: Option<Instant>,
+    pub(super) muted_until: Option<Instant>,
     /// Said once, until it is up again.
     bridge_down: bool,
-    /// Said once, until there is an address to give again.
-    pool_exhausted: bool,
-    /// Said once, until a commit succeeds; the store's thread takes it back.
-    store_fails: Arc<AtomicBool>,
-    /// Client identifiers granted so far.
-    clones: Clones,
-    /// Kinds of client already reported as having no loader; said once per configuration.
-    without_loader: Vec<ClientClass>,
 }
 
 impl Worker {
@@ -113,14 +99,20 @@ impl Worker {
             if ordered && self.obey() {
                 break;
             }
-            self.server.expire(self.clock.now());
+            self.desk.server.expire(self.clock.now());
             let ready = self.wait();
             ordered = ready.orders;
-            if ready.links || self.outbound.is_none() {
+            if ready.links || self.bridge_gone {
                 self.watch.clear();
                 self.look_at_bridge();
             }
-            let Some(outbound) = self.outbound.clone() else { continue };
+            if ready.ear {
+                self.listen();
+            }
+            if self.bridge_gone {
+                continue;
+            }
+            let outbound = Arc::clone(&self.outbound);
             if ready.dhcp || ready.boot_server {
                 self.let_gather();
             }
@@ -130,6 +122,7 @@ impl Worker {
             if ready.boot_server {
                 self.receive(&outbound, Service::BootServer, &mut inbox);
             }
+            self.settle_questions(&outbound);
         }
         self.drain();
     }
@@ -140,19 +133,24 @@ impl Worker {
         while let Ok(command) = self.orders.try_recv() {
             match command {
                 Command::Leases(answer) => {
-                    self.server.expire(self.clock.now());
-                    let _ = answer.send(self.server.leases());
+                    self.desk.server.expire(self.clock.now());
+                    let _ = answer.send(self.desk.server.leases());
                 }
                 Command::PoolUse(answer) => {
-                    self.server.expire(self.clock.now());
-                    let _ = answer.send(self.server.pool_use());
+                    self.desk.server.expire(self.clock.now());
+                    let _ = answer.send(self.desk.server.pool_use());
+                }
+                Command::OtherServers(answer) => {
+                    let _ = answer.send(self.rivals.servers().to_vec());
                 }
                 Command::Reconfigure(settings) => {
-                    self.server.reconfigure(*settings, self.clock.now());
-                    self.progress.without_loader.clear();
+                    self.desk.server.reconfigure(*settings, self.clock.now());
+                    self.desk.reconfigured();
                 }
-                Command::InUse(address) => self.server.in_use(address, self.clock.now()),
-                Command::CommitFailed(failed) => self.take_back(&failed),
+                Command::InUse(address) => self.desk.server.in_use(address, self.clock.now()),
+                Command::CommitFailed(failed, _done) => {
+                    self.desk.take_back(&failed, &*self.outbound, self.clock.now());
+                }
                 Command::Stop => return true,
             }
         }
@@ -163,15 +161,24 @@ impl Worker {
         let now = Instant::now();
         let muted = self.progress.muted_until.is_some_and(|until| now < until);
         let receiving = self.progress.pending.load(Ordering::SeqCst) < PENDING_REPLIES_MAX && !muted;
-        let sockets = self.outbound.as_ref().filter(|_| receiving);
         let mut polled = vec![
             PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.watch.as_fd(), PollFlags::POLLIN),
         ];
-        if let Some(outbound) = sockets {
-            polled.push(PollFd::new(outbound.dhcp.as_fd(), PollFlags::POLLIN));
-            polled.push(PollFd::new(outbound.boot_server.as_fd(), PollFlags::POLLIN));
+        let serving = receiving && !self.bridge_gone;
+        if serving {
+            for service in [Service::Dhcp, Service::BootServer] {
+                polled.push(PollFd::new(self.outbound.socket(service).as_fd(), PollFlags::POLLIN));
+            }
+            // Who answers nobody's question need not wake us.
+            if !self.questions.is_empty() {
+                polled.push(PollFd::new(self.outbound.arp.as_fd(), PollFlags::POLLIN));
+            }
         }
+        let ear = self.ear.as_ref().filter(|_| !muted && !self.bridge_gone).map(|ear| {
+            polled.push(PollFd::new(ear.as_fd(), PollFlags::POLLIN));
+            polled.len() - 1
+        });
         match poll(&mut polled, self.timeout(muted)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
@@ -183,26 +190,29 @@ impl Worker {
         let ready = |index: usize| {
             polled.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
         };
-        Ready { orders: ready(0), links: ready(1), dhcp: ready(2), boot_server: ready(3) }
+        let (dhcp, boot_server) = (serving && ready(2), serving && ready(3));
+        Ready { orders: ready(0), links: ready(1), dhcp, boot_server, ear: ear.is_some_and(ready) }
     }
 
     fn timeout(&self, muted: bool) -> PollTimeout {
-        let until_expiry = self.server.next_deadline().map(|deadline| {
+        let until_expiry = self.desk.server.next_deadline().map(|deadline| {
             // Expiry is bookkeeping: never more often than this.
             deadline.since(self.clock.now()).max(RETRY)
         });
-        let until_retry = (muted || self.outbound.is_none()).then_some(RETRY);
-        let earliest = until_expiry.into_iter().chain(until_retry).min();
+        let until_retry = (muted || self.bridge_gone).then_some(RETRY);
+        let until_answer = (!self.bridge_gone).then(|| self.questions.due_in()).flatten();
+        let earliest = until_expiry.into_iter().chain(until_retry).chain(until_answer).min();
         earliest
             .map_or(PollTimeout::NONE, |duration| PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX))
     }
 
-    /// Opens the sockets anew if the device they belong to was replaced; says once when service stops and when it
+    /// Moves the sockets if the device they belong to was replaced; says once when service stops and when it
     /// goes on.
     fn look_at_bridge(&mut self) {
         let bridge = &self.bridge.name;
-        match (self.bridge.link(), &self.outbound) {
-            (Some(link), Some(_)) => {
+        match (self.bridge.link(), self.bridge_gone) {
+            (Some(link), false) => {
+                self.bridge.mac = link.mac.unwrap_or(self.bridge.mac);
                 if link.up == self.progress.bridge_down {
                     self.progress.bridge_down = !link.up;
                     match link.up {
@@ -212,21 +222,32 @@ impl Worker {
                 }
                 return;
             }
-            (Some(_), None) => {}
-            (None, _) => {
-                if self.outbound.take().is_some() {
-                    self.tally.count(SERVICE, "bridge-gone");
+            (Some(_), true) => {}
+            (None, gone) => {
+                if !gone {
+                    self.bridge_gone = true;
+                    self.desk.tally.count(SERVICE, "bridge-gone");
                     tracing::error!(%bridge, "the bridge is gone: no machine can boot until it is back");
                 }
             }
         }
         // Missing, down, or without our address: all of it may still change, and each change wakes us.
-        let Ok(found) = Bridge::find(&self.bridge.name, self.bridge.address) else { return };
-        if let Ok(outbound) = Outbound::open(&found, &self.tally) {
-            tracing::info!(%bridge, "the bridge is back");
-            self.bridge = found;
-            self.progress.bridge_down = false;
-            self.outbound = Some(Arc::new(outbound));
+        let Ok(found) = self.bridge.again() else { return };
+        let moved =
+            self.outbound.moved_to(&found).and_then(|moved| Ok((moved, open_ear(&found, self.desk.mode)?)));
+        match moved {
+            Ok((outbound, ear)) => {
+                tracing::info!(%bridge, "the bridge is back");
+                self.bridge = found;
+                self.bridge_gone = false;
+                self.progress.bridge_down = false;
+                self.outbound = Arc::new(outbound);
+                self.ear = ear;
+            }
+            Err(error) => {
+                let reason = &error as &dyn std::error::Error;
+                tracing::error!(%bridge, reason, "DHCP cannot return to the bridge");
+            }
         }
     }
 
@@ -246,7 +267,7 @@ impl Worker {
                 return;
             }
             Err(error) => {
-                self.tally.count(SERVICE, "receive-failed");
+                self.desk.tally.count(SERVICE, "receive-failed");
                 if self.progress.muted_until.is_none() {
                     tracing::error!(bridge = %self.bridge.name, reason = %error, "receiving failed");
                 }
@@ -255,51 +276,46 @@ impl Worker {
             }
         }
         let now = self.clock.now();
+        self.desk.server.hold(self.guard.holds());
         let mut batch = Batch::default();
         let mut room = self.room_for_strangers(inbox);
         for (arrival, bytes) in inbox.iter() {
             if arrival.truncated {
-                self.tally.count(SERVICE, "oversized");
+                self.desk.tally.count(SERVICE, "oversized");
+                continue;
+            }
+            if self.guard.is_own_probe(bytes) {
+                self.desk.tally.count(SERVICE, "own-probe");
                 continue;
             }
             if let Some(room) = &mut room
                 && self.is_stranger_starting(bytes, now)
             {
                 if *room == 0 {
-                    self.tally.count(SERVICE, "shed");
+                    self.desk.tally.count(SERVICE, "shed");
                     continue;
                 }
                 *room -= 1;
             }
             let received =
                 Received { bytes, source: arrival.source, destination: arrival.destination, service };
-            let outcome = self.server.handle(&received, &*self.registry, now);
-            self.watch_pool(&outcome);
-            self.take_note(&outcome, now);
-            self.tell_lacking_loader(&outcome);
-            self.answer(outcome, service, &mut batch);
+            self.serve(&received, now, &mut batch);
         }
-        outbound.send(&std::mem::take(&mut batch.ready));
-        self.submit(batch, outbound);
+        self.dispatch(batch, outbound);
     }
 
-    /// An empty pool is no error of any one request, and the operator's to mend.
-    fn watch_pool(&mut self, outcome: &Outcome) {
-        let exhausted = outcome.answer == Answer::Silence(Silence::PoolExhausted);
-        if exhausted && !self.progress.pool_exhausted {
-            let PoolUse { size, bound, offered, quarantined } = self.server.pool_use();
-            tracing::warn!(
-                size,
-                bound,
-                offered,
-                quarantined,
-                "no address is left for new machines: enlarge dhcp.pool, or shorten dhcp.lease"
-            );
-            self.progress.pool_exhausted = true;
-        } else if self.progress.pool_exhausted && matches!(outcome.answer, Answer::Reply(_)) {
-            let PoolUse { size, bound, offered, quarantined } = self.server.pool_use();
-            self.progress.pool_exhausted = bound + offered + quarantined >= size;
+    fn serve(&mut self, received: &Received<'_>, now: Timestamp, batch: &mut Batch) {
+        let ground = Ground { registry: &*Arc::clone(&self.desk.registry), bridge: self.bridge.index };
+        if let Some(put_aside) = self.desk.handle(received, &ground, batch, now) {
+            self.questions.hold(put_aside.until, received, put_aside.report);
         }
+    }
+
+    /// What need not wait leaves; the rest goes to the store.
+    fn dispatch(&mut self, mut batch: Batch, outbound: &Arc<Outbound>) {
+        self.questions.ask(&outbound.arp, self.bridge.mac, &std::mem::take(&mut batch.ask));
+        outbound.send(&std::mem::take(&mut batch.ready));
+        self.submit(batch, outbound);
     }
 
     /// While requests queue up: how many strangers of this batch are offered an address. Otherwise `None`.
@@ -324,141 +340,14 @@ impl Worker {
 
     fn is_stranger_starting(&self, bytes: &[u8], now: Timestamp) -> bool {
         wire::discover_of(bytes)
-            .is_some_and(|mac| matches!(self.registry.standing(MacAddr(mac), now), Standing::Stranger))
+            .is_some_and(|mac| matches!(self.desk.registry.standing(MacAddr(mac), now), Standing::Stranger))
     }
 
-    /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
-    fn take_note(&mut self, outcome: &Outcome, now: Timestamp) {
-        for change in &outcome.changes {
-            match change {
-                Change::PutBinding(binding) => match binding.state {
-                    BindingState::Bound => {
-                        self.addresses.set(binding.address, binding.mac);
-                        if let Some(other) = self.progress.clones.note(binding) {
-                            tracing::warn!(mac = %binding.mac, %other, "{} and {other} have the same client identifier: installed from one image? each has an address of its own", binding.mac);
-                        }
-                    }
-                    BindingState::Released | BindingState::Quarantined => {
-                        self.addresses.clear(binding.address)
-                    }
-                },
-                Change::DropBinding { address } => self.addresses.clear(*address),
-                Change::PutNode(_)
-                | Change::DropNode(_)
-                | Change::PutEvent(_)
-                | Change::DropBoot { .. }
-                | Change::PutSecret { .. }
-                | Change::PutToken(_)
-                | Change::DropToken(_)
-                | Change::PutAudit(_)
-                | Change::DropAuditBelow { .. } => {}
-            }
-        }
-        let Some(report) = &outcome.report else { return };
-        let mut has_timeline = report.known;
-        if let Answer::Reply(reply) = &outcome.answer {
-            // Grants came with the changes. What else names an address (port 4011, INFORM) has it from the client.
-            if let (ReplyKind::Offer, Some(address)) = (reply.kind, reply.address) {
-                self.addresses.set(address, report.mac);
-            }
-            has_timeline |= report.class.wants_boot();
-            if reply.kind != ReplyKind::Nak && report.class.wants_boot() {
-                let client = Client { mac: report.mac, class: report.class, uuid: report.uuid };
-                // An offer costs a client nothing and makes nobody a node, nor does an answer without a lease.
-                match grants(&outcome.changes, report.mac) {
-                    true => self.registry.granted(&client, now),
-                    false => self.registry.seen(&client, now),
-                }
-            }
-        }
-        if !report.known {
-            self.registry.stranger(report.mac, step_of(outcome, report, now));
-        }
-        // Everything below allocates, and of most clients in a busy network nothing is kept.
-        if !has_timeline {
-            return;
-        }
-        let (answer, address, boot_file) = match &outcome.answer {
-            Answer::Reply(reply) => {
-                (Ok(reply.kind.as_str().to_owned()), reply.address, reply.boot_file.clone())
-            }
-            Answer::Silence(silence) => (Err(silence.as_str().to_owned()), None, None),
-        };
-        self.record(report, answer, address, boot_file, now);
-    }
-
-    /// A machine is here that cannot boot for want of a file. It asks again and again; one line will do.
-    fn tell_lacking_loader(&mut self, outcome: &Outcome) {
-        let lacks = |report: &&Report| report.nothing_to_boot == Some(NothingToBoot::NoLoader);
-        let Some(report) = outcome.report.as_ref().filter(lacks) else { return };
-        let told = &mut self.progress.without_loader;
-        // As many as there are kinds of firmware, times two for iPXE on it.
-        if told.contains(&report.class) {
-            return;
-        }
-        told.push(report.class);
-        let (mac, class) = (report.mac, report.class);
-        match self.server.lacking_loader(class) {
-            Some(file) => tracing::warn!(
-                %mac, ?class, loader = %file.name,
-                "a machine cannot boot, its loader is not installed: install package {}, or run `farrier image build loaders`, then reload",
-                file.package
-            ),
-            None => {
-                tracing::warn!(%mac, ?class, "a machine cannot boot, there is no loader for its firmware: [boot.loaders] can name one")
-            }
-        }
-    }
-
-    fn record(
-        &self,
-        report: &Report,
-        answer: Result<String, String>,
-        address: Option<Ipv4Addr>,
-        boot_file: Option<String>,
-        now: Timestamp,
-    ) {
-        let happening = Happening::Dhcp {
-            port: report.mac,
-            class: report.class,
-            message: report.message.to_owned(),
-            xid: report.xid,
-            answer,
-            address,
-            boot_file,
-            nothing_to_boot: report.nothing_to_boot,
-            other_server: report.other_server,
-        };
-        self.registry.record(report.mac, happening, now);
-    }
-
-    /// Puts an answer into the batch: to leave at once if it rests on nothing new, else with its changes.
-    fn answer(&self, outcome: Outcome, service: Service, batch: &mut Batch) {
-        let Outcome { answer, changes, report } = outcome;
-        let waits = !changes.is_empty();
-        batch.changes.extend(changes);
-        match answer {
-            Answer::Silence(silence) => {
-                self.tally.count(SERVICE, silence.as_str());
-                outbound::log_silence(silence, report.as_ref());
-            }
-            Answer::Reply(reply) => {
-                let parcel = Parcel { reply, service, report, decided_at: Instant::now() };
-                if waits {
-                    batch.parcels.push(parcel);
-                } else {
-                    batch.ready.push(parcel);
-                }
-            }
-        }
-    }
-
-    fn submit(&mut self, batch: Batch, outbound: &Arc<Outbound>) {
+    fn submit(&self, batch: Batch, outbound: &Arc<Outbound>) {
         if batch.changes.is_empty() && batch.parcels.is_empty() {
             return;
         }
-        // A batch without replies waits as well.
-        let weight = batch.parcels.len().max(1);
+        let weight = batch.weight();
         self.progress.pending.fetch_add(weight, Ordering::SeqCst);
         let done = Done {
             weight,
@@ -466,40 +355,13 @@ impl Worker {
             draining: Arc::clone(&self.progress.draining),
             waker: Arc::clone(&self.waker),
         };
-        let outbound = Arc::clone(outbound);
         let commands = self.commands.clone();
-        let store_fails = Arc::clone(&self.progress.store_fails);
-        self.store.submit(
-            batch.changes.clone(),
-            Box::new(move |result| match result {
-                Ok(()) => {
-                    if store_fails.swap(false, Ordering::Relaxed) {
-                        tracing::info!("leases are stored again");
-                    }
-                    outbound.send(&batch.parcels);
-                    drop(done);
-                }
-                Err(error) => {
-                    let waker = Arc::clone(&done.waker);
-                    let _ = commands.send(Command::CommitFailed(FailedBatch { batch, error, _done: done }));
-                    let _ = waker.write(1);
-                }
-            }),
-        );
-    }
-
-    /// Nobody was told of these grants, so they never were.
-    fn take_back(&mut self, failed: &FailedBatch) {
-        let FailedBatch { batch: Batch { ready: _, changes, parcels }, error, _done } = failed;
-        let now = self.clock.now();
-        self.server.forget(changes, now);
-        if !self.progress.store_fails.swap(true, Ordering::Relaxed) {
-            tracing::error!(reason = %error, "leases cannot be stored, so none is given");
-        }
-        self.tally.add(SERVICE, "not-durable", parcels.len() as u64);
-        for report in parcels.iter().filter_map(|parcel| parcel.report.as_ref()) {
-            self.record(report, Err("not-durable".to_owned()), None, None, now);
-        }
+        let post = Arc::clone(outbound);
+        self.desk.submit(batch, post, move |failed| {
+            let waker = Arc::clone(&done.waker);
+            let _ = commands.send(Command::CommitFailed(failed, done));
+            let _ = waker.write(1);
+        });
     }
 
     /// Waits for commits under way; their replies leave meanwhile.
@@ -522,32 +384,29 @@ impl Worker {
     }
 }
 
-/// Whether this client's lease is among the changes.
-fn grants(changes: &[Change], mac: MacAddr) -> bool {
-    changes.iter().any(|change| match change {
-        Change::PutBinding(binding) => binding.state == BindingState::Bound && binding.mac == mac,
-        Change::DropBinding { .. }
-        | Change::PutNode(_)
-        | Change::DropNode(_)
-        | Change::PutEvent(_)
-        | Change::DropBoot { .. }
-        | Change::PutSecret { .. }
-        | Change::PutToken(_)
-        | Change::DropToken(_)
-        | Change::PutAudit(_)
-        | Change::DropAuditBelow { .. } => false,
-    })
+/// The registry, and what the kernel knows of the bridge.
+struct Ground<'a> {
+    registry: &'a dyn Nodes,
+    bridge: u32,
 }
 
-/// What the disk refused; it counts as pending until the server has forgotten it.
-pub(super) struct FailedBatch {
-    batch: Batch,
-    error: CommitError,
-    _done: Done,
+impl Directory for Ground<'_> {
+    fn standing(&self, mac: MacAddr, now: Timestamp) -> Standing {
+        self.registry.standing(mac, now)
+    }
+
+    fn reserved_for(&self, address: Ipv4Addr) -> Option<MacAddr> {
+        self.registry.reserved_for(address)
+    }
+
+    fn behind(&self, mac: MacAddr) -> Option<u32> {
+        ports::behind(self.bridge, mac).ok().flatten()
+    }
 }
 
-/// One batch's weight among the pending; given back when its callback has run, or is dropped without.
-struct Done {
+/// One batch's weight among the pending; given back when its replies have left, when the server has forgotten what
+/// failed, or when the store dropped it without a word.
+pub(super) struct Done {
     weight: usize,
     pending: Arc<AtomicUsize>,
     draining: Arc<AtomicBool>,

@@ -40,9 +40,14 @@ fn each_refusal_has_its_reason() {
     }
     let mut bootp = discover;
     bootp.options.clear();
-    assert_eq!(refusal(&bootp), Some(Silence::Bootp));
+    let is_bootp = |message: &ClientMessage| {
+        let mut kind = None;
+        read(message, |request| kind = request.ok().map(|request| request.kind));
+        kind == Some(MessageKind::Bootp)
+    };
+    assert!(is_bootp(&bootp));
     bootp.options.push((53, vec![]));
-    assert_eq!(refusal(&bootp), Some(Silence::Bootp), "an empty message type is none");
+    assert!(is_bootp(&bootp), "an empty message type is none");
 }
 
 #[test]

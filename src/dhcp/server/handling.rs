@@ -8,13 +8,13 @@ use crate::dhcp::lease::table::Availability;
 use crate::dhcp::lease::{Binding, BindingState, ClientKey};
 use crate::dhcp::reply::{self, Draft};
 use crate::dhcp::request::{MessageKind, Request, RequestState};
+use crate::dhcp::server::probes::{self, Clearance};
+use crate::dhcp::server::strangers::{STRANGERS_MIN, is_stranger};
 use crate::dhcp::server::{Destination, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Silence};
 use crate::store::Change;
 
 /// Share of the pool that strangers may hold by offers alone: a flood of made-up MACs leaves the rest to known nodes.
 const STRANGER_SHARE: u32 = 4;
-/// A pool of a few dozen addresses would otherwise turn away a rack that is switched on.
-const STRANGER_OFFERS_MIN: u32 = 16;
 
 /// One request with all that is known about its sender.
 pub(super) struct Visit<'a> {
@@ -37,15 +37,74 @@ impl Visit<'_> {
 }
 
 impl DhcpServer {
-    pub(super) fn discover(&mut self, visit: &Visit<'_>) -> Result<Reply, Silence> {
+    pub(super) fn discover(&mut self, visit: &Visit<'_>, ask: &mut Vec<Ipv4Addr>) -> Result<Reply, Silence> {
         if visit.request.server.is_some() {
             return Err(Silence::DiscoverNamesServer);
         }
         let newcomer =
             matches!(visit.standing, Standing::Stranger) && self.table.binding(&visit.key).is_none();
+        // One that has its lease costs nobody anything by asking again.
+        if is_stranger(visit.standing) && self.table.live_binding(&visit.key, visit.now).is_none() {
+            self.strangers.may_ask(visit.request.mac, &self.settings.strangers, visit.now)?;
+        }
         let address = self.choose(visit, newcomer)?;
         self.table.offer(address, &visit.key, visit.request.mac, newcomer, visit.now);
+        self.note_holder(visit, address);
+        self.clear(visit, address, ask)?;
         Ok(self.grant(visit, ReplyKind::Offer, address))
+    }
+
+    /// Whether nobody uses this address without a lease, as far as the wire can be asked; else the client waits.
+    ///
+    /// Not asked for: what the client had before (a netbooted system answers for its own address before it asks for
+    /// it), what an operator fixed for it, and what is behind a relay, where ARP does not reach.
+    fn clear(
+        &mut self,
+        visit: &Visit<'_>,
+        address: Ipv4Addr,
+        ask: &mut Vec<Ipv4Addr>,
+    ) -> Result<(), Silence> {
+        let recorded = self.table.binding(&visit.key).is_some_and(|binding| binding.address == address);
+        let exempt = recorded || visit.reserved() == Some(address) || visit.request.relay.is_some();
+        if exempt || !self.probes.is_enabled() {
+            return Ok(());
+        }
+        let (key, mac, now) = (&visit.key, visit.request.mac, visit.now);
+        match self.probes.clearance(address, now) {
+            Clearance::Clear => {
+                if self.probes.uses_one() {
+                    self.ask_ahead(visit, ask);
+                }
+                Ok(())
+            }
+            Clearance::Awaited => {
+                self.probes.wait_for(address, key.clone(), mac);
+                Err(Silence::Probing)
+            }
+            Clearance::Unknown if self.probes.ask(address, Some((key.clone(), mac)), now) => {
+                ask.push(address);
+                self.ask_ahead(visit, ask);
+                Err(Silence::Probing)
+            }
+            // More are asked for than the wire should bear.
+            Clearance::Unknown => Ok(()),
+        }
+    }
+
+    /// Asks for the addresses that the next clients will be offered, so that those need not wait.
+    fn ask_ahead(&mut self, visit: &Visit<'_>, ask: &mut Vec<Ipv4Addr>) {
+        let now = visit.now;
+        let next: Vec<Ipv4Addr> = self.table.next_free(probes::AHEAD).collect();
+        let offerable = next.into_iter().filter(|address| {
+            self.settings.is_host(*address) && visit.directory.reserved_for(*address).is_none()
+        });
+        for address in offerable {
+            if self.probes.clearance(address, now) == Clearance::Unknown
+                && self.probes.ask(address, None, now)
+            {
+                ask.push(address);
+            }
+        }
     }
 
     /// RFC 2131 §4.3.1: the client's current address, its previous one, the one it asks for, a free one. A reservation
@@ -61,6 +120,7 @@ impl DhcpServer {
         if self.declines.too_many(visit.request.mac) {
             return Err(Silence::TooManyDeclines);
         }
+        self.check_share(visit)?;
         let full = newcomer && self.table.newcomers() >= self.stranger_offers_max();
         if full && !self.table.recall_newcomer(now) {
             return Err(Silence::OfferLimit);
@@ -76,9 +136,30 @@ impl DhcpServer {
             .ok_or(Silence::PoolExhausted)
     }
 
+    /// Whether the strangers have an address left for one more of them; who is none is not asked.
+    fn check_share(&mut self, visit: &Visit<'_>) -> Result<(), Silence> {
+        if !is_stranger(visit.standing) {
+            return Ok(());
+        }
+        let (table, now) = (&self.table, visit.now);
+        let in_use = || table.in_use(now);
+        let asker = (visit.request.mac, table.pool_use().size);
+        self.strangers.may_have(asker, &self.settings.strangers, in_use, visit.directory, now)
+    }
+
+    fn note_holder(&mut self, visit: &Visit<'_>, address: Ipv4Addr) {
+        match is_stranger(visit.standing) {
+            true => {
+                let limits = &self.settings.strangers;
+                self.strangers.took(address, visit.request.mac, limits, visit.directory);
+            }
+            false => self.strangers.left(address),
+        }
+    }
+
     fn stranger_offers_max(&self) -> u32 {
         let size = self.table.pool_use().size;
-        (size / STRANGER_SHARE).max(STRANGER_OFFERS_MIN)
+        (size / STRANGER_SHARE).max(STRANGERS_MIN)
     }
 
     /// Whether nothing stands against this client having this address: it is one of ours to give, meant for no other
@@ -125,6 +206,11 @@ impl DhcpServer {
         };
         match verdict {
             Verdict::Grant(address) => {
+                if self.table.availability(address, &visit.key, visit.now) == Availability::Free {
+                    // Nothing was promised: it remembers the address, and takes one more.
+                    self.check_share(visit)?;
+                }
+                self.note_holder(visit, address);
                 changes.extend(self.table.bind(self.binding(visit, address), visit.now));
                 Ok(self.grant(visit, ReplyKind::Ack, address))
             }
@@ -213,8 +299,15 @@ impl DhcpServer {
         if self.table.availability(address, &visit.key, visit.now) != Availability::Own {
             return Silence::DeclineUnfounded;
         }
+        self.strangers.left(address);
+        let stranger = is_stranger(visit.standing);
+        if stranger && self.declines.strangers_are_done() {
+            self.table.withdraw_offer(&visit.key, visit.now);
+            changes.extend(self.table.release(&visit.key, visit.now));
+            return Silence::DeclineLimit;
+        }
         changes.push(self.table.quarantine(address, &visit.key, visit.request.mac, visit.now));
-        self.declines.note(visit.request.mac, visit.now);
+        self.declines.note(visit.request.mac, stranger, visit.now);
         Silence::Declined
     }
 
@@ -228,6 +321,7 @@ impl DhcpServer {
             return Silence::ReleaseUnfounded;
         }
         changes.extend(self.table.release(&visit.key, visit.now));
+        live.into_iter().for_each(|address| self.strangers.left(address));
         Silence::Released
     }
 
@@ -238,6 +332,19 @@ impl DhcpServer {
         }
         let destination = reply::destination_of(visit.request, ReplyKind::Ack, None, visit.received.source);
         Ok(self.draft(visit, ReplyKind::Ack, destination).compose())
+    }
+
+    /// RFC 951, RFC 1534 §2: a client that never renews keeps what it gets, so it gets only what is fixed for it.
+    pub(super) fn bootp(&self, visit: &Visit<'_>) -> Result<Reply, Silence> {
+        if !self.settings.bootp {
+            return Err(Silence::Bootp);
+        }
+        let approved = matches!(visit.standing, Standing::Known(node) if node.approved);
+        let address = visit.reserved().filter(|address| approved && self.may_have(visit, *address));
+        let address = address.ok_or(Silence::BootpWithoutAddress)?;
+        let source = visit.received.source;
+        let destination = reply::destination_of(visit.request, ReplyKind::Bootp, Some(address), source);
+        Ok(Draft { granted: Some(address), ..self.draft(visit, ReplyKind::Bootp, destination) }.compose())
     }
 
     /// PXE 2.1 §2.2.4: a boot ROM that has its address asks which file to fetch.
@@ -251,7 +358,8 @@ impl DhcpServer {
             | MessageKind::Inform
             | MessageKind::Discover
             | MessageKind::Decline
-            | MessageKind::Release => return Err(Silence::NotABootRequest),
+            | MessageKind::Release
+            | MessageKind::Bootp => return Err(Silence::NotABootRequest),
         }
         let boot_item = request.boot_item();
         if boot_item.is_some_and(|[_, _, layer, _]| layer & BIS != 0) {
@@ -310,7 +418,12 @@ impl DhcpServer {
         Draft { reason, boot_file: None, ..self.draft(visit, ReplyKind::Nak, destination) }.compose()
     }
 
-    fn draft<'a>(&'a self, visit: &'a Visit<'_>, kind: ReplyKind, destination: Destination) -> Draft<'a> {
+    pub(super) fn draft<'a>(
+        &'a self,
+        visit: &'a Visit<'_>,
+        kind: ReplyKind,
+        destination: Destination,
+    ) -> Draft<'a> {
         Draft {
             request: visit.request,
             kind,

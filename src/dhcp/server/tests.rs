@@ -9,7 +9,9 @@ use crate::dhcp::testing::{
 };
 
 mod model;
+mod modes;
 mod policy;
+mod probing;
 mod relay;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -513,6 +515,38 @@ fn a_renewal_whose_commit_failed_falls_back_to_the_lease_that_was_acknowledged()
 }
 
 #[test]
+fn with_a_full_disk_a_renewal_is_told_what_is_left_and_nobody_is_told_more() {
+    let mut world = World::with_pool(50, 51);
+    let current = world.bind(mac(1));
+    world.pass(LEASE / 2);
+    // However often it asks, also with requests that overtake the disk, it is never told more than the disk has.
+    for round in 0..6 {
+        let renew = || ClientMessage::renewing(mac(1), current);
+        let first = world.send(&renew());
+        world.pass(SECOND);
+        let second = world.send(&renew());
+        world.pass(SECOND);
+        for lost in [first, second] {
+            let still = world.server.forget(&lost.changes, world.now);
+            let Answer::Reply(reply) = lost.answer else { panic!("an ACK was decided on") };
+            assert_eq!(still.len(), 1, "round {round}");
+            let left = still[0].until.since(world.now);
+            assert_eq!(left, LEASE / 2 - SECOND * 2 * (round + 1), "round {round}");
+            let reply = reply.without_extension(left).expect("a lease that runs");
+            let [a, b, c, d] = u32::try_from(left.as_secs()).unwrap().to_be_bytes();
+            assert!(reply.bytes.windows(6).any(|option| option == [51, 4, a, b, c, d]), "round {round}");
+        }
+    }
+    // A newcomer has nothing on disk, and one whose lease has ended has nothing left.
+    world.send(&discover(2));
+    let new = world.send(&ClientMessage::selecting(mac(2), address(51)));
+    assert_eq!(world.server.forget(&new.changes, world.now), []);
+    world.pass(LEASE);
+    let late = world.send(&ClientMessage::renewing(mac(1), current));
+    assert_eq!(world.server.forget(&late.changes, world.now), []);
+}
+
+#[test]
 fn a_move_whose_commit_failed_leaves_the_client_its_earlier_address() {
     let mut world = World::with_pool(50, 51);
     let earlier = world.bind(mac(1));
@@ -563,4 +597,42 @@ fn every_silence_has_a_word_of_its_own() {
     let words: std::collections::BTreeSet<_> = Silence::ALL.iter().map(|silence| silence.as_str()).collect();
     assert_eq!(words.len(), Silence::ALL.len());
     assert!(words.iter().all(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')));
+}
+
+/// the wall clock is read at start, so a jump shows as a restart at another time.
+#[test]
+fn r_06_a_clock_that_jumped_before_a_restart_takes_no_address_away() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    let jumps: [fn(Timestamp) -> Timestamp; 4] =
+        [|now| now.plus(HOUR), |now| now.plus(TEN_YEARS), |now| now.minus(HOUR), |now| now.minus(TEN_YEARS)];
+    for (case, jump) in jumps.into_iter().enumerate() {
+        let mut world = World::with_pool(50, 60);
+        let held: Vec<Ipv4Addr> = (1..=5).map(|client| world.bind(mac(client))).collect();
+        let stored: Vec<Binding> = world.server.table.bindings().cloned().collect();
+        assert_eq!(stored.len(), 5);
+        world.now = jump(world.now);
+        world.server = DhcpServer::new(world.server.settings.clone(), stored, world.now);
+        // Newcomers come first, and still nobody's address is given to them.
+        for client in 6..=11 {
+            let address = world.bind(mac(client));
+            assert!(!held.contains(&address), "jump {case}: {address} was another's");
+        }
+        for (client, address) in (1..=5).zip(&held) {
+            let renewed = world.send(&ClientMessage::renewing(mac(client), *address));
+            assert_eq!(answer(&renewed), format!("ack {address}"), "jump {case}");
+        }
+        let latest = world.server.leases().iter().map(|lease| lease.expires_at).max().unwrap();
+        assert!(latest <= world.now.plus(LEASE), "jump {case}: no lease is longer than one period");
+    }
+    // Who does not come back loses its address after one period, also when the clock went back by ten years.
+    let mut world = World::with_pool(50, 50);
+    world.bind(mac(1));
+    let stored: Vec<Binding> = world.server.table.bindings().cloned().collect();
+    world.now = world.now.minus(TEN_YEARS);
+    world.server = DhcpServer::new(world.server.settings.clone(), stored, world.now);
+    world.pass(LEASE - SECOND);
+    assert_eq!(answer(&world.send(&discover(2))), "pool-exhausted");
+    world.pass(SECOND * 2);
+    assert_eq!(answer(&world.send(&discover(2))), "offer 192.168.2.50");
 }

@@ -11,6 +11,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::MutexGuard;
+use std::time::Duration;
 
 use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
@@ -18,13 +19,17 @@ use crate::net::MacAddr;
 use crate::node::inventory::{Inventory, clean_text};
 use crate::node::registry::Registry;
 use crate::node::registry::book::Book;
-use crate::node::registry::entry::Act;
+use crate::node::registry::entry::{Act, Entry};
 use crate::node::state::Order;
 use crate::node::timeline::{AgentCall, EVENT_TEXT_MAX, Happening};
 use crate::node::token::{AgentNonce, BootToken, Redeemer, Session, TOKEN_LIFETIME, TokenFault};
 use crate::node::transition::Event;
 use crate::node::{Node, NodeId, NodeName, Port};
 use crate::store::{Change, CommitError};
+
+/// Why a node's boot ended that was halted.
+const HALTED: &str =
+    "its boot token was used twice, so the boot was halted: find who else uses its MAC, then boot it again";
 
 /// What an agent says when it calls home.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +48,14 @@ pub struct AgentSession {
     pub name: Option<NodeName>,
 }
 
+/// A boot token as it goes into a script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedToken {
+    pub text: String,
+    /// As the token says it; the time it was asked for, or later.
+    pub issued_at: Timestamp,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AgentRefusal {
     #[error("the token is not one this appliance writes")]
@@ -57,6 +70,8 @@ pub enum AgentRefusal {
     WrongMac,
     #[error("the token was issued to another IP address")]
     WrongAddress,
+    #[error("a boot of this machine is under way behind another port of the bridge")]
+    WrongPort,
     #[error("no node has this MAC address")]
     UnknownNode,
     #[error("an operator has to approve this node first")]
@@ -81,6 +96,7 @@ impl AgentRefusal {
             AgentRefusal::TokenSpent => "token-spent",
             AgentRefusal::WrongMac => "wrong-mac",
             AgentRefusal::WrongAddress => "wrong-address",
+            AgentRefusal::WrongPort => "wrong-port",
             AgentRefusal::UnknownNode => "unknown-node",
             AgentRefusal::NotApproved => "not-approved",
             AgentRefusal::SessionForged => "session-forged",
@@ -93,19 +109,32 @@ impl AgentRefusal {
 
 impl Registry {
     /// A boot token for the kernel command line of an approved node that is to boot the ramdisk; `None` for others.
-    pub fn issue_token(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Option<String> {
+    pub fn issue_token(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Option<IssuedToken> {
         // Before the lock, which every script takes: this asks the kernel for randomness and hashes.
-        let token = self.tokens.issue_boot_token(mac, address, now)?;
+        let text = self.tokens.issue_boot_token(mac, address, now)?;
+        let port = self.port_of(mac);
         let mut book = self.lock_at(now);
         let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
         if !book.lets_in(entry) || entry.node.next_boot != NextBoot::Ramdisk {
             return None;
         }
         let id = entry.node.id;
-        let ((), effects) =
-            book.change(id, now, |act| act.entry.token_until = Some(now.plus(TOKEN_LIFETIME)))?;
+        let issued_at = earliest_issue(&entry.node).max(now);
+        if self.is_elsewhere(entry, mac, port, now) {
+            let _told = self.refuse(&mut book, "", mac, address, AgentRefusal::WrongPort, now);
+            return None;
+        }
+        let issue = |act: &mut Act<'_>| {
+            act.entry.token_until = Some(now.plus(TOKEN_LIFETIME));
+            act.entry.token_port = port.map(|port| (mac, port));
+        };
+        let ((), effects) = book.change(id, now, issue)?;
         self.settle(id, effects);
-        Some(token)
+        let text = match issued_at == now {
+            true => text,
+            false => self.tokens.issue_boot_token(mac, address, issued_at)?,
+        };
+        Some(IssuedToken { text, issued_at })
     }
 
     /// Redeems a boot token. Durable before it returns. A second use is refused and shown on the timeline, unless
@@ -118,6 +147,7 @@ impl Registry {
         now: Timestamp,
     ) -> Result<AgentSession, AgentRefusal> {
         let Hello { token, nonce, uptime_secs } = *hello;
+        let port = self.port_of(mac);
         let mut book = self.lock_at(now);
         let redeemer = nonce.map(|nonce| Redeemer::of(token, &nonce));
         let (id, token) = match self.admit_token(&book, token, mac, address, now) {
@@ -125,9 +155,17 @@ impl Registry {
             Err(AgentRefusal::TokenSpent) if is_redeemer(&book, mac, redeemer.as_ref()) => {
                 return self.welcome_again(book, mac);
             }
-            Err(refusal) => return Err(self.refuse(&mut book, hello.token, mac, address, refusal, now)),
+            Err(refusal) => {
+                if refusal == AgentRefusal::TokenSpent {
+                    self.halt_boot(&mut book, token, mac, now);
+                }
+                return Err(self.refuse(&mut book, token, mac, address, refusal, now));
+            }
         };
         let before = book.get(id).map(|entry| entry.node.clone()).ok_or(AgentRefusal::UnknownNode)?;
+        if book.get(id).is_some_and(|entry| self.is_elsewhere(entry, mac, port, now)) {
+            return Err(self.refuse(&mut book, hello.token, mac, address, AgentRefusal::WrongPort, now));
+        }
         let redeem = |act: &mut Act<'_>| {
             let node = &mut act.entry.node;
             node.redeemed_token_at = Some(token.issued_at);
@@ -162,6 +200,35 @@ impl Registry {
         }
         let session = self.tokens.issue_session(Session { mac, token_issued_at: token.issued_at });
         Ok(AgentSession { session, node: id, name: before.name })
+    }
+
+    /// Whether a token of this machine is under way behind another port than it is now heard from.
+    fn is_elsewhere(&self, entry: &Entry, mac: MacAddr, port: Option<u32>, now: Timestamp) -> bool {
+        let under_way = entry.token_until.is_some_and(|until| until > now);
+        let before = entry.token_port.filter(|(owner, _)| under_way && *owner == mac);
+        self.is_another(before.map(|(_, port)| port), port)
+    }
+
+    /// Two agents came with one token, and one of them is not the machine: neither goes on. The session ends, every token
+    /// issued so far is spent, and the next boot begins anew.
+    fn halt_boot(&self, book: &mut Book, token: &str, mac: MacAddr, now: Timestamp) {
+        let Ok(token) = self.tokens.read_boot_token(token) else { return };
+        let redeemed =
+            |id: &NodeId| book.get(*id).is_some_and(|it| it.node.redeemed_token_at == Some(token.issued_at));
+        // An older token tells of an older boot; the one that is under way has nothing to do with it.
+        let Some(id) = book.owner_of(mac).filter(redeemed) else { return };
+        let halt = |act: &mut Act<'_>| {
+            let node = &mut act.entry.node;
+            node.redeemed_token_at = Some(now.max(token.issued_at));
+            node.redeemed_by = None;
+            act.node_changed = true;
+            let _ = act.step(Event::AgentFailed);
+            act.entry.node.failure = Some(HALTED.to_owned());
+        };
+        if let Some(((), effects)) = book.change(id, now, halt) {
+            tracing::error!(%mac, "a boot token was used twice: the boot is halted; somebody else on the bridge has seen it");
+            self.settle(id, effects);
+        }
     }
 
     /// The session of the redemption that stands, once more. The first call's commit may still be under way, or have
@@ -332,7 +399,7 @@ impl Registry {
         if entry.node.redeemed_token_at.is_some_and(|redeemed| token.issued_at <= redeemed) {
             return Err(AgentRefusal::TokenSpent);
         }
-        if token.is_expired(now) {
+        if token.is_expired(now) && !outran_clock(entry, &token, now) {
             return Err(AgentRefusal::TokenExpired);
         }
         // A token outlives neither the removal of its node nor the approval; a new node of the same MAC is another.
@@ -390,6 +457,21 @@ impl Registry {
         }
         refusal
     }
+}
+
+/// The first issue time that this node's token may have. If the clock was set back between two starts, what the node
+/// redeemed, and its own beginning, lie ahead of it: a token as of now would be spent before it was used.
+fn earliest_issue(node: &Node) -> Timestamp {
+    let unspent = node.redeemed_token_at.map(|redeemed| redeemed.plus(Duration::from_millis(1)));
+    unspent.unwrap_or_default().max(node.created_at)
+}
+
+/// Whether a token from the future is one that had to be: see [`earliest_issue`]. Its issue time says nothing of its
+/// age, so memory decides how long it is good.
+fn outran_clock(entry: &Entry, token: &BootToken, now: Timestamp) -> bool {
+    now < token.issued_at
+        && token.issued_at == earliest_issue(&entry.node)
+        && entry.token_until.is_some_and(|until| now <= until)
 }
 
 /// Whether the redemption that stands is this one's own.

@@ -260,13 +260,15 @@ impl Book {
         outcome
     }
 
-    /// Everything known of a node, to write again what may not have reached the disk.
+    /// Everything known of a node, to write again what may not have reached the disk; and nothing else of it, for what
+    /// was dropped may not have been dropped there.
     pub(super) fn whole(&self, id: NodeId) -> Vec<Change> {
-        let Some(entry) = self.nodes.get(&id) else {
-            return vec![Change::DropNode(id)];
-        };
+        let mut changes = vec![Change::DropNode(id)];
+        let Some(entry) = self.nodes.get(&id) else { return changes };
         let events = entry.history.all_events().map(|event| Change::PutEvent(Box::new((**event).clone())));
-        std::iter::once(Change::PutNode(Box::new(entry.node.clone()))).chain(events).collect()
+        changes.push(Change::PutNode(Box::new(entry.node.clone())));
+        changes.extend(events);
+        changes
     }
 
     pub(super) fn get(&self, id: NodeId) -> Option<&Entry> {
@@ -324,6 +326,7 @@ impl Book {
         Standing::Known(KnownNode {
             id: entry.node.id,
             approved: self.lets_in(entry),
+            proven: entry.node.approved,
             next_boot: entry.node.next_boot,
             reserved: self.reserved(entry, mac),
             fruitless_loaders: entry.loaders.fruitless(mac, now),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::boot::client::{Client, ClientClass};
 use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
+use crate::net::MacAddr;
 use crate::node::registry::record::LoaderFetches;
 use crate::node::registry::waiting::WAITING_LIFETIME;
 use crate::node::state::ProvisionState;
@@ -22,6 +23,8 @@ pub(super) struct Entry {
     pub(super) awaited_since: Option<Timestamp>,
     /// Until when the newest boot token issued to it is good; not kept over a restart.
     pub(super) token_until: Option<Timestamp>,
+    /// Behind which port of the bridge the machine was that has it, and which of its own ports that is.
+    pub(super) token_port: Option<(MacAddr, u32)>,
     /// `last_seen_at` as last stored.
     pub(super) seen_stored_at: Option<Timestamp>,
 }
@@ -39,6 +42,7 @@ impl Entry {
             loaders: Default::default(),
             awaited_since: None,
             token_until: None,
+            token_port: None,
             seen_stored_at,
         }
     }

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -54,8 +54,9 @@ mod pages;
 mod record;
 mod traces;
 mod waiting;
+mod whereabouts;
 
-pub use agent::{AgentRefusal, AgentSession, Hello};
+pub use agent::{AgentRefusal, AgentSession, Hello, IssuedToken};
 pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use edit::{EditError, Edited, Expected, NodeEdit};
 pub use import::{Action, ImportError, Planned};
@@ -64,6 +65,7 @@ pub use pages::{NodeCursor, NodeFilter, NodeView, ParseCursorError};
 pub use record::{BOOT_LOOP_AT, BOOT_LOOP_WINDOW};
 pub use traces::{StrangerTrace, TRACE_STEPS_MAX, TRACES_MAX, TraceStep};
 pub use waiting::{WAITING_HAPPENINGS_MAX, WAITING_LIFETIME, WAITING_MAX};
+pub use whereabouts::Whereabouts;
 
 /// Events a slow watcher may fall behind before it loses the oldest; one busy second of a 64-node rack.
 pub const WATCH_BACKLOG: usize = 1024;
@@ -144,6 +146,7 @@ pub struct Registry {
     /// Its own lock: nothing that is kept here has to do with nodes.
     traces: Mutex<Traces>,
     fetches: Mutex<Fetches>,
+    whereabouts: OnceLock<Box<dyn Whereabouts>>,
 }
 
 /// A batch on its way to the disk.
@@ -173,6 +176,7 @@ impl Registry {
             book: Mutex::new(book),
             traces: Mutex::default(),
             fetches: Mutex::default(),
+            whereabouts: OnceLock::new(),
         };
         registry.submit_housekeeping(changes);
         registry.report_conflicts();

@@ -189,8 +189,18 @@ impl Registry {
 
     /// The appliance has started: puts that on the timeline of every boot that was under way when it ended, since
     /// what was sent meanwhile was not heard.
-    pub fn started(&self, now: Timestamp) {
+    ///
+    /// `leased`: who has a lease. Its node may be lost: the store can have failed the batch of the node, which is
+    /// written again, and taken that of the lease, and then the power went. Such a machine asks for its script until it
+    /// gets one, and not for an address again; so it may become a node by asking, as if it had been answered just now.
+    pub fn started(&self, leased: impl IntoIterator<Item = MacAddr>, now: Timestamp) {
         let mut book = self.lock_at(now);
+        for mac in leased {
+            if book.owner_of(mac).is_none() && may_become_a_node(&book, mac) {
+                let client = Client { mac, class: ClientClass::OperatingSystem, uuid: None };
+                book.waiting().answered(&client, now);
+            }
+        }
         for id in book.ids_under_way(now) {
             if let Some(((), effects)) = book.change(id, now, |act| act.note(Happening::ApplianceStarted)) {
                 self.settle(id, effects);
@@ -233,6 +243,7 @@ fn is_fetch(happening: &Happening) -> bool {
     match happening {
         Happening::File { .. } | Happening::Script { .. } => true,
         Happening::Dhcp { .. }
+        | Happening::OtherServer { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }
@@ -282,6 +293,7 @@ fn follow(act: &mut Act<'_>, mac: MacAddr, happening: &Happening) -> Option<Even
         },
         Happening::File { .. }
         | Happening::Dhcp { .. }
+        | Happening::OtherServer { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }

@@ -6,7 +6,7 @@ use crate::boot::decision::{KnownNode, NextBoot};
 use crate::node::Origin;
 use crate::node::inventory::{Inventory, Nic};
 use crate::node::state::{Order, ProvisionState};
-use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage, Transport};
+use crate::node::timeline::{AgentCall, BOOTS_MAX, FileOutcome, Happening, Stage, Transport};
 use crate::node::token::{AgentNonce, TOKEN_LIFETIME};
 use crate::store::memory::MemoryStore;
 
@@ -99,7 +99,7 @@ impl Bench {
     }
 
     fn token(&self, last: u16, at: u64) -> String {
-        self.registry.issue_token(mac(last), ADDRESS, after(at)).unwrap()
+        self.registry.issue_token(mac(last), ADDRESS, after(at)).unwrap().text
     }
 
     fn hello(&self, token: &str, last: u16, at: u64) -> Result<String, AgentRefusal> {

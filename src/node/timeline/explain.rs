@@ -3,7 +3,7 @@
 
 use crate::boot::decision::{NothingToBoot, ScriptPlan};
 use crate::node::timeline::history::BootLog;
-use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage};
+use crate::node::timeline::{ADDRESS_ELSEWHERE, AgentCall, FileOutcome, Happening, Stage};
 
 pub(super) fn stopped_at(log: &BootLog) -> String {
     // What went wrong before the boot got on does not matter any more: loaders probe for many files that are not there.
@@ -17,14 +17,15 @@ pub(super) fn stopped_at(log: &BootLog) -> String {
 
 /// A step that was tried and did not succeed; it carries its stage all the same.
 fn is_problem(happening: &Happening) -> bool {
-    matches!(
-        happening,
-        Happening::Agent { call: AgentCall::Failure { .. } } | Happening::Dhcp { answer: Err(_), .. }
-    )
+    match happening {
+        Happening::Dhcp { answer: Err(reason), .. } => reason != ADDRESS_ELSEWHERE,
+        happening => matches!(happening, Happening::Agent { call: AgentCall::Failure { .. } }),
+    }
 }
 
 fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
     match happening {
+        Happening::Dhcp { answer: Err(reason), .. } if reason == ADDRESS_ELSEWHERE => None,
         Happening::Dhcp { answer: Err(reason), message, .. } if reached <= Some(Stage::Dhcp) => {
             Some(format!("{message} was not answered: {reason}"))
         }
@@ -49,6 +50,7 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
             Some(format!("loader was fetched {loaders} times, and no script ever asked for"))
         }
         Happening::Dhcp { .. }
+        | Happening::OtherServer { .. }
         | Happening::Agent { .. }
         | Happening::Script { .. }
         | Happening::OrderGiven { .. }
@@ -67,7 +69,7 @@ fn awaited(log: &BootLog) -> String {
         if let Happening::Script { plan, .. } = &event.happening {
             script = Some(*plan);
         }
-        if let Happening::Dhcp { boot_file: named, nothing_to_boot, .. } = &event.happening {
+        if let Happening::Dhcp { boot_file: named, nothing_to_boot, answer: Ok(_), .. } = &event.happening {
             (boot_file, nothing) = (Some(named.is_some()), *nothing_to_boot);
         }
     }

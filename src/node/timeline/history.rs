@@ -196,7 +196,8 @@ impl History {
             return match happening {
                 Happening::Dhcp { class, .. } => class.wants_boot(),
                 Happening::File { .. } | Happening::Script { .. } | Happening::Agent { .. } => true,
-                Happening::AgentRefused { .. }
+                Happening::OtherServer { .. }
+                | Happening::AgentRefused { .. }
                 | Happening::OrderGiven { .. }
                 | Happening::State { .. }
                 | Happening::Approved
@@ -311,6 +312,7 @@ fn is_outside(happening: &Happening) -> bool {
     match happening {
         Happening::Approved | Happening::Registered | Happening::Removed { .. } => true,
         Happening::Dhcp { .. }
+        | Happening::OtherServer { .. }
         | Happening::File { .. }
         | Happening::Script { .. }
         | Happening::Agent { .. }
@@ -327,6 +329,7 @@ fn is_outside(happening: &Happening) -> bool {
 fn is_chatter(happening: &Happening) -> bool {
     match happening {
         Happening::Dhcp { .. }
+        | Happening::OtherServer { .. }
         | Happening::File { .. }
         | Happening::Script { .. }
         | Happening::AgentRefused { .. } => true,

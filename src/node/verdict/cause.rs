@@ -54,6 +54,12 @@ causes! {
     StrangersLimit => "strangers-limit",
     /// It requested the address another DHCP server offered.
     OtherServerWon => "other-server-won",
+    /// We are a proxy, and the server that is to give the addresses gave it none.
+    NoAddressElsewhere => "no-address-elsewhere",
+    /// We only observe, and answer nobody.
+    Observing => "observing",
+    /// Another DHCP server answers on the bridge, and until it is quiet we answer nobody.
+    HeldForRival => "held-for-rival",
     /// Our offer was not taken, and nothing shows whose was.
     OfferNotRequested => "offer-not-requested",
     /// It declined the address: another station has it.

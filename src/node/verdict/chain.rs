@@ -13,7 +13,7 @@ use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::{NothingToBoot, ScriptPlan};
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
-use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage, TimelineEvent};
+use crate::node::timeline::{ADDRESS_ELSEWHERE, AgentCall, FileOutcome, Happening, Stage, TimelineEvent};
 use crate::node::verdict::{Case, Outcome, StageMark, StageState, words};
 
 pub(super) const STAGES: [Stage; 7] =
@@ -72,8 +72,8 @@ impl<'a> Chain<'a> {
 
     pub(super) fn address(&self) -> Option<Ipv4Addr> {
         self.events.iter().rev().find_map(|event| {
-            let Happening::Dhcp { answer: Ok(_), address, .. } = &event.happening else { return None };
-            *address
+            let Happening::Dhcp { answer, address, .. } = &event.happening else { return None };
+            (*address).filter(|_| answer.is_ok() || gives_address(&event.happening))
         })
     }
 
@@ -175,6 +175,17 @@ impl<'a> Chain<'a> {
     }
 }
 
+/// An address was given: by us, or by another server where that is its part.
+pub(super) fn gives_address(happening: &Happening) -> bool {
+    match happening {
+        Happening::Dhcp { answer: Ok(kind), address, .. } => kind == "ack" && address.is_some(),
+        Happening::Dhcp { answer: Err(reason), address, .. } => {
+            reason == ADDRESS_ELSEWHERE && address.is_some()
+        }
+        _ => false,
+    }
+}
+
 /// What happened, not what it came to: no changes of state.
 pub(super) fn is_news(happening: &Happening) -> bool {
     words::stage_tried(happening).is_some() || *happening == Happening::ApplianceStarted
@@ -184,12 +195,13 @@ pub(super) fn is_news(happening: &Happening) -> bool {
 pub(super) fn is_problem(happening: &Happening) -> bool {
     match happening {
         Happening::Agent { call: AgentCall::Failure { .. } } => true,
-        Happening::Dhcp { answer: Err(_), .. } => true,
+        Happening::Dhcp { answer: Err(reason), .. } => reason != ADDRESS_ELSEWHERE,
         Happening::Dhcp { answer: Ok(kind), boot_file, nothing_to_boot, .. } => {
             let nothing = nothing_to_boot.is_some_and(|reason| reason != NothingToBoot::NotABootClient);
             kind == "nak" || (boot_file.is_none() && nothing)
         }
         Happening::Agent { .. }
+        | Happening::OtherServer { .. }
         | Happening::File { .. }
         | Happening::Script { .. }
         | Happening::AgentRefused { .. }

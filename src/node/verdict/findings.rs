@@ -2,7 +2,9 @@
 //! matter any more, and loaders look for many files that need not be there.
 
 use crate::boot::decision::{NothingToBoot, ScriptPlan};
-use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage, TftpFacts, TimelineEvent, aborted};
+use crate::node::timeline::{
+    ADDRESS_ELSEWHERE, AgentCall, FileOutcome, Happening, Stage, TftpFacts, TimelineEvent, aborted,
+};
 use crate::node::verdict::chain::Chain;
 use crate::node::verdict::{Cause, Evidence, Finding, Outcome, Surroundings, cite, silence, words};
 
@@ -86,6 +88,7 @@ fn of_event(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> 
             Some(stopped(Stage::Loader, Cause::BootLoop, headline, fetched.into_iter().chain([event])))
         }
         Happening::Agent { .. }
+        | Happening::OtherServer { .. }
         | Happening::Script { .. }
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
@@ -137,6 +140,15 @@ fn of_dhcp(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> O
                 Cause::StrangersLimit,
                 "machines nobody registered hold as many addresses by offers as they may".to_owned(),
             ),
+            "rival-on-bridge" => found(
+                Cause::HeldForRival,
+                "another DHCP server answers on the bridge, and dhcp.on_rival = \"hold\": nobody is answered"
+                    .to_owned(),
+            ),
+            "stranger-limit" | "port-limit" | "stranger-rate" | "asks-too-often" => found(
+                Cause::StrangersLimit,
+                format!("machines nobody registered may take no more for now ([dhcp.strangers]): {reason}"),
+            ),
             "other-server" => other_won(chain, event, *other_server, around),
             "declined" => {
                 let which = chain.address().map(|address| format!(" {address}")).unwrap_or_default();
@@ -154,8 +166,18 @@ fn of_dhcp(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> O
                 Cause::StoreFailed,
                 "the appliance could not write its lease to the disk, so it gave none".to_owned(),
             ),
+            // It is offered the next one right away.
+            "address-in-use" | "probing" => None,
             // A machine that gives back what it has is leaving, not failing.
             "released" | "release-unfounded" | "decline-unfounded" => None,
+            ADDRESS_ELSEWHERE => None,
+            "would-offer" | "would-ack" | "would-nak" | "would-bootp-reply" => {
+                let address = address.map(|address| format!(" {address}")).unwrap_or_default();
+                found(
+                    Cause::Observing,
+                    format!("it was not answered, for dhcp.mode = \"observe\" ({reason}{address})"),
+                )
+            }
             reason => {
                 let address = address.map(|address| format!(" for {address}")).unwrap_or_default();
                 found(Cause::Unanswered, format!("its {message}{address} was not answered: {reason}"))
@@ -253,12 +275,15 @@ fn missing(chain: &Chain<'_>, event: &TimelineEvent, stage: Option<Stage>, name:
     Some(stopped(wanted, cause, headline, script.into_iter().chain([event])))
 }
 
-/// What shim, GRUB and iPXE look for and can do without.
+/// What shim, GRUB, iPXE and U-Boot look for and can do without.
 fn is_probe(name: &str) -> bool {
     let file = name.rsplit(['/', '\\']).next().unwrap_or(name).to_ascii_lowercase();
     let beginnings = ["revocations", "shim_certificate", "grub.cfg", "autoexec.ipxe", "mac-"];
     let endings = [".lst", ".mod", ".mo", ".mo.gz", ".pf2", ".ipxe"];
-    beginnings.iter().any(|start| file.starts_with(start)) || endings.iter().any(|end| file.ends_with(end))
+    let by_u_boot = name.contains("pxelinux.cfg/");
+    by_u_boot
+        || beginnings.iter().any(|start| file.starts_with(start))
+        || endings.iter().any(|end| file.ends_with(end))
 }
 
 fn broken_off(chain: &Chain<'_>, event: &TimelineEvent, reason: &str) -> Option<Finding> {

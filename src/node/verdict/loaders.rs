@@ -65,7 +65,8 @@ fn is_sign_of_life(happening: &Happening) -> bool {
         Happening::Dhcp { class, .. } => matches!(class, ClientClass::Ipxe { .. }),
         // Firmware fetches the one file it was told; whoever looks for others is a loader.
         Happening::File { .. } => true,
-        Happening::Script { .. }
+        Happening::OtherServer { .. }
+        | Happening::Script { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }

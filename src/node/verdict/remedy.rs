@@ -91,6 +91,15 @@ pub(super) fn of(cause: Cause, context: &Context<'_>) -> Vec<String> {
             "find out who asks under so many MACs: `farrier lease list`".to_owned(),
         ],
         Cause::OtherServerWon => other_server(context),
+        Cause::NoAddressElsewhere => vec![
+            format!("see whether the other DHCP server runs and has addresses left: `tcpdump -eni {bridge} port 67 or port 68` shows its offers"),
+            "if there is to be no other: dhcp.mode = \"server\", then restart farrier".to_owned(),
+        ],
+        Cause::Observing => list(&["let it answer: dhcp.mode = \"server\", or \"proxy\" beside another DHCP server; then restart farrier"]),
+        Cause::HeldForRival => list(&[
+            "`farrier status` names the other server and what mends it; service goes on by itself once it is quiet",
+            "to serve beside it all the same: dhcp.on_rival = \"warn\", then `systemctl reload farrier`",
+        ]),
         Cause::OfferNotRequested => list(&[
             "capture what it hears: `tcpdump -eni BRIDGE port 67 or port 68`; another server may be quicker, or our answers do not reach it",
             "look for a firewall between the bridge and its port: `nft list ruleset`",

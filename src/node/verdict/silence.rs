@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use crate::boot::client::ClientClass;
 use crate::boot::decision::{ScriptPlan, UnknownPolicy};
+use crate::config::DhcpMode;
 use crate::net::ports::{BridgePort, PortState};
 use crate::node::NodeId;
 use crate::node::registry::StrangerTrace;
 use crate::node::timeline::{Happening, Stage, TimelineEvent};
-use crate::node::verdict::chain::{Chain, is_news, is_problem};
+use crate::node::verdict::chain::{Chain, gives_address, is_news, is_problem};
 use crate::node::verdict::{
     BridgeState, Case, Cause, Evidence, Finding, Outcome, Surroundings, Verdict, cite, compose, judge_chain,
     loaders, seen_now, words,
@@ -37,9 +38,7 @@ fn deadline(reached: Option<Stage>, granted: bool, around: &Surroundings) -> Dur
 }
 
 fn is_granted(chain: &Chain<'_>) -> bool {
-    chain
-        .last(|happening| matches!(happening, Happening::Dhcp { answer: Ok(kind), .. } if kind == "ack"))
-        .is_some()
+    chain.last(gives_address).is_some()
 }
 
 /// What follows on what was reached.
@@ -210,6 +209,11 @@ fn by_stage(chain: &Chain<'_>, around: &Surroundings) -> Finding {
             stage: Stage::Dhcp,
             ..found(Cause::NoNetboot, "it asks for an address only: what runs there is no boot ROM", None)
         },
+        None | Some(Stage::Dhcp) if !is_granted(chain) && around.mode == DhcpMode::Proxy => found(
+            Cause::NoAddressElsewhere,
+            "it has our boot file and took no address: the other DHCP server gave it none",
+            dhcp,
+        ),
         None | Some(Stage::Dhcp) if !is_granted(chain) => {
             found(Cause::OfferNotRequested, "it got our offer and requested none", dhcp)
         }
@@ -254,8 +258,7 @@ fn agent_silent(chain: &Chain<'_>) -> Finding {
         })
         .copied()
         .collect();
-    let acked = |event: &&&TimelineEvent| matches!(&event.happening, Happening::Dhcp { answer: Ok(kind), .. } if kind == "ack");
-    let granted = asked.iter().rev().find(acked).copied();
+    let granted = asked.iter().rev().find(|event| gives_address(&event.happening)).copied();
     let (cause, headline, shown) = match (granted, asked.last().copied()) {
         (Some(event), _) => (
             Cause::AgentNoRoute,

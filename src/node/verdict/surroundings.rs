@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::LoaderTable;
 use crate::clock::Timestamp;
+use crate::config::DhcpMode;
 use crate::dhcp::lease::PoolUse;
 use crate::net::MacAddr;
 use crate::net::ports::BridgePort;
@@ -20,6 +21,7 @@ pub struct Surroundings {
     pub now: Timestamp,
     /// When the appliance was started.
     pub started_at: Timestamp,
+    pub mode: DhcpMode,
     pub unknown: UnknownPolicy,
     /// How long a ramdisk may take to call, by configuration.
     pub call_deadline: Duration,

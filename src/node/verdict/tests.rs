@@ -5,6 +5,7 @@ use super::*;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::{NothingToBoot, ScriptPlan, UnknownPolicy};
 use crate::boot::loader::LoaderTable;
+use crate::config::DhcpMode;
 use crate::dhcp::lease::PoolUse;
 use crate::net::ports::{BridgePort, PortState};
 use crate::node::registry::TraceStep;
@@ -19,6 +20,7 @@ fn at(secs: u64) -> Timestamp {
 
 fn around(now: u64) -> Surroundings {
     Surroundings {
+        mode: DhcpMode::Server,
         now: at(now),
         started_at: at(0),
         unknown: UnknownPolicy::Enroll,
@@ -176,6 +178,8 @@ fn problems_are_told_by_their_events() {
     let table: Vec<(usize, Happening, Cause)> = vec![
         (0, silent("pool-exhausted"), Cause::PoolExhausted),
         (0, silent("offer-limit"), Cause::StrangersLimit),
+        (0, silent("stranger-limit"), Cause::StrangersLimit),
+        (0, silent("rival-on-bridge"), Cause::HeldForRival),
         (0, silent("not-durable"), Cause::StoreFailed),
         (0, silent("too-many-declines"), Cause::TooManyDeclines),
         (0, silent("relayed"), Cause::Unanswered),
@@ -387,7 +391,7 @@ fn an_expired_token_is_told_from_a_spent_one() {
         registry.record(MAC, happening, at(secs));
     }
     let address = Ipv4Addr::new(192, 168, 2, 130);
-    let token = registry.issue_token(MAC, address, at(10)).unwrap();
+    let token = registry.issue_token(MAC, address, at(10)).unwrap().text;
     let plan = ScriptPlan::Ramdisk;
     let handed = Happening::Script { name: "grub/grub.cfg".to_owned(), plan, token_issued_at: Some(at(10)) };
     registry.record(MAC, handed, at(10));

@@ -37,6 +37,14 @@ pub(super) fn tell(happening: &Happening) -> String {
             }
             text
         }
+        Happening::OtherServer { server, server_mac, message, xid, address, boot_file, .. } => {
+            let address = address.map(|address| format!(" {address}")).unwrap_or_default();
+            let file = boot_file.as_ref().map(|file| format!(", boot file {file}")).unwrap_or_default();
+            format!(
+                "{}{address} by the DHCP server {server} ({server_mac}, transaction {xid:08x}){file}",
+                message.to_uppercase()
+            )
+        }
         Happening::File { transport, name, size, sent, took_millis, outcome, tftp, .. } => {
             let by = match transport {
                 Transport::Tftp => "TFTP",
@@ -87,7 +95,7 @@ pub(super) fn tell(happening: &Happening) -> String {
 /// The stage an event is about, also if it did not succeed.
 pub(super) fn stage_tried(happening: &Happening) -> Option<Stage> {
     match happening {
-        Happening::Dhcp { .. } => Some(Stage::Dhcp),
+        Happening::Dhcp { .. } | Happening::OtherServer { .. } => Some(Stage::Dhcp),
         Happening::File { stage, .. } => *stage,
         Happening::Script { .. } => Some(Stage::Script),
         Happening::Agent { call } => match call {

@@ -10,7 +10,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::tokens::TokenId;
+use super::tokens::{TokenBook, TokenId};
+use crate::clock::Timestamp;
 use crate::operator::problem::{Problem, ProblemKind};
 
 /// What a principal may do; each role may do all that the one before it may.
@@ -71,6 +72,15 @@ pub enum Means {
 }
 
 impl Means {
+    /// The token that all of it rests on.
+    fn token(&self) -> Option<TokenId> {
+        match self {
+            Means::Token { id } => Some(*id),
+            Means::Session { token } => *token,
+            Means::Socket { .. } | Means::Open => None,
+        }
+    }
+
     /// The word the audit log keeps.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -89,6 +99,14 @@ pub struct Principal {
     pub name: String,
     pub role: Role,
     pub means: Means,
+}
+
+impl Principal {
+    /// False once the token behind it is revoked or has expired: what was begun with it ends.
+    pub fn still_may(&self, tokens: &TokenBook, now: Timestamp) -> bool {
+        let Some(id) = self.means.token() else { return true };
+        tokens.get(id).is_some_and(|token| !token.is_expired(now))
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Principal {

@@ -1,12 +1,16 @@
 //! How the appliance is: status, readiness, the pool.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
+use crate::config::DhcpMode;
+use crate::dhcp::rivals::OtherServer;
+use crate::guard::process::LocalServer;
+use crate::guard::rivals::{Evidence, Kind};
 use crate::net::MacAddr;
 use crate::node::state::ProvisionState;
 
@@ -18,12 +22,19 @@ pub struct Status {
     pub uptime_secs: u64,
     pub bridge: BridgeStatus,
     pub services: Vec<ServiceStatus>,
+    #[serde(default)]
+    pub dhcp: DhcpStatus,
+    /// Who else answers on the bridge; nobody should.
+    #[serde(default)]
+    pub rivals: Vec<RivalStatus>,
     pub pool: PoolStatus,
     /// Every state is listed, also with 0.
     pub nodes: BTreeMap<ProvisionState, u64>,
     pub waiting_for_approval: u64,
     pub image: ImageStatus,
     pub store: StoreStatus,
+    #[serde(default)]
+    pub process: ProcessStatus,
     pub transfers: TransfersStatus,
     /// Newest last.
     pub problems: Vec<ReportedProblem>,
@@ -50,6 +61,62 @@ pub struct ServiceStatus {
     /// Where it listens, for people.
     pub listens: String,
     pub running: bool,
+}
+
+/// What part the appliance plays beside other DHCP servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DhcpStatus {
+    /// `dhcp.mode`
+    pub mode: DhcpMode,
+    /// Heard on the bridge since the start; listened for only where the mode is not "server".
+    pub other_servers: Vec<OtherServer>,
+}
+
+/// Another DHCP server, or a foreign IPv6 router, on the bridge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RivalStatus {
+    pub kind: Kind,
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// Where its frames come from; unknown if only a machine told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// The port of the bridge it is behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// How it was noticed first.
+    pub evidence: Evidence,
+    pub first_at: Timestamp,
+    pub last_at: Timestamp,
+    /// How often it was heard.
+    pub heard: u64,
+    /// The last machine it dealt with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<MacAddr>,
+    /// The process, if it runs on this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<LocalServer>,
+    /// What to do about it.
+    pub way_out: String,
+    /// Nobody is answered until it is quiet (`dhcp.on_rival = "hold"`).
+    pub holding: bool,
+}
+
+impl RivalStatus {
+    /// Who it is, in a line.
+    pub fn headline(&self) -> String {
+        let mac = self.mac.map(|mac| format!(" ({mac})")).unwrap_or_default();
+        let process = self.process.as_ref().map(|process| {
+            let file = process
+                .configuration
+                .as_ref()
+                .map(|file| format!(", configured in {file}"))
+                .unwrap_or_default();
+            format!(": {} of this host, pid {}{file}", process.program, process.pid)
+        });
+        let (what, address) = (self.kind.described(), self.address);
+        format!("{what} answers on the bridge, {address}{mac}{}", process.unwrap_or_default())
+    }
 }
 
 /// How full the pool is; also `GET /api/v1/pool`.
@@ -101,6 +168,20 @@ pub struct StoreStatus {
     pub largest_group: u64,
     #[serde(default)]
     pub last_commit_micros: u64,
+}
+
+/// What the running program may do to the machine it runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProcessStatus {
+    pub user: String,
+    /// Those it kept, in the kernel's spelling.
+    pub capabilities: Vec<String>,
+    /// Nothing it could execute would have more.
+    pub no_new_privileges: bool,
+    /// How far the kernel restricts it to its own files: `full`, `partial` (an older kernel) or `off`.
+    pub landlock: String,
+    /// Whether the kernel restricts it to a list of system calls.
+    pub seccomp: bool,
 }
 
 /// A warning or an error the appliance logged.

@@ -463,3 +463,30 @@ fn a_group_that_is_not_there_is_named() {
     assert!(matches!(error, SocketError::NoGroup { .. }), "{error}");
     assert!(!config.operator.socket.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_events_ends_with_the_token_it_was_opened_with() {
+    let rig = Rig::start();
+    let CreatedToken { token, .. } = rig.token("watcher", Role::Viewer).await;
+    let mut stream = tokio::net::TcpStream::connect(rig.loopback).await.unwrap();
+    let request = rig.request("GET", "/api/v1/events", &[bearer(&token)], "");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut told = String::new();
+    let mut read = async |until: &str| {
+        let mut buffer = [0; 4096];
+        loop {
+            let count =
+                tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await.expect("in time").unwrap();
+            told.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            if count == 0 || (!until.is_empty() && told.contains(until)) {
+                return std::mem::take(&mut told);
+            }
+        }
+    };
+    read("retry: ").await;
+    rig.client.delete::<serde_json::Value>("/api/v1/tokens/watcher").await.unwrap();
+    let register: serde_json::Value = serde_json::from_str(REGISTER).unwrap();
+    rig.client.post::<serde_json::Value>("/api/v1/nodes", &register).await.unwrap();
+    let rest = read("").await;
+    assert!(!rest.contains("event: timeline"), "{rest}");
+}

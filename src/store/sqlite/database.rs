@@ -190,7 +190,8 @@ impl Database {
     }
 
     /// Opens again after a failed commit. What the page cache holds may never reach the disk, not even by another
-    /// fsync, so everything in the WAL is written once more, to the main file, and the WAL begins anew.
+    /// fsync, so everything in the WAL is written once more, to the main file, and the WAL begins anew. Then something is
+    /// written to it: a disk that is still full lets itself be opened, and is not to pass for mended.
     pub(super) fn reopen(path: &Path) -> Result<Database, OpenFailure> {
         let database = Database::connect(path)?;
         let busy: i64 =
@@ -198,6 +199,7 @@ impl Database {
         if busy != 0 {
             return Err(OpenFailure::Unreadable("another process is reading the file".to_owned()));
         }
+        database.connection.execute_batch(&format!("PRAGMA user_version={SCHEMA_VERSION}"))?;
         Ok(database)
     }
 
@@ -213,7 +215,7 @@ impl Database {
             return Err(OpenFailure::Unreadable(format!("the file system allows no WAL (mode {mode})")));
         }
         connection.execute_batch(
-            "PRAGMA synchronous=FULL; PRAGMA mmap_size=0; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;",
+            "PRAGMA synchronous=FULL; PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;",
         )?;
         // The query answers, so it cannot go into the batch above. The writer checkpoints when it has time.
         connection.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))?;

@@ -118,6 +118,15 @@ impl LeaseTable {
         }
     }
 
+    /// The addresses [`LeaseTable::find_free`] would look at next, at most so many; nothing is moved.
+    pub fn next_free(&self, count: usize) -> impl Iterator<Item = Ipv4Addr> {
+        let (first, last) = (self.fresh, u32::from(self.pool.last));
+        let fresh = first.into_iter().flat_map(move |first| u32::from(first)..=last).map(Ipv4Addr::from);
+        // Those that have a slot were stepped over, or will be: they are among the free ones or claimed.
+        let untouched = fresh.take(count).filter(|address| !self.slots.contains_key(address));
+        untouched.chain(self.free.iter().map(|(_, address)| *address)).take(count)
+    }
+
     /// Steps over addresses that have a slot; each is passed once in the life of the table.
     fn next_fresh(&mut self) -> Option<Ipv4Addr> {
         while let Some(address) = self.fresh {

@@ -95,7 +95,7 @@ impl Model {
                     self.leased.insert(address, (mac, now.plus(LEASE)));
                 }
             }
-            ReplyKind::Nak => prop_assert!(false, "a NAK grants nothing"),
+            ReplyKind::Nak | ReplyKind::Bootp => prop_assert!(false, "it grants no lease"),
         }
         Ok(())
     }

@@ -53,6 +53,26 @@ fn a_rom_that_requests_nothing_is_a_node_once_it_fetches() {
     bench.assert_stored();
 }
 
+/// The batch of its node failed, that of its lease did not, and the power went before the node was written again.
+#[test]
+fn who_has_a_lease_and_lost_its_node_is_one_again_when_it_asks() {
+    for unknown in [UnknownPolicy::Enroll, UnknownPolicy::Approve] {
+        let bench = Bench::new(unknown);
+        bench.store.fail_next_commits(2);
+        bench.seen(1, 0);
+        let bench = bench.restart();
+        assert!(bench.is_stranger(1, 1), "it was not stored");
+        bench.registry.started([mac(1)], after(1));
+        assert!(bench.is_stranger(1, 1), "until it asks");
+        bench.registry.asks_for_script(mac(1), after(11)).unwrap();
+        assert_eq!(bench.registry.asks_for_script(mac(2), after(11)), None);
+        bench.assert_stored();
+    }
+    let bench = Bench::new(UnknownPolicy::Ignore);
+    bench.registry.started([mac(1)], after(1));
+    assert_eq!(bench.registry.asks_for_script(mac(1), after(2)), None);
+}
+
 #[test]
 fn the_waiting_room_is_bounded_and_forgets() {
     let bench = Bench::new(UnknownPolicy::Enroll);

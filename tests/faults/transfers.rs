@@ -1,0 +1,73 @@
+//! restarted in the middle of a hundred downloads by TFTP and a hundred by HTTP.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::count;
+use crate::support::{Process, TestBed, eventually, in_namespace, pattern};
+
+#[test]
+fn r_13_machines_that_were_loading_during_a_restart_get_home() {
+    in_namespace("transfers::r_13_machines_that_were_loading_during_a_restart_get_home", || {
+        let each = count("FAULTS_TRANSFERS", 20);
+        let mut bed = TestBed::new(
+            "[boot.loaders]\nuefi-x64 = \"ipxe.efi\"\n[dhcp]\npool = \"192.168.77.10-192.168.77.250\"\n",
+        );
+        bed.publish("metal", &pattern(1 << 20), &pattern(6 << 20));
+        bed.start_server();
+        let storm = |profile: &str, seed: &str, over: &str| {
+            let child = Command::new(env!("CARGO_BIN_EXE_farrier"))
+                .args([
+                    "--json",
+                    "storm",
+                    "--bridge",
+                    "br0",
+                    "--nodes",
+                    &each.to_string(),
+                    "--profile",
+                    profile,
+                ])
+                .args(["--seed", seed, "--over", over, "--patience", "5m"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("farrier starts");
+            Process(child)
+        };
+        // The one fetches its loader by TFTP, the other everything by HTTP.
+        let mut storms = [storm("bios", "1", "300ms"), storm("uefi-http", "2", "300ms")];
+        for restart in 0..3 {
+            eventually("transfers are under way", || {
+                let status = bed.farrier_json(&["status"]);
+                let under_way =
+                    status["transfers"]["http"].as_u64()? + status["transfers"]["tftp"].as_u64()?;
+                let ended = storms.iter_mut().all(|storm| storm.0.try_wait().expect("a child").is_some());
+                // Everybody has an address: this is about transfers. (An offer is in memory only; see RELIABILITY.md.)
+                let addressed = status["pool"]["bound"].as_u64()? >= 2 * each as u64;
+                ((addressed && under_way > 0) || (restart > 0 && ended)).then_some(())
+            });
+            bed.kill_server();
+            bed.start_server();
+        }
+        let mut completed = 0;
+        for mut storm in storms {
+            let stdout = storm.0.stdout.take().expect("a pipe");
+            let report: Value = serde_json::from_reader(stdout).expect("a report");
+            completed += report["completed"].as_u64().expect("a number");
+            println!("lost: {}", report["losses"]);
+        }
+        let all = 2 * each as u64;
+        println!("{completed} of {all} machines got home across 3 restarts");
+        // iPXE does not ask again when a connection breaks off under it: who had one open when the appliance was killed is
+        // switched on once more, and gets home then.
+        assert!(completed * 100 >= all * 80, "{completed} of {all} at the first attempt");
+        let lost = all - completed;
+        if lost > 0 {
+            let mut again = storm("uefi-http", "3", "300ms");
+            let again: Value =
+                serde_json::from_reader(again.0.stdout.take().expect("a pipe")).expect("a report");
+            assert_eq!(again["lost"], 0, "{again}");
+        }
+    });
+}

@@ -1,0 +1,408 @@
+//! The guard of the bridge: what is not served, who else answers, and what the bridge's side can reach.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use farrier::boot::namespace;
+
+use crate::support::{
+    ClientMachine, PATIENCE, Process, SERVER, TestBed, add_bridge, eventually, in_namespace, run,
+};
+
+/// Exit code and standard error of `farrier serve` on this interface, which must end by itself.
+fn refused(bed: &TestBed, interface: &str, allow: &str) -> (Option<i32>, String) {
+    let path = bed.path("refused.toml");
+    std::fs::write(&path, configuration(bed, interface, allow)).unwrap();
+    let serve = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_farrier")).args(arguments).arg(&path).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let checked = serve(&["config", "check", "--bridge"]);
+    let served = serve(&["serve", "--config"]);
+    assert_eq!(checked.0, served.0, "`config check --bridge` and `serve` agree: {checked:?} {served:?}");
+    served
+}
+
+fn configuration(bed: &TestBed, interface: &str, allow: &str) -> String {
+    format!(
+        "[network]\nbridge = \"{interface}\"\naddress = \"192.168.77.2/24\"\nallow = [{allow}]\n\
+         [operator]\nsocket = \"{}\"\nlisten = \"off\"\n[store]\npath = \"{}\"\n",
+        bed.path("operator.sock").display(),
+        bed.state().display()
+    )
+}
+
+#[test]
+fn d_40_an_interface_that_is_not_the_machines_own_is_refused_unless_allowed() {
+    in_namespace("guard::d_40_an_interface_that_is_not_the_machines_own_is_refused_unless_allowed", || {
+        let mut bed = TestBed::new("");
+        let says = |(code, said): (Option<i32>, String), words: &[&str]| {
+            assert_eq!(code, Some(2), "{said}");
+            for word in words {
+                assert!(said.contains(word), "{word:?} in:\n{said}");
+            }
+        };
+        run("ip", &["route", "add", "default", "via", "192.168.77.1", "dev", "br0"]);
+        let route = ["network.bridge = \"br0\"", "default via 192.168.77.1", "allow = [\"default-route\"]"];
+        says(refused(&bed, "br0", ""), &route);
+        says(refused(&bed, "br0", "\"wireless\", \"not-a-bridge\""), &route);
+        says(refused(&bed, "br0", "\"default-rout\""), &["network.allow[0]", "write \"default-route\""]);
+        // Wherever the route stands: another table is a way out as well.
+        run("ip", &["route", "del", "default"]);
+        run("ip", &["route", "add", "default", "dev", "br0", "table", "77"]);
+        says(refused(&bed, "br0", ""), &["default route", "allow = [\"default-route\"]"]);
+        std::fs::write(bed.path("farrier.toml"), configuration(&bed, "br0", "\"default-route\"")).unwrap();
+        bed.start_server();
+        assert_eq!(bed.farrier_json(&["status"])["bridge"]["up"], true);
+        bed.kill_server();
+        run("ip", &["route", "flush", "table", "77"]);
+
+        // What the kernel says of a wireless card it says in this folder; here it is ours.
+        run("mount", &["-t", "tmpfs", "none", "/sys/class/net"]);
+        std::fs::create_dir_all("/sys/class/net/wlan7/phy80211").unwrap();
+        run("ip", &["link", "add", "wlan7", "type", "veth", "peer", "name", "air"]);
+        run("ip", &["link", "set", "wlan7", "master", "br0"]);
+        says(refused(&bed, "br0", "\"default-route\""), &["wlan7 is wireless", "allow = [\"wireless\"]"]);
+        run("ip", &["link", "set", "wlan7", "nomaster", "up"]);
+        run("ip", &["link", "set", "air", "up"]);
+
+        run("ip", &["link", "del", "br0"]);
+        run("ip", &["addr", "add", "192.168.77.2/24", "dev", "wlan7"]);
+        says(refused(&bed, "wlan7", "\"wireless\""), &["not a bridge", "allow = [\"not-a-bridge\"]"]);
+        says(refused(&bed, "wlan7", "\"not-a-bridge\""), &["wlan7 is wireless"]);
+        let both = configuration(&bed, "wlan7", "\"wireless\", \"not-a-bridge\"");
+        std::fs::write(bed.path("farrier.toml"), both).unwrap();
+        bed.start_server();
+        assert_eq!(bed.farrier_json(&["status"])["bridge"]["up"], true);
+    });
+}
+
+/// Local addresses of the sockets `ss` lists for these flags, as `address%device:port`.
+fn listening(flags: &str) -> Vec<String> {
+    let output = run("ss", &["-H", "-n", flags]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().filter_map(|line| line.split_whitespace().nth(3).map(str::to_owned)).collect()
+}
+
+#[test]
+fn d_34_no_socket_listens_beyond_the_bridge() {
+    in_namespace("guard::d_34_no_socket_listens_beyond_the_bridge", || {
+        let bed = TestBed::new("");
+        let before = [listening("-lu"), listening("-lt")];
+        assert!(before.iter().all(Vec::is_empty), "{before:?}");
+        let mut bed = bed;
+        bed.start_server();
+        let udp = listening("-lu");
+        for port in [67, 69, 4011] {
+            assert!(udp.contains(&format!("0.0.0.0%br0:{port}")), "{port}: {udp:?}");
+        }
+        let all = [udp, listening("-lt")].concat();
+        let astray: Vec<_> = all.iter().filter(|socket| !socket.contains("%br0:")).collect();
+        assert!(astray.is_empty(), "not bound to the bridge's device: {astray:?}");
+        // And as the kernel's own tables have it: as many wildcards as `ss` showed with a device, and not one more.
+        for (table, expected) in [("udp", &listening("-lu")), ("tcp", &listening("-lt"))] {
+            let lines = std::fs::read_to_string(format!("/proc/net/{table}")).unwrap();
+            let count = |wild: bool| {
+                let is_wild = |line: &&str| {
+                    line.split_whitespace().nth(1).is_some_and(|local| local.starts_with("00000000:") == wild)
+                };
+                lines.lines().skip(1).filter(is_wild).count()
+            };
+            assert_eq!(count(true) + count(false), expected.len(), "{table}: {lines}");
+        }
+    });
+}
+
+/// A machine that serves DHCP as well: dnsmasq at 192.168.77.9, with its configuration in a file of this name.
+fn rival(machine: &ClientMachine, name: &str) -> Process {
+    machine.run("ip", &["addr", "add", "192.168.77.9/24", "dev", "eth0"]);
+    let text = "port=0\nuser=root\ngroup=\ninterface=eth0\nbind-interfaces\ndhcp-authoritative\n\
+                dhcp-range=192.168.77.20,192.168.77.40,1h\nno-ping\ndhcp-leasefile=leases\npid-file=\n";
+    std::fs::write(machine.path(name), text).unwrap();
+    let configuration = format!("--conf-file={}", machine.path(name).display());
+    let log = std::fs::File::create(machine.path("dnsmasq.log")).unwrap();
+    let mut command = machine.command("dnsmasq", &["--no-daemon", "--log-facility=-", &configuration]);
+    let process = Process(command.stdout(Stdio::null()).stderr(log).spawn().expect("dnsmasq-base"));
+    eventually("dnsmasq serves", || {
+        let said = std::fs::read_to_string(machine.path("dnsmasq.log")).unwrap_or_default();
+        assert!(!said.contains("FAILED"), "{said}");
+        said.contains("sockets bound").then_some(())
+    });
+    process
+}
+
+fn rivals(bed: &TestBed) -> Vec<serde_json::Value> {
+    bed.farrier_json(&["status"])["rivals"].as_array().unwrap().clone()
+}
+
+fn readiness(bed: &TestBed) -> String {
+    let socket = bed.path("operator.sock");
+    let output = run("curl", &["-s", "--unix-socket", socket.to_str().unwrap(), "http://localhost/readyz"]);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn metrics(bed: &TestBed) -> String {
+    let socket = bed.path("operator.sock");
+    let output = run("curl", &["-s", "--unix-socket", socket.to_str().unwrap(), "http://localhost/metrics"]);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn d_39_a_second_server_is_found_by_asking_and_named_with_its_process() {
+    in_namespace("guard::d_39_a_second_server_is_found_by_asking_and_named_with_its_process", || {
+        let mut bed = TestBed::new("");
+        let other = bed.plug("02:00:00:00:00:09");
+        let server = rival(&other, "rival.conf");
+        // Nobody but us asks for an address.
+        bed.start_server();
+        let found = eventually("it is found", || rivals(&bed).first().cloned());
+        assert_eq!((&found["kind"], &found["evidence"]), (&"dhcp".into(), &"probe-answer".into()), "{found}");
+        assert_eq!((&found["address"], &found["mac"]), (&"192.168.77.9".into(), &"02:00:00:00:00:09".into()));
+        let named = eventually("its process is named", || {
+            rivals(&bed).first().filter(|rival| rival.get("process").is_some()).cloned()
+        });
+        let process = &named["process"];
+        assert_eq!((&process["program"], &named["port"]), (&"dnsmasq".into(), &"port1".into()), "{named}");
+        let file = other.path("rival.conf").display().to_string();
+        assert_eq!(process["configuration"], file.as_str());
+        let line = format!("add the line except-interface=eth0 to {file}");
+        assert!(named["way_out"].as_str().unwrap().contains(&line), "{named}");
+        let ready = readiness(&bed);
+        assert!(ready.contains("\"ok\":false") && ready.contains("192.168.77.9"), "{ready}");
+        assert!(metrics(&bed).contains("farrier_rivals{kind=\"dhcp\"} 1"));
+        let shown = String::from_utf8(bed.farrier(&["status"]).stdout).unwrap();
+        assert!(
+            shown.contains("rivals     a second DHCP server answers on the bridge, 192.168.77.9"),
+            "{shown}"
+        );
+        // Our own question is no stranger: it got no address, and is no machine.
+        assert_eq!(bed.farrier_json(&["status"])["pool"]["offered"], 0);
+        assert_eq!(bed.farrier_json(&["node", "list"]).to_string().matches("\"mac\"").count(), 0);
+        // And gone it is told to be gone.
+        drop(server);
+        eventually("it is gone", || rivals(&bed).is_empty().then_some(()));
+        assert!(!readiness(&bed).contains("192.168.77.9"));
+    });
+}
+
+#[test]
+fn d_39_a_second_server_is_overheard_and_service_holds_until_it_is_quiet() {
+    in_namespace("guard::d_39_a_second_server_is_overheard_and_service_holds_until_it_is_quiet", || {
+        let mut bed = TestBed::start("[dhcp]\non_rival = \"hold\"\n");
+        let machine = bed.plug("02:00:00:00:00:01");
+        let other = bed.plug("02:00:00:00:00:09");
+        assert!(machine.boot_udhcpc().octets()[3] > 127, "all is well");
+        eventually("our first questions are asked", || {
+            metrics(&bed).contains("outcome=\"probed\"").then_some(())
+        });
+        let server = rival(&other, "rival.conf");
+        // The other's range is its own, so whose offer it took shows; whichever, the other's was seen.
+        machine.output("udhcpc", &["-i", "eth0", "-n", "-q", "-f", "-t", "4", "-T", "1", "-s", "/bin/true"]);
+        let found = eventually("it is overheard", || rivals(&bed).first().cloned());
+        assert_eq!((&found["address"], &found["holding"]), (&"192.168.77.9".into(), &true.into()), "{found}");
+        // Held: what a machine gets now is the other's.
+        let third = bed.plug("02:00:00:00:00:03");
+        third.write_udhcpc_script();
+        eventually("the other serves it", || {
+            third.output(
+                "udhcpc",
+                &["-i", "eth0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-s", "./udhcpc.sh"],
+            );
+            third.address()
+        });
+        assert!(third.address().unwrap().octets()[3] <= 40, "{:?}", third.address());
+        assert!(bed.log().contains("rival-on-bridge"), "silence has its reason");
+        eventually("it answers us as well", || {
+            metrics(&bed).contains("outcome=\"probe-answered\"").then_some(())
+        });
+        drop(server);
+        eventually("service goes on", || {
+            (!rivals(&bed).iter().any(|rival| rival["holding"] == true)).then_some(())
+        });
+        let fourth = bed.plug("02:00:00:00:00:04");
+        assert!(fourth.boot_udhcpc().octets()[3] > 127);
+    });
+}
+
+#[test]
+fn a_server_of_this_host_that_holds_our_port_is_named_at_start() {
+    in_namespace("guard::a_server_of_this_host_that_holds_our_port_is_named_at_start", || {
+        let bed = TestBed::new("");
+        let file = bed.path("host.conf");
+        let text = "port=0\nuser=root\ngroup=\ndhcp-range=192.168.77.20,192.168.77.40,1h\npid-file=\n\
+                    dhcp-leasefile=/dev/null\n";
+        std::fs::write(&file, text).unwrap();
+        let configuration = format!("--conf-file={}", file.display());
+        let mut command = Command::new("dnsmasq");
+        command.args(["--no-daemon", &configuration]).stdout(Stdio::null()).stderr(Stdio::null());
+        let _server = Process(command.spawn().expect("dnsmasq-base"));
+        eventually("it holds the port", || {
+            listening("-lu").iter().any(|socket| socket.ends_with(":67")).then_some(())
+        });
+        let path = bed.path("farrier.toml");
+        let output = Command::new(env!("CARGO_BIN_EXE_farrier"))
+            .args(["serve", "--config"])
+            .arg(path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let line = format!("add the line except-interface=br0 to {}", file.display());
+        assert!(said.contains("is taken: dnsmasq (pid ") && said.contains(&line), "{said}");
+    });
+}
+
+#[test]
+fn s_01_a_machine_reaches_the_boot_plane_and_nothing_else() {
+    in_namespace("guard::s_01_a_machine_reaches_the_boot_plane_and_nothing_else", || {
+        let mut bed = TestBed::new("");
+        // The operator plane listens for the host, as it does by default.
+        let text = std::fs::read_to_string(bed.path("farrier.toml")).unwrap();
+        std::fs::write(
+            bed.path("farrier.toml"),
+            text.replace("listen = \"off\"\n", "listen = \"127.0.0.1:8067\"\n"),
+        )
+        .unwrap();
+        bed.start_server();
+        assert!(listening("-lt").contains(&"127.0.0.1:8067".to_owned()));
+        let machine = bed.plug("02:00:00:00:00:01");
+        machine.boot_udhcpc();
+        // The host's loopback address by way of the bridge, too: it must not answer there.
+        machine.run("ip", &["route", "add", "127.0.0.2/32", "via", "192.168.77.2", "dev", "eth0"]);
+        let open = machine.inside(|| {
+            let reaches = |address: Ipv4Addr, port: u16| {
+                let to = SocketAddr::from((address, port));
+                TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_ok()
+            };
+            assert!(!reaches(Ipv4Addr::new(127, 0, 0, 2), 8067));
+            (1..=u16::MAX).filter(|port| reaches(SERVER, *port)).collect::<Vec<u16>>()
+        });
+        assert_eq!(open, [80], "TCP ports open to a machine");
+        let mut udp: Vec<String> = listening("-lu");
+        udp.retain(|socket| {
+            !["67", "69", "4011"].iter().any(|port| socket == &format!("0.0.0.0%br0:{port}"))
+        });
+        // The rest are the shared transfer ports of TFTP, which answer their own clients only.
+        assert!(udp.iter().all(|socket| socket.starts_with("192.168.77.2%br0:")), "{udp:?}");
+        // Nothing of the operator's is served on the one that is open.
+        for path in ["api/v1/status", "metrics", "readyz", "healthz", "login", ""] {
+            let url = format!("http://{SERVER}/{path}");
+            let code = machine.run("curl", &["-s", "-o", "/dev/null", "-w", "%{http_code}", &url]);
+            assert!(code.starts_with('4'), "{path}: {code}");
+        }
+    });
+}
+
+#[test]
+fn r_07_churn_and_loss_of_the_address_end_within_seconds_and_never_elsewhere() {
+    in_namespace("guard::r_07_churn_and_loss_of_the_address_end_within_seconds_and_never_elsewhere", || {
+        let mut bed = TestBed::start("");
+        add_bridge("br1", "192.168.77.2/24");
+        let machine = bed.plug("02:00:00:00:00:01");
+        let elsewhere = bed.plug_into("br1", "02:00:00:00:00:02");
+        machine.boot_udhcpc();
+        let asks = |machine: &ClientMachine| {
+            let got = machine
+                .output("udhcpc", &["-i", "eth0", "-n", "-q", "-f", "-t", "2", "-T", "1", "-s", "/bin/true"]);
+            got.status.success()
+        };
+        // A hundred ports a second come and go, for three seconds; meanwhile machines are served.
+        let mut batch = String::new();
+        for number in 0..300 {
+            let (port, far) = (format!("churn{}", number % 7), format!("nruhc{}", number % 7));
+            batch += &format!(
+                "link add {port} type veth peer name {far}\nlink set {port} master br0 up\nlink del {port}\n"
+            );
+        }
+        std::fs::write(bed.path("churn"), batch).unwrap();
+        let path = bed.path("churn");
+        let mut churn = Process(Command::new("ip").args(["-batch", path.to_str().unwrap()]).spawn().unwrap());
+        let mut served = 0;
+        let ended = loop {
+            served += u32::from(asks(&machine));
+            if let Some(ended) = churn.0.try_wait().unwrap() {
+                break ended;
+            }
+        };
+        assert!(ended.success() && served > 0, "{ended}, served {served} times meanwhile");
+        assert!(asks(&machine), "and afterwards");
+        let before = bed.farrier_json(&["status"])["services"].clone();
+        for (broken, mended) in [
+            (vec!["link set br0 down"], vec!["link set br0 up"]),
+            (vec!["addr del 192.168.77.2/24 dev br0"], vec!["addr add 192.168.77.2/24 dev br0"]),
+            (
+                vec!["link del br0"],
+                vec![
+                    "link add br0 type bridge forward_delay 0 stp_state 0",
+                    "addr add 192.168.77.2/24 dev br0",
+                    "link set br0 up",
+                    "link set port1 master br0",
+                ],
+            ),
+        ] {
+            let all = |commands: &[&str]| {
+                commands.iter().for_each(|words| drop(run("ip", &words.split(' ').collect::<Vec<_>>())));
+            };
+            all(&broken);
+            eventually("it is told", || {
+                (bed.farrier_json(&["status"])["bridge"]["up"] == false).then_some(())
+            });
+            assert!(!asks(&elsewhere), "{broken:?}: the other bridge has our address, and is not ours");
+            all(&mended);
+            let since = std::time::Instant::now();
+            eventually("served again", || asks(&machine).then_some(()));
+            // Two seconds is the promise; the client's own second between its tries, and a busy machine, come on top.
+            assert!(
+                since.elapsed() < Duration::from_secs(10).min(PATIENCE),
+                "{broken:?}: {:?}",
+                since.elapsed()
+            );
+            let url = format!("http://{SERVER}/nothing-of-that-name");
+            machine.write_udhcpc_script();
+            machine.boot_udhcpc();
+            eventually("HTTP answers", || {
+                let got =
+                    machine.output("curl", &["-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", &url]);
+                (got.stdout == b"404").then_some(())
+            });
+            assert_eq!(bed.farrier_json(&["status"])["services"], before, "{broken:?}");
+        }
+        assert!(!asks(&elsewhere));
+    });
+}
+
+#[test]
+fn s_04_a_machines_mac_from_another_port_gets_nothing_that_is_bound_to_its_boot() {
+    in_namespace(
+        "guard::s_04_a_machines_mac_from_another_port_gets_nothing_that_is_bound_to_its_boot",
+        || {
+            const MAC: &str = "02:00:00:00:00:01";
+            let mut bed = TestBed::new("");
+            bed.publish("metal", b"kernel", b"ramdisk");
+            bed.start_server();
+            assert!(bed.farrier(&["node", "add", MAC]).status.success());
+            let machine = bed.plug(MAC);
+            machine.boot_udhcpc();
+            let node = format!("http://{SERVER}/{}", namespace::ipxe_script_name(MAC.parse().unwrap()));
+            let fetch = |machine: &ClientMachine| {
+                let got = machine.output("curl", &["-s", "-m", "5", &node]);
+                String::from_utf8_lossy(&got.stdout).into_owned()
+            };
+            let has_token = |script: &str| script.contains("farrier.token=");
+            assert!(has_token(&fetch(&machine)), "{}", fetch(&machine));
+            assert!(has_token(&fetch(&machine)), "the machine itself may ask again");
+            // Somebody else takes its MAC, and by DHCP its address.
+            let thief = bed.plug(MAC);
+            assert_eq!(thief.boot_udhcpc(), machine.address().unwrap());
+            let stolen = fetch(&thief);
+            assert!(!has_token(&stolen) && !stolen.contains("vmlinuz"), "{stolen}");
+            assert!(bed.log().contains("wrong-port"), "it is recorded");
+            // The machine itself goes on, and from another port once the first is unplugged.
+            assert!(has_token(&fetch(&machine)));
+            run("ip", &["link", "set", "port1", "down"]);
+            thief.boot_udhcpc();
+            assert!(has_token(&fetch(&thief)), "a machine that was moved boots");
+        },
+    );
+}
