@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use farrier::dhcp::server::PROBE_WAIT;
 use farrier::net::MacAddr;
 
 use crate::station::{Datagram, PATIENCE, Station, Sums};
@@ -18,6 +19,8 @@ pub const RELEASE: u8 = 7;
 pub const INFORM: u8 = 8;
 pub const NOWHERE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 pub const EVERYBODY: Ipv4Addr = Ipv4Addr::BROADCAST;
+/// In which an answer comes if one does: an address nobody had is asked for by ARP before it is offered.
+pub const ONE_ANSWER: Duration = PROBE_WAIT.saturating_add(Duration::from_millis(250));
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 
 /// A request, field by field.
@@ -262,8 +265,8 @@ impl<'a> Client<'a> {
             assert_ne!(xid, self.xid.to_be_bytes(), "an answer: {:?}", Reply::read(datagram.clone()));
             if xid == sentinel.xid.to_be_bytes() {
                 answered = true;
-                // An ACK waits for the disk, and could come behind this answer.
-                grace = Instant::now() + Duration::from_millis(150);
+                // An ACK waits for the disk, an offer for the wire to be asked: both could come behind this answer.
+                grace = Instant::now() + ONE_ANSWER;
             }
         }
         assert!(answered, "nobody is answered at all");

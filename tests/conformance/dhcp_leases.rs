@@ -74,7 +74,7 @@ fn d_10_an_offered_address_is_kept_from_others_and_then_free_again() {
         let offer = eventually("room again", || {
             let discover = late.message(DISCOVER);
             late.send(&discover);
-            late.reply_within(Duration::from_millis(100))
+            late.reply_within(ONE_ANSWER)
         });
         assert!(began.elapsed() >= OFFER_HOLD_MIN, "taken after {:?}", began.elapsed());
         assert_eq!(offer.yiaddr, held[0], "the oldest offer makes room");
@@ -100,7 +100,7 @@ fn d_11_a_client_that_only_ever_saw_an_offer_keeps_its_address_while_it_loads() 
             let mut stranger = Client::new(&station, ground.mac());
             let discover = stranger.message(DISCOVER);
             stranger.send(&discover);
-            others.extend(stranger.reply_within(Duration::from_millis(200)).map(|offer| offer.yiaddr));
+            others.extend(stranger.reply_within(ONE_ANSWER).map(|offer| offer.yiaddr));
         }
         assert!(others.len() > 3, "the others' offers were taken back: {others:?}");
         assert!(!others.contains(&address), "{address} was offered to somebody else");

@@ -9,7 +9,7 @@ use farrier::net::MacAddr;
 
 use crate::dhcp::*;
 use crate::ground::{Ground, Group, with_files};
-use crate::support::{ClientMachine, SERVER, eventually};
+use crate::support::{ClientMachine, SERVER, eventually, farrier_program};
 
 static GROUP: Group =
     Group::new("pxe", "[boot]\nkernel_arguments = [\"console=ttyS1,115200n8\"]\n", with_files);
@@ -33,6 +33,14 @@ fn machine_of(ground: &Ground, mac: MacAddr, address: Ipv4Addr) -> ClientMachine
     let machine = ground.machine(mac);
     machine.run("ip", &["addr", "add", &format!("{address}/16"), "dev", "eth0"]);
     machine
+}
+
+/// Fetches a loader by TFTP, and waits until the appliance has taken note.
+fn load(ground: &Ground, machine: &ClientMachine, mac: MacAddr, file: &str) {
+    let told = || ground.bed().farrier_json(&["event", "list", &mac.to_string()]).to_string();
+    let before = told();
+    machine.run("curl", &["-sS", "-o", "got", &format!("tftp://{SERVER}/{file}")]);
+    eventually("the fetch is on the timeline", || (told() != before).then_some(()));
 }
 
 fn get(machine: &ClientMachine, url: &str) -> (String, Vec<u8>) {
@@ -177,10 +185,7 @@ fn p_11_ipxe_never_gets_its_loader_twice_and_a_loop_ends_at_three() {
                 break;
             }
             let machine = machine.get_or_insert_with(|| machine_of(ground, client.mac, ack.yiaddr));
-            let told = || ground.bed().farrier_json(&["event", "list", &client.mac.to_string()]).to_string();
-            let before = told();
-            machine.run("curl", &["-sS", "-o", "got", &format!("tftp://{SERVER}/undionly.kpxe")]);
-            eventually("the fetch is on the timeline", || (told() != before).then_some(()));
+            load(ground, machine, client.mac, "undionly.kpxe");
         }
         let loader = Some("undionly.kpxe".to_owned());
         assert_eq!(given[..3], [loader.clone(), loader.clone(), loader], "a retry is no loop");
@@ -220,6 +225,29 @@ fn p_12_an_ipxe_that_cannot_boot_is_replaced_by_one_that_can() {
             let discover = ipxe(client.message(DISCOVER), arch);
             assert_eq!(client.ask(&discover).boot_file(), Some(script_path(client.mac)));
         }
+        // From a network card's iPXE without HTTP to its script: one loader, and never again, however often it asks.
+        let limited = |message: Message| rom(message, 0).with(77, b"iPXE").with(175, [0x18, 1, 1]);
+        let mut client = Client::new(&station, ground.mac());
+        let [_, ack] = both(&mut client, limited);
+        assert_eq!(ack.boot_file().as_deref(), Some("undionly.kpxe"));
+        let machine = machine_of(ground, client.mac, ack.yiaddr);
+        load(ground, &machine, client.mac, "undionly.kpxe");
+        for _ in 0..3 {
+            for reply in both(&mut client, |message| ipxe(message, 0)) {
+                assert_eq!(reply.boot_file(), Some(script_path(client.mac)));
+            }
+        }
+        // One that is put in place of itself for ever is given up, like any loader that leads nowhere.
+        let mut client = Client::new(&station, ground.mac());
+        let [_, ack] = both(&mut client, limited);
+        let machine = machine_of(ground, client.mac, ack.yiaddr);
+        for _ in 0..3 {
+            let [_, ack] = both(&mut client, limited);
+            assert_eq!(ack.boot_file().as_deref(), Some("undionly.kpxe"));
+            load(ground, &machine, client.mac, "undionly.kpxe");
+        }
+        let [_, ack] = both(&mut client, limited);
+        assert_eq!(ack.boot_file(), None);
     });
 }
 
@@ -332,7 +360,7 @@ fn p_22_hostile_kernel_arguments_never_reach_a_script() {
             "[network]\nbridge = \"br0\"\naddress = \"192.168.77.2/24\"\n[boot]\nkernel_arguments = [{quoted}]\n"
         );
         std::fs::File::create(&path).and_then(|mut file| file.write_all(text.as_bytes())).expect("written");
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+        let output = std::process::Command::new(farrier_program())
             .args(["config", "check"])
             .arg(&path)
             .output()

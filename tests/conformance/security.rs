@@ -313,7 +313,7 @@ fn s_12_deep_large_and_many_keyed_documents_are_refused_and_cost_no_memory() {
         };
         let before = resident();
         let deep = "[".repeat(100_000);
-        let keys: String = (0..100_000).map(|number| format!("\"k{number}\":0,")).collect();
+        let keys: String = (0..1_000_000).map(|number| format!("\"k{number}\":0,")).collect();
         let many = format!("{{{keys}\"z\":0}}");
         for body in [deep.as_str(), many.as_str(), "{\"name\":", "\u{0}", "[]", "null"] {
             let answer = ask("POST", "/api/v1/nodes", &format!("{admin}Content-Type: application/json\r\n"), body);

@@ -15,6 +15,15 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 const INSIDE: &str = "FARRIER_TEST_NAMESPACE";
 
+/// The program under test: the release one if the environment names its directory, as `make test` does, else the one
+/// built beside this test.
+pub fn farrier_program() -> PathBuf {
+    match std::env::var_os("FARRIER_BINARIES") {
+        Some(directory) => Path::new(&directory).join("farrier"),
+        None => env!("CARGO_BIN_EXE_farrier").into(),
+    }
+}
+
 /// Whether this process is the one that [`in_namespace`] started.
 pub fn inside_namespace() -> bool {
     std::env::var_os(INSIDE).is_some()
@@ -148,7 +157,7 @@ impl TestBed {
         notify.set_read_timeout(Some(Duration::from_millis(100))).expect("a read timeout");
         let log =
             fs::File::options().create(true).append(true).open(self.path("serve.log")).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_farrier"))
+        let child = Command::new(farrier_program())
             .args(["serve", "--config"])
             .arg(self.path("farrier.toml"))
             .env("NOTIFY_SOCKET", &notify_path)
@@ -202,7 +211,7 @@ impl TestBed {
 
     /// The command line against this appliance.
     pub fn farrier(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_farrier"))
+        Command::new(farrier_program())
             .arg("--socket")
             .arg(self.path("operator.sock"))
             .args(arguments)

@@ -89,6 +89,25 @@ fn t_12_hostile_names_are_not_found_all_with_the_same_text() {
 }
 
 #[test]
+fn t_03_the_size_is_exact_also_beyond_four_gigabytes() {
+    in_namespace("datagrams::t_03_the_size_is_exact_also_beyond_four_gigabytes", |bench| {
+        // Zeros that nobody touches take no memory.
+        let sizes = [0, 1, 513, (1 << 31) + 1, u32::MAX as usize, (1 << 32) + 1];
+        bench.serve(sizes.map(|size| (format!("f{size}"), vec![0; size].into())));
+        for size in sizes {
+            let client = bench.socket(CLIENT);
+            ask(&client, &rrq(format!("f{size}").as_bytes(), b"tsize\x000\0"));
+            let (oack, transfer) = receive(&client);
+            assert_eq!(oack, format!("\0\x06tsize\0{size}\0").as_bytes());
+            client.send_to(b"\0\x04\0\0", transfer).unwrap();
+            let (block, _) = receive(&client);
+            assert_eq!((&block[..4], block.len() - 4), ([0, 3, 0, 1].as_slice(), size.min(512)));
+            client.send_to(b"\0\x05\0\0enough\0", transfer).unwrap();
+        }
+    });
+}
+
+#[test]
 fn t_09_a_wrong_tid_is_told_so_and_the_transfer_goes_on() {
     in_namespace("datagrams::t_09_a_wrong_tid_is_told_so_and_the_transfer_goes_on", |bench| {
         bench.serve([("f".to_owned(), content(1000))]);
