@@ -18,7 +18,8 @@ fn script_path(mac: MacAddr) -> String {
     format!("http://{SERVER}/boot/{}/script.ipxe", mac.to_string().replace(':', "-"))
 }
 
-/// OFFER and ACK of a client whose messages `dress` makes.
+/// OFFER and ACK of a client whose messages `dress` makes. Beside a [machine](machine_of) with its MAC on another cable it has
+/// to ask for broadcasts: the bridge sends what is for that MAC wherever it saw it last.
 fn both(client: &mut Client<'_>, dress: impl Fn(Message) -> Message) -> [Reply; 2] {
     let discover = dress(client.message(DISCOVER));
     let offer = client.ask(&discover);
@@ -179,7 +180,7 @@ fn p_11_ipxe_never_gets_its_loader_twice_and_a_loop_ends_at_three() {
         let mut given = Vec::new();
         let mut machine = None;
         for _ in 0..4 {
-            let [_, ack] = both(&mut client, |message| rom(message, 0));
+            let [_, ack] = both(&mut client, |message| rom(message, 0).broadcast());
             given.push(ack.boot_file());
             if given.len() > 3 {
                 break;
@@ -226,14 +227,15 @@ fn p_12_an_ipxe_that_cannot_boot_is_replaced_by_one_that_can() {
             assert_eq!(client.ask(&discover).boot_file(), Some(script_path(client.mac)));
         }
         // From a network card's iPXE without HTTP to its script: one loader, and never again, however often it asks.
-        let limited = |message: Message| rom(message, 0).with(77, b"iPXE").with(175, [0x18, 1, 1]);
+        let limited =
+            |message: Message| rom(message, 0).with(77, b"iPXE").with(175, [0x18, 1, 1]).broadcast();
         let mut client = Client::new(&station, ground.mac());
         let [_, ack] = both(&mut client, limited);
         assert_eq!(ack.boot_file().as_deref(), Some("undionly.kpxe"));
         let machine = machine_of(ground, client.mac, ack.yiaddr);
         load(ground, &machine, client.mac, "undionly.kpxe");
         for _ in 0..3 {
-            for reply in both(&mut client, |message| ipxe(message, 0)) {
+            for reply in both(&mut client, |message| ipxe(message, 0).broadcast()) {
                 assert_eq!(reply.boot_file(), Some(script_path(client.mac)));
             }
         }
@@ -402,7 +404,7 @@ fn p_23_the_timeline_says_what_happened_in_order() {
         let [_, ack] = both(&mut client, |message| rom(message, 0));
         let machine = machine_of(ground, client.mac, ack.yiaddr);
         machine.run("curl", &["-sS", "-o", "got", &format!("tftp://{SERVER}/undionly.kpxe")]);
-        both(&mut client, |message| ipxe(message, 0));
+        both(&mut client, |message| ipxe(message, 0).broadcast());
         assert_eq!(get(&machine, &script_path(client.mac)).0, "200");
         for file in ["vmlinuz", "initrd.img"] {
             assert_eq!(get(&machine, &format!("http://{SERVER}/image/metal/{file}")).0, "200");

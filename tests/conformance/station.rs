@@ -67,6 +67,11 @@ impl Station {
         self.owned.borrow_mut().push((address, mac));
     }
 
+    /// No more: the machine has let go of it.
+    pub fn disown(&self, address: Ipv4Addr) {
+        self.owned.borrow_mut().retain(|(other, _)| *other != address);
+    }
+
     pub fn send(&self, frame: &[u8]) {
         assert_eq!(nix::unistd::write(&self.socket, frame).expect("sent"), frame.len());
     }
