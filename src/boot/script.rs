@@ -200,10 +200,84 @@ mod tests {
     const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 
+    fn context(arguments: &[KernelArgument]) -> ScriptContext<'_> {
+        ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments }
+    }
+
     fn rendered(arguments: &[KernelArgument]) -> (String, String) {
-        let context =
-            ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments };
+        let context = context(arguments);
         (render_ipxe(ScriptPlan::Ramdisk, &context), render_grub(ScriptPlan::Ramdisk, &context))
+    }
+
+    /// A line of iPXE as iPXE reads it: `${…}` expanded first (to nothing, here), then commands parted by `||`, `&&` and
+    /// `;`, of words parted by spaces. It knows no quotes.
+    fn commands_of_ipxe(line: &str) -> Vec<Vec<String>> {
+        let mut line = line.to_owned();
+        while let Some(start) = line.rfind("${") {
+            let Some(length) = line[start..].find('}') else { break };
+            line.replace_range(start..=start + length, "");
+        }
+        let mut commands = vec![Vec::new()];
+        for word in line.split_ascii_whitespace() {
+            match word {
+                "||" | "&&" | ";" => commands.push(Vec::new()),
+                // What follows is a comment.
+                _ if word.starts_with('#') && commands.last().is_some_and(Vec::is_empty) => break,
+                _ => commands.last_mut().unwrap().push(word.to_owned()),
+            }
+        }
+        commands
+    }
+
+    /// A line as GRUB reads it: words parted by blanks, quotes and backslashes taken off, variables expanded (to nothing,
+    /// here), commands parted by what has that meaning in a shell, comments dropped.
+    fn commands_of_grub(line: &str) -> Vec<Vec<String>> {
+        let (mut commands, mut word, mut quote) = (vec![Vec::new()], None::<String>, None);
+        let mut bytes = line.chars().peekable();
+        while let Some(next) = bytes.next() {
+            match (quote, next) {
+                (Some('\''), '\'') | (Some('"'), '"') => quote = None,
+                (Some('\''), _) => word.get_or_insert_default().push(next),
+                (_, '\\') => word.get_or_insert_default().extend(bytes.next()),
+                (_, '$') => {
+                    while bytes.next_if(|it| it.is_ascii_alphanumeric() || "_{}?*@".contains(*it)).is_some() {
+                    }
+                }
+                (Some(_), _) => word.get_or_insert_default().push(next),
+                (None, '\'' | '"') => {
+                    quote = Some(next);
+                    word.get_or_insert_default();
+                }
+                (None, '#') if word.is_none() => break,
+                (None, ';' | '|' | '&' | '<' | '>' | '(' | ')' | '{' | '}') => {
+                    commands.last_mut().unwrap().extend(word.take());
+                    commands.push(Vec::new());
+                }
+                (None, ' ' | '\t') => commands.last_mut().unwrap().extend(word.take()),
+                (None, _) => word.get_or_insert_default().push(next),
+            }
+        }
+        commands.last_mut().unwrap().extend(word.take());
+        commands
+    }
+
+    /// The words that read back as the kernel's, and every other command of the text.
+    fn split_kernel(
+        text: &str,
+        read: fn(&str) -> Vec<Vec<String>>,
+        keyword: &str,
+    ) -> (Vec<Vec<String>>, Vec<Vec<String>>) {
+        text.lines().flat_map(read).partition(|command| command.first().is_some_and(|word| word == keyword))
+    }
+
+    #[test]
+    fn the_readers_of_these_tests_see_what_breaks_out() {
+        let words =
+            |commands: Vec<Vec<String>>| commands.iter().map(|words| words.join(" ")).collect::<Vec<_>>();
+        assert_eq!(words(commands_of_ipxe("kernel a && shell || b")), ["kernel a", "shell", "b"]);
+        assert_eq!(words(commands_of_ipxe("kernel x${net0/mac}y")), ["kernel xy"]);
+        assert_eq!(words(commands_of_grub("linux a;reboot")), ["linux a", "reboot"]);
+        assert_eq!(words(commands_of_grub("linux 'a b' \"c\" d\\ e $root # f")), ["linux a b c d e"]);
     }
 
     #[test]
@@ -294,6 +368,33 @@ mod tests {
                     prop_assert_eq!(words(&with), words(&without) + 1);
                     prop_assert!(with.split_ascii_whitespace().any(|word| word == text));
                 }
+            }
+        }
+
+        /// What is rendered reads back, by each loader's own rules, as one command that starts the kernel with the words
+        /// that were accepted, in order; and all else as it is without them.
+        #[test]
+        fn p_22_accepted_arguments_read_back_as_the_words_they_were(
+            texts in proptest::collection::vec("[ -~]{1,24}|.{0,300}|[a-z.]{1,9}=[!-~]{0,40}", 0..6),
+        ) {
+            let arguments: Vec<KernelArgument> = texts.iter().filter_map(|text| text.parse().ok()).collect();
+            let words: Vec<&str> = arguments.iter().map(KernelArgument::as_str).collect();
+            let (given, none) = (context(&arguments), context(&[]));
+            let pxelinux: fn(&str) -> Vec<Vec<String>> =
+                |line| vec![line.split_ascii_whitespace().map(str::to_owned).collect()];
+            let renderings: [(fn(ScriptPlan, &ScriptContext<'_>) -> String, _, &str, usize); 3] = [
+                (render_ipxe, commands_of_ipxe as fn(&str) -> Vec<Vec<String>>, "kernel", 3),
+                (render_grub, commands_of_grub, "linux", 2),
+                (render_pxelinux, pxelinux, "append", 1),
+            ];
+            for (render, read, keyword, before) in renderings {
+                let (kernel, others) = split_kernel(&render(ScriptPlan::Ramdisk, &given), read, keyword);
+                let (_, expected) = split_kernel(&render(ScriptPlan::Ramdisk, &none), read, keyword);
+                prop_assert_eq!(others, expected);
+                prop_assert_eq!(kernel.len(), 1);
+                let ours = kernel[0].len() - 3;
+                prop_assert_eq!(&kernel[0][before..ours], &words[..]);
+                prop_assert!(kernel[0][ours..].iter().all(|word| word.starts_with("farrier.")));
             }
         }
     }

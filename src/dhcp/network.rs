@@ -40,6 +40,7 @@ use crate::node::timeline::Happening;
 use crate::store::Store;
 use crate::telemetry::Tally;
 
+mod clones;
 pub mod desk;
 mod listening;
 mod outbound;

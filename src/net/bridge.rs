@@ -173,6 +173,9 @@ impl Bridge {
         enlarge_queue(&socket)?;
         Urgency::Prompt.set_on(&socket);
         socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+        // From here on, not before: libvirt's dnsmasq takes the port of all devices for a moment before it ties itself to
+        // its own bridge, and could not start beside us; while for us a port that is taken stays taken.
+        socket.set_reuse_address(true)?;
         Ok(socket.into())
     }
 

@@ -1,4 +1,7 @@
-//! Real firmware on the wire, replayed through the DHCP core; what it answers is checked in as text.
+//! The acceptance checks of the wire, each a test with its number in its name; `INDEX.md` lists them all. `ground.rs` tells how
+//! they share an appliance.
+//!
+//! And: real firmware on the wire, replayed through the DHCP core; what it answers is checked in as text.
 //!
 //! `captures/*.pcap` were taken from OVMF, iPXE, udhcpc and dhclient talking to dnsmasq. Each capture has two
 //! transcripts. `*.captured.txt` feeds the packets as they are: these clients speak to another server, on another
@@ -7,7 +10,22 @@
 //!
 //! `UPDATE=1 cargo test --test conformance` rewrites the transcripts; review the diff.
 
+mod browse;
 mod capture;
+mod dhcp;
+mod dhcp_leases;
+mod dhcp_replies;
+mod ground;
+mod http;
+mod index;
+mod pxe;
+mod reliability;
+mod security;
+mod station;
+#[path = "../it/support.rs"]
+#[expect(dead_code, reason = "shared with the other black-box tests, which use more of it")]
+mod support;
+mod tftp;
 mod transcript;
 
 use std::fs;

@@ -163,7 +163,7 @@ async fn a_call_that_cannot_be_made_durable_is_worth_another_try() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_not_calls_are_refused() {
+async fn s_12_bodies_that_are_not_calls_are_refused() {
     let plane = Plane::start().await;
     let deep = format!("{{\"mac\":{}", "[".repeat(100_000));
     for (path, body, status) in [
@@ -187,7 +187,7 @@ async fn bodies_that_are_not_calls_are_refused() {
 }
 
 #[tokio::test]
-async fn a_body_without_end_is_not_read_to_its_end() {
+async fn s_12_a_body_without_end_is_not_read_to_its_end() {
     let plane = Plane::start().await;
     let mut client = plane.connect().await;
     client.send("POST /agent/v1/inventory HTTP/1.1\r\nHost: a\r\nContent-Length: 1073741824\r\n\r\n").await;

@@ -12,7 +12,7 @@ use crate::support::{OFF_SUBNET_IP, OTHER_IP, PATIENCE, Plane, until};
 const SCRIPT: &str = "/boot/52-54-00-00-00-01/script.ipxe";
 
 #[tokio::test]
-async fn a_head_that_trickles_is_cut_while_a_patient_client_stays() {
+async fn h_11_a_head_that_trickles_is_cut_while_a_patient_client_stays() {
     let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
     let plane = Plane::start_with(limits).await;
     let mut patient = plane.connect().await;
@@ -176,7 +176,7 @@ async fn peers_from_elsewhere_are_not_spoken_to() {
 }
 
 #[tokio::test]
-async fn ipxe_is_told_to_come_back_when_too_many_download_and_others_never_are() {
+async fn h_15_ipxe_is_told_to_come_back_when_too_many_download_and_others_never_are() {
     let limits = Limits { bulk_transfers: 1, bulk_reserve: 0, ..Limits::default() };
     let plane = Plane::start_with(limits).await;
     let asks =

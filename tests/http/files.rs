@@ -5,7 +5,7 @@ use farrier::image::digest::Digest;
 use crate::support::{Plane, shim};
 
 #[tokio::test]
-async fn an_answer_is_exactly_these_bytes() {
+async fn h_01_an_answer_is_exactly_these_bytes() {
     let plane = Plane::start().await;
     let answer = plane.get("/image/vm/vmlinuz").await;
     let digest = Digest::of(&plane.kernel);
@@ -20,7 +20,7 @@ async fn an_answer_is_exactly_these_bytes() {
 }
 
 #[tokio::test]
-async fn head_tells_what_get_sends_and_the_connection_stays() {
+async fn h_02_head_tells_what_get_sends_and_the_connection_stays() {
     let plane = Plane::start().await;
     let mut client = plane.connect().await;
     for path in
@@ -37,7 +37,7 @@ async fn head_tells_what_get_sends_and_the_connection_stays() {
 }
 
 #[tokio::test]
-async fn a_thousand_requests_share_one_connection() {
+async fn h_02_a_thousand_requests_share_one_connection() {
     let plane = Plane::start().await;
     let mut client = plane.connect().await;
     for number in 0..500 {
@@ -95,7 +95,7 @@ async fn answers_from_files_from_memory_and_without_a_body_keep_in_step() {
 }
 
 #[tokio::test]
-async fn curl_reads_ranges() {
+async fn h_03_curl_reads_ranges() {
     let plane = Plane::start().await;
     let kernel = &plane.kernel;
     let size = kernel.len();
@@ -115,7 +115,7 @@ async fn curl_reads_ranges() {
 }
 
 #[tokio::test]
-async fn a_download_resumes_by_tag() {
+async fn h_04_a_download_resumes_by_tag() {
     let plane = Plane::start().await;
     let mut client = plane.connect().await;
     let tag = format!("\"{}\"", Digest::of(&plane.kernel));
@@ -135,7 +135,7 @@ async fn a_download_resumes_by_tag() {
 }
 
 #[tokio::test]
-async fn nothing_is_compressed_or_chunked_or_redirected_whatever_a_client_accepts() {
+async fn h_07_nothing_is_compressed_or_chunked_or_redirected_whatever_a_client_accepts() {
     let plane = Plane::start().await;
     let mut client = plane.connect().await;
     let wishes = "Accept-Encoding: gzip, br, zstd\r\nTE: chunked\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n";
@@ -148,7 +148,7 @@ async fn nothing_is_compressed_or_chunked_or_redirected_whatever_a_client_accept
 }
 
 #[tokio::test]
-async fn media_types_are_what_firmware_goes_by() {
+async fn h_06_media_types_are_what_firmware_goes_by() {
     let plane = Plane::start().await;
     for (path, expected) in [
         ("/uefi-x64/shimx64.efi", "application/efi"),
@@ -161,7 +161,7 @@ async fn media_types_are_what_firmware_goes_by() {
 }
 
 #[tokio::test]
-async fn names_are_read_as_firmware_spells_them_and_never_lead_outside() {
+async fn h_09_names_are_read_as_firmware_spells_them_and_never_lead_outside() {
     let plane = Plane::start().await;
     let mut client = plane.connect().await;
     for path in [

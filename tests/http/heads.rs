@@ -3,7 +3,7 @@
 use crate::support::Plane;
 
 #[tokio::test]
-async fn what_two_readers_could_read_differently_is_refused_and_ends_the_connection() {
+async fn h_10_what_two_readers_could_read_differently_is_refused_and_ends_the_connection() {
     let plane = Plane::start().await;
     let smuggled = "GET /image/vm/vmlinuz HTTP/1.1\r\nHost: a\r\n\r\n";
     let post = "POST /agent/v1/hello HTTP/1.1\r\nHost: a\r\n";
@@ -46,7 +46,7 @@ async fn what_two_readers_could_read_differently_is_refused_and_ends_the_connect
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_told_so_even_while_it_is_being_sent() {
+async fn h_10_a_head_that_is_too_large_is_told_so_even_while_it_is_being_sent() {
     let plane = Plane::start().await;
     for header in [format!("X: {}\r\n", "a".repeat(64 * 1024)), "X: y\r\n".repeat(101)] {
         let mut client = plane.connect().await;

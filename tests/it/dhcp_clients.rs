@@ -29,8 +29,8 @@ fn signal_udhcpc(machine: &ClientMachine, signal: nix::sys::signal::Signal) {
 }
 
 #[test]
-fn udhcpc_gets_renews_and_releases_an_address() {
-    in_namespace("dhcp_clients::udhcpc_gets_renews_and_releases_an_address", || {
+fn d_01_udhcpc_gets_renews_and_releases_an_address() {
+    in_namespace("dhcp_clients::d_01_udhcpc_gets_renews_and_releases_an_address", || {
         let mut bed = TestBed::start("");
         let machine = bed.plug("02:00:00:00:00:01");
         let mut udhcpc = udhcpc_until_bound(&machine);
@@ -55,8 +55,8 @@ fn udhcpc_gets_renews_and_releases_an_address() {
 }
 
 #[test]
-fn dhclient_gets_renews_and_releases_an_address() {
-    in_namespace("dhcp_clients::dhclient_gets_renews_and_releases_an_address", || {
+fn d_01_dhclient_gets_renews_and_releases_an_address() {
+    in_namespace("dhcp_clients::d_01_dhclient_gets_renews_and_releases_an_address", || {
         let mut bed = TestBed::start("");
         let machine = bed.plug("02:00:00:00:00:02");
         let script = machine.path("dhclient.sh");
@@ -136,8 +136,8 @@ fn a_registered_node_gets_its_reserved_address() {
 }
 
 #[test]
-fn strangers_are_ignored_where_the_policy_says_so() {
-    in_namespace("dhcp_clients::strangers_are_ignored_where_the_policy_says_so", || {
+fn s_05_strangers_are_ignored_where_the_policy_says_so() {
+    in_namespace("dhcp_clients::s_05_strangers_are_ignored_where_the_policy_says_so", || {
         let mut bed = TestBed::start("[dhcp]\nunknown = \"ignore\"\n");
         let machine = bed.plug("02:00:00:00:00:09");
         machine.write_udhcpc_script();

@@ -28,8 +28,8 @@ fn assert_exact(machine: &ClientMachine, size: usize, what: &str) {
 }
 
 #[test]
-fn atftp_fetches_every_size_with_every_option() {
-    in_namespace("files::atftp_fetches_every_size_with_every_option", || {
+fn t_01_atftp_fetches_every_size_with_every_option() {
+    in_namespace("files::t_01_atftp_fetches_every_size_with_every_option", || {
         let (_bed, machine) = bed_with_files();
         for size in SIZES {
             for options in
@@ -49,8 +49,8 @@ fn atftp_fetches_every_size_with_every_option() {
 }
 
 #[test]
-fn tftp_hpa_fetches_every_size() {
-    in_namespace("files::tftp_hpa_fetches_every_size", || {
+fn t_01_tftp_hpa_fetches_every_size() {
+    in_namespace("files::t_01_tftp_hpa_fetches_every_size", || {
         let (_bed, machine) = bed_with_files();
         for size in SIZES {
             let name = format!("image/size-{size}/vmlinuz");
@@ -61,8 +61,8 @@ fn tftp_hpa_fetches_every_size() {
 }
 
 #[test]
-fn busybox_fetches_every_size() {
-    in_namespace("files::busybox_fetches_every_size", || {
+fn t_01_busybox_fetches_every_size() {
+    in_namespace("files::t_01_busybox_fetches_every_size", || {
         let (_bed, machine) = bed_with_files();
         for size in SIZES {
             let name = format!("image/size-{size}/vmlinuz");
@@ -73,8 +73,8 @@ fn busybox_fetches_every_size() {
 }
 
 #[test]
-fn curl_fetches_every_size_by_tftp_and_http() {
-    in_namespace("files::curl_fetches_every_size_by_tftp_and_http", || {
+fn t_01_curl_fetches_every_size_by_tftp_and_http() {
+    in_namespace("files::t_01_curl_fetches_every_size_by_tftp_and_http", || {
         let (_bed, machine) = bed_with_files();
         for size in SIZES {
             for scheme in ["tftp", "http"] {
@@ -116,8 +116,8 @@ fn curl_ranges_are_cut_as_asked() {
 }
 
 #[test]
-fn header_names_are_in_title_case_and_head_keeps_the_connection() {
-    in_namespace("files::header_names_are_in_title_case_and_head_keeps_the_connection", || {
+fn h_01_h_02_header_names_are_in_title_case_and_head_keeps_the_connection() {
+    in_namespace("files::h_01_h_02_header_names_are_in_title_case_and_head_keeps_the_connection", || {
         let (_bed, machine) = bed_with_files();
         let url = format!("http://{SERVER}/image/size-513/vmlinuz");
         let head = machine.run("curl", &["-sS", "--fail", "-I", &url]);

@@ -98,8 +98,8 @@ fn a_second_instance_leaves_nothing_behind() {
 }
 
 #[test]
-fn sighup_takes_a_good_file_whole_and_a_bad_one_not_at_all() {
-    in_namespace("serve::sighup_takes_a_good_file_whole_and_a_bad_one_not_at_all", || {
+fn r_14_sighup_takes_a_good_file_whole_and_a_bad_one_not_at_all() {
+    in_namespace("serve::r_14_sighup_takes_a_good_file_whole_and_a_bad_one_not_at_all", || {
         let mut bed = TestBed::start("[dhcp]\npool = \"192.168.77.100-192.168.77.110\"\n");
         let first = bed.plug("02:00:00:00:00:01");
         assert!((100..=110).contains(&first.boot_udhcpc().octets()[3]));

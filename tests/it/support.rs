@@ -15,6 +15,15 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 const INSIDE: &str = "FARRIER_TEST_NAMESPACE";
 
+/// The program under test: the release one if the environment names its directory, as `make test` does, else the one
+/// built beside this test.
+pub fn farrier_program() -> PathBuf {
+    match std::env::var_os("FARRIER_BINARIES") {
+        Some(directory) => Path::new(&directory).join("farrier"),
+        None => env!("CARGO_BIN_EXE_farrier").into(),
+    }
+}
+
 /// Whether this process is the one that [`in_namespace`] started.
 pub fn inside_namespace() -> bool {
     std::env::var_os(INSIDE).is_some()
@@ -84,6 +93,7 @@ impl Drop for Process {
 /// The appliance on bridge `br0`, 192.168.77.2/24.
 pub struct TestBed {
     pub directory: tempfile::TempDir,
+    address: &'static str,
     server: Option<Process>,
     /// Log warnings only: a long run would log gigabytes.
     pub quiet: bool,
@@ -93,8 +103,14 @@ pub struct TestBed {
 impl TestBed {
     /// A bridge with its address and a configuration; nothing runs yet.
     pub fn new(extra_configuration: &str) -> TestBed {
-        add_bridge("br0", "192.168.77.2/24");
+        TestBed::on("192.168.77.2/24", extra_configuration)
+    }
+
+    /// The same on another subnet.
+    pub fn on(address: &'static str, extra_configuration: &str) -> TestBed {
+        add_bridge("br0", address);
         let bed = TestBed {
+            address,
             directory: tempfile::tempdir().expect("a temporary directory"),
             server: None,
             quiet: false,
@@ -122,8 +138,9 @@ impl TestBed {
     /// Writes the configuration; `extra` may hold any section but `[network]`, `[operator]` and `[store]`.
     pub fn configure(&self, extra: &str) {
         let text = format!(
-            "[network]\nbridge = \"br0\"\naddress = \"192.168.77.2/24\"\n\n\
+            "[network]\nbridge = \"br0\"\naddress = \"{}\"\n\n\
              [operator]\nsocket = \"{}\"\nlisten = \"off\"\n\n[store]\npath = \"{}\"\n\n{extra}\n",
+            self.address,
             self.path("operator.sock").display(),
             self.state().display(),
         );
@@ -140,7 +157,7 @@ impl TestBed {
         notify.set_read_timeout(Some(Duration::from_millis(100))).expect("a read timeout");
         let log =
             fs::File::options().create(true).append(true).open(self.path("serve.log")).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_farrier"))
+        let child = Command::new(farrier_program())
             .args(["serve", "--config"])
             .arg(self.path("farrier.toml"))
             .env("NOTIFY_SOCKET", &notify_path)
@@ -194,7 +211,7 @@ impl TestBed {
 
     /// The command line against this appliance.
     pub fn farrier(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_farrier"))
+        Command::new(farrier_program())
             .arg("--socket")
             .arg(self.path("operator.sock"))
             .args(arguments)

@@ -33,7 +33,7 @@ fn assert_nothing_runs(record: &RunRecord, before: &[ProcessId]) {
 }
 
 #[test]
-fn a_machine_enrolls_although_the_appliance_is_killed_under_it() {
+fn h_05_a_machine_enrolls_although_the_appliance_is_killed_under_it() {
     let firmware = [LabFirmware::Bios, LabFirmware::UefiHttp];
     let case = Case::new("appliance-killed", config(&firmware, "")).start().power_on();
     let bios = case.machine(LabFirmware::Bios);

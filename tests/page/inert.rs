@@ -40,7 +40,7 @@ const FOUND: &str = r"
     return found;";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_from_the_wire_is_text() {
+async fn s_09_what_comes_from_the_wire_is_text() {
     let rig = Rig::start().await;
     let long = "A".repeat(4096);
     for (number, text) in (1..).zip(NASTY.into_iter().chain([long.as_str()])) {

@@ -29,8 +29,8 @@ fn is_silent(socket: &UdpSocket) -> bool {
 }
 
 #[test]
-fn hostile_names_are_not_found_all_with_the_same_text() {
-    in_namespace("datagrams::hostile_names_are_not_found_all_with_the_same_text", |bench| {
+fn t_12_hostile_names_are_not_found_all_with_the_same_text() {
+    in_namespace("datagrams::t_12_hostile_names_are_not_found_all_with_the_same_text", |bench| {
         bench.serve([("f".to_owned(), content(10))]);
         let socket = bench.socket(CLIENT);
         let mut names: Vec<Vec<u8>> = [
@@ -89,8 +89,27 @@ fn hostile_names_are_not_found_all_with_the_same_text() {
 }
 
 #[test]
-fn a_wrong_tid_is_told_so_and_the_transfer_goes_on() {
-    in_namespace("datagrams::a_wrong_tid_is_told_so_and_the_transfer_goes_on", |bench| {
+fn t_03_the_size_is_exact_also_beyond_four_gigabytes() {
+    in_namespace("datagrams::t_03_the_size_is_exact_also_beyond_four_gigabytes", |bench| {
+        // Zeros that nobody touches take no memory.
+        let sizes = [0, 1, 513, (1 << 31) + 1, u32::MAX as usize, (1 << 32) + 1];
+        bench.serve(sizes.map(|size| (format!("f{size}"), vec![0; size].into())));
+        for size in sizes {
+            let client = bench.socket(CLIENT);
+            ask(&client, &rrq(format!("f{size}").as_bytes(), b"tsize\x000\0"));
+            let (oack, transfer) = receive(&client);
+            assert_eq!(oack, format!("\0\x06tsize\0{size}\0").as_bytes());
+            client.send_to(b"\0\x04\0\0", transfer).unwrap();
+            let (block, _) = receive(&client);
+            assert_eq!((&block[..4], block.len() - 4), ([0, 3, 0, 1].as_slice(), size.min(512)));
+            client.send_to(b"\0\x05\0\0enough\0", transfer).unwrap();
+        }
+    });
+}
+
+#[test]
+fn t_09_a_wrong_tid_is_told_so_and_the_transfer_goes_on() {
+    in_namespace("datagrams::t_09_a_wrong_tid_is_told_so_and_the_transfer_goes_on", |bench| {
         bench.serve([("f".to_owned(), content(1000))]);
         let (client, stranger) = (bench.socket(CLIENT), bench.socket(CLIENT));
         ask(&client, &rrq(b"f", b""));
@@ -131,8 +150,8 @@ fn what_arrives_after_the_end_is_met_with_silence() {
 }
 
 #[test]
-fn a_repeated_request_does_not_start_a_second_transfer() {
-    in_namespace("datagrams::a_repeated_request_does_not_start_a_second_transfer", |bench| {
+fn t_10_a_repeated_request_does_not_start_a_second_transfer() {
+    in_namespace("datagrams::t_10_a_repeated_request_does_not_start_a_second_transfer", |bench| {
         let memory = bench.serve([("f".to_owned(), content(1000))]);
         let client = bench.socket(CLIENT);
         ask(&client, &rrq(b"f", b""));
@@ -153,8 +172,8 @@ fn a_repeated_request_does_not_start_a_second_transfer() {
 }
 
 #[test]
-fn the_size_probe_of_uefi_ends_at_once_and_is_no_failure() {
-    in_namespace("datagrams::the_size_probe_of_uefi_ends_at_once_and_is_no_failure", |bench| {
+fn t_11_the_size_probe_of_uefi_ends_at_once_and_is_no_failure() {
+    in_namespace("datagrams::t_11_the_size_probe_of_uefi_ends_at_once_and_is_no_failure", |bench| {
         let memory = bench.serve([("f".to_owned(), content(1000))]);
         let client = bench.socket(CLIENT);
         ask(&client, &rrq(b"f", b"tsize\x000\0blksize\x001468\0windowsize\x004\0"));
@@ -187,8 +206,8 @@ fn option_acks_and_errors_arrive_whole_whatever_the_block_size() {
 }
 
 #[test]
-fn strangers_and_broadcasts_hear_nothing() {
-    in_namespace("datagrams::strangers_and_broadcasts_hear_nothing", |bench| {
+fn t_19_strangers_and_broadcasts_hear_nothing() {
+    in_namespace("datagrams::t_19_strangers_and_broadcasts_hear_nothing", |bench| {
         bench.serve([("f".to_owned(), content(1000))]);
         // The server could reach this address; it does not answer because the bridge's subnet is another.
         ip(&["route", "add", "10.0.0.0/8", "dev", "bench0"]);
@@ -211,8 +230,8 @@ fn strangers_and_broadcasts_hear_nothing() {
 }
 
 #[test]
-fn one_machine_cannot_take_every_session() {
-    in_namespace("datagrams::one_machine_cannot_take_every_session", |bench| {
+fn t_20_one_machine_cannot_take_every_session() {
+    in_namespace("datagrams::t_20_one_machine_cannot_take_every_session", |bench| {
         bench.serve([("f".to_owned(), content(1000))]);
         let sockets = (0..20).map(|_| bench.socket(CLIENT)).collect::<Vec<_>>();
         sockets.iter().for_each(|socket| ask(socket, &rrq(b"f", b"")));

@@ -267,11 +267,13 @@ impl LeaseTable {
         self.reindex(address, now);
     }
 
-    /// Keeps an offer alive that a client uses without ever having requested it.
+    /// Keeps an offer alive that a client uses without ever having requested it. Who is at work is no newcomer any more:
+    /// a flood of strangers shall not take its address away.
     pub fn keep_offer(&mut self, address: Ipv4Addr, now: Timestamp) {
         let Some(offer) = self.slots.get_mut(&address).and_then(|slot| slot.offer.as_mut()) else { return };
         if offer.until > now {
             offer.until = now.plus(OFFER_HOLD);
+            offer.newcomer = false;
             self.reindex(address, now);
         }
     }

@@ -20,6 +20,7 @@ use crate::config::DhcpMode;
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::lease::table::StillStored;
 use crate::dhcp::lease::{BindingState, PoolUse};
+use crate::dhcp::network::clones::Clones;
 use crate::dhcp::network::{Nodes, SERVICE, outbound, step_of};
 use crate::dhcp::server::{
     Answer, DhcpServer, Directory, Outcome, Received, Reply, ReplyKind, Report, Service, Silence,
@@ -98,6 +99,8 @@ pub struct Said {
     pool_exhausted: bool,
     /// Until a commit succeeds; the store's thread takes it back.
     store_fails: Arc<AtomicBool>,
+    /// Client identifiers granted so far: two machines with one are told of.
+    clones: Clones,
     /// Kinds of client without a loader; once per configuration.
     without_loader: Vec<ClientClass>,
 }
@@ -175,9 +178,23 @@ impl Desk {
         }
     }
 
+    /// Two machines that call themselves alike.
+    fn tell_clones(&mut self, changes: &[Change]) {
+        for change in changes {
+            let Change::PutBinding(binding) = change else { continue };
+            if binding.state != BindingState::Bound {
+                continue;
+            }
+            if let Some(other) = self.said.clones.note(binding) {
+                tracing::warn!(mac = %binding.mac, %other, "{} and {other} have the same client identifier: installed from one image? each has an address of its own", binding.mac);
+            }
+        }
+    }
+
     /// Tells the rest of the appliance what came of a request, before anybody on the wire knows.
-    fn take_note(&self, outcome: &Outcome, now: Timestamp) {
+    fn take_note(&mut self, outcome: &Outcome, now: Timestamp) {
         self.note_addresses(&outcome.changes);
+        self.tell_clones(&outcome.changes);
         let Some(report) = &outcome.report else { return };
         // A stranger that was offered a boot file and goes on to take an address waits to be a node.
         let mut has_timeline = report.known || (report.elsewhere.is_some() && report.class.wants_boot());
