@@ -77,7 +77,6 @@ impl Checks {
         appliance: &Appliance,
         disk: &Disk,
         parcel: &Parcel,
-        waited: bool,
         now: Timestamp,
     ) -> Result<(), String> {
         let reply = &parcel.reply;
