@@ -1,7 +1,7 @@
 //! What must hold after every step, whatever the network, the disk and the power did.
 //!
 //! - no two clients use one address at once
-//! - an ACK leaves only after its lease was synced, and a call's 200 only after its node was
+//! - an ACK leaves only after its lease was synced, or for what is left of a synced one; and a call's 200 only after its node was
 //! - after a start, every lease that a client was told of and still uses is known, for as long as it was told
 //! - no datagram ends without an answer or a named reason; who boots and is answered has an event that says so
 //! - what is queued, kept and counted stays within its bounds
@@ -84,7 +84,9 @@ impl Checks {
         let lease = lease_of(&reply.bytes);
         if let (ReplyKind::Ack, Some(address), Some(lease)) = (reply.kind, reply.address, lease) {
             self.acks += 1;
-            let until = now.plus(Duration::from_millis(lease)).minus(WAITED_MAX);
+            // What left without waiting confirms what is on disk, to the second.
+            let slack = if waited { WAITED_MAX } else { Duration::ZERO };
+            let until = now.plus(Duration::from_millis(lease)).minus(slack);
             if !disk.held(address, report.mac, until) {
                 return Err(format!(
                     "an ACK of {address} for {} left, and its lease is not on disk",
