@@ -1,11 +1,11 @@
 //! The composition root: opens, wires, starts and joins all of it; the only place that knows every part.
 //!
-//! Order matters twice. Starting: [`ground`] opens what takes privileges and gives them up, before there are threads; then the store is read before anything answers, DHCP before the services whose clients
-//! need an address, the operator plane last, so that whoever it answers finds everything running. Stopping is the
-//! reverse, except that the store goes last: every ACK under way still finds its disk.
+//! Order matters twice. Starting: `ground` opens what takes privileges and gives them up, before there are threads;
+//! then the store is read before anything answers, DHCP before the services whose clients need an address, the operator
+//! plane last, so that whoever it answers finds everything running. Stopping is the reverse, except that the store goes
+//! last: every ACK under way still finds its disk.
 
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +22,7 @@ use crate::bootplane::service::BootService;
 use crate::clock::Clock;
 use crate::config::{BridgeName, Config, DhcpMode};
 use crate::dhcp::address_book::AddressBook;
-use crate::dhcp::lease::PoolUse;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
-use crate::dhcp::rivals::OtherServer;
-use crate::explain::DeployImage;
 use crate::guard::Guard;
 use crate::guard::network::GuardHandle;
 use crate::image::library::{Library, OpenError};
@@ -36,17 +33,12 @@ use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Link;
 use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
-use crate::node::verdict::BridgeState;
 use crate::operator::access::Access;
-use crate::operator::api::{
-    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
-};
 use crate::operator::audit::AuditLog;
 use crate::operator::problems::ProblemLog;
 use crate::operator::sparing::Sparing;
-use crate::operator::views::{self, Leases};
-use crate::operator::{ApplianceView, OperatorHandle, OperatorParts, Premises, SocketError};
-use crate::privileges::{Confinement, PrivilegeError};
+use crate::operator::{OperatorHandle, OperatorParts, SocketError};
+use crate::privileges::PrivilegeError;
 use crate::store::place::UnusablePlaceError;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{LoadError, Store};
@@ -55,9 +47,11 @@ use crate::tftp::network::TftpHandle;
 use crate::{bootplane, dhcp, guard, net, operator, tftp};
 
 mod ground;
+mod view;
 
+use ground::FileDoors;
 pub use ground::Ground;
-use ground::{FileDoors, HTTP_PORT};
+use view::View;
 
 /// How often overdue nodes are looked for, background writes that failed are tried again, and the bridge is looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -465,147 +459,5 @@ impl Whereabouts for PortsOf {
 
     fn is_plugged(&self, port: u32) -> bool {
         self.index().is_some_and(|bridge| net::ports::is_plugged(bridge, port).unwrap_or(false))
-    }
-}
-
-/// What the operator plane sees of the rest.
-struct View {
-    bridge: Bridge,
-    /// Where operators are served by TCP.
-    page: Option<String>,
-    config: Arc<ArcSwap<Config>>,
-    store: Arc<SqliteStore>,
-    library: Arc<Library>,
-    dhcp: Arc<DhcpHandle>,
-    leases: Sparing<Leases>,
-    pool_use: Sparing<PoolUse>,
-    content: Arc<BootContent>,
-    confinement: Confinement,
-    guard: Arc<Guard>,
-}
-
-impl ApplianceView for View {
-    fn bridge(&self) -> BridgeStatus {
-        let found = self.bridge.state();
-        BridgeStatus {
-            name: self.bridge.name.to_string(),
-            address: self.bridge.address.to_string(),
-            up: found.is_ok(),
-            reason: found.as_ref().err().map(ToString::to_string),
-            // A bridge made anew has another MAC.
-            mac: found.map_or(self.bridge.mac, |bridge| bridge.mac),
-        }
-    }
-
-    fn services(&self) -> Vec<ServiceStatus> {
-        // Without the bridge, with it down or without our address, nothing can be served.
-        let up = self.bridge.state().is_ok();
-        let ip = self.bridge.ip();
-        let bridge = &self.bridge.name;
-        let service =
-            |name: &str, listens: String, running| ServiceStatus { name: name.to_owned(), listens, running };
-        let config = self.config.load();
-        let dhcp = |part| service("dhcp", format!("{bridge}, UDP 67 and 4011{part}"), up);
-        let files = || {
-            vec![
-                service("tftp", format!("{ip}, UDP 69"), up),
-                service("http", format!("{ip}, TCP {HTTP_PORT}"), up),
-                service("router-advertisement", format!("{bridge}, ICMPv6"), up),
-            ]
-        };
-        let mut services = match config.dhcp.mode {
-            DhcpMode::Server => [vec![dhcp("")], files()].concat(),
-            DhcpMode::Proxy => [vec![dhcp(", as a proxy")], files()].concat(),
-            DhcpMode::Observe => vec![dhcp(", listening only")],
-        };
-        services.push(service("operator", config.operator.socket.display().to_string(), true));
-        if let Some(page) = &self.page {
-            services.push(service("page", page.clone(), true));
-        }
-        services
-    }
-
-    fn rivals(&self) -> Vec<RivalStatus> {
-        let held = self.guard.holds();
-        let told = |rival| views::rival(rival, &self.bridge.name, held);
-        self.guard.rivals().into_iter().map(told).collect()
-    }
-
-    fn image(&self) -> ImageStatus {
-        let profile = self.config.load().boot.profile.clone();
-        ImageStatus { present: self.library.profile(&profile).is_some(), profile }
-    }
-
-    fn store(&self) -> StoreStatus {
-        let path: PathBuf = self.config.load().store.path.join("farrier.db");
-        let stats = self.store.stats();
-        StoreStatus {
-            path: path.display().to_string(),
-            last_error: stats.last_error,
-            commits: stats.commits,
-            batches: stats.batches,
-            changes: stats.changes,
-            failed_commits: stats.failed_commits,
-            queued: stats.queued,
-            largest_group: stats.largest_group,
-            last_commit_micros: stats.last_commit_micros,
-        }
-    }
-
-    fn process(&self) -> ProcessStatus {
-        let Confinement { user, capabilities, no_new_privileges, landlock, seccomp } =
-            self.confinement.clone();
-        ProcessStatus { user, capabilities, no_new_privileges, landlock, seccomp }
-    }
-
-    fn leases(&self) -> Arc<Leases> {
-        self.leases.get(|| Leases::new(self.dhcp.leases()))
-    }
-
-    fn pool_use(&self) -> PoolUse {
-        *self.pool_use.get(|| self.dhcp.pool_use())
-    }
-
-    fn other_servers(&self) -> Vec<OtherServer> {
-        self.dhcp.other_servers()
-    }
-
-    fn images(&self) -> Vec<ImageEntry> {
-        views::images(&self.library, &self.config.load().boot.profile)
-    }
-
-    fn premises(&self, mac: Option<MacAddr>) -> Premises {
-        let state = match self.bridge.state() {
-            Ok(_) => BridgeState::Up,
-            Err(BridgeError::Down { .. }) => BridgeState::Down,
-            Err(BridgeError::NoAddress { .. }) => BridgeState::WithoutAddress,
-            Err(
-                BridgeError::Missing { .. }
-                | BridgeError::NotABridge { .. }
-                | BridgeError::DefaultRoute { .. }
-                | BridgeError::Wireless { .. }
-                | BridgeError::Unreadable { .. },
-            ) => BridgeState::Gone,
-        };
-        let link = Link::find(&self.bridge.name.0).ok().flatten();
-        let ports = link.and_then(|link| net::ports::of_bridge(link.index, mac).ok()).unwrap_or_default();
-        Premises { state, ports }
-    }
-
-    fn neighbour(&self, address: Ipv4Addr) -> Option<MacAddr> {
-        net::ports::neighbour(address).ok().flatten()
-    }
-
-    fn loader_table(&self) -> Arc<LoaderTable> {
-        Arc::new(self.content.loaders().table.clone())
-    }
-
-    fn deploy_image(&self) -> Option<DeployImage> {
-        let profile = self.library.profile(&self.config.load().boot.profile)?;
-        Some(DeployImage {
-            arguments: profile.arguments.clone(),
-            kernel_bytes: profile.kernel.size,
-            ramdisk_bytes: profile.ramdisk.size,
-        })
     }
 }

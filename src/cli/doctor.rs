@@ -1,6 +1,8 @@
 //! `farrier doctor [--fix]`
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
@@ -63,7 +65,7 @@ pub(super) fn run(arguments: &DoctorArgs, json: bool, style: Style) -> Result<Fi
             if mended.len() == before {
                 break;
             }
-            findings = judge(&gather(&config, scope));
+            findings = look_again(&config, scope, &mended);
         }
     }
     let would_boot = would_boot(&findings);
@@ -72,6 +74,22 @@ pub(super) fn run(arguments: &DoctorArgs, json: bool, style: Style) -> Result<Fi
         false => render(&findings, arguments.fix, style),
     };
     Ok(Finished { stdout, stderr: String::new(), code: if would_boot { 0 } else { 1 } })
+}
+
+/// What is found once what was mended has taken effect: a port that is switched on forwards a moment later.
+fn look_again(config: &Config, scope: Scope, mended: &[Mended]) -> Vec<Finding> {
+    const AT_MOST: Duration = Duration::from_secs(2);
+    const BETWEEN: Duration = Duration::from_millis(50);
+    let until = Instant::now() + AT_MOST;
+    let was_run = |mend: &Mend| mended.iter().any(|one| one.done && one.command == mend.text());
+    loop {
+        let findings = judge(&gather(config, scope));
+        let mut amiss = findings.iter().filter(|finding| finding.severity > Severity::Ok);
+        if !amiss.any(|finding| finding.mends.iter().any(was_run)) || Instant::now() >= until {
+            return findings;
+        }
+        thread::park_timeout(BETWEEN);
+    }
 }
 
 /// Runs what is safe and was not run before; says so while it happens.

@@ -272,7 +272,7 @@ pub struct DhcpServer {
 
 impl DhcpServer {
     pub fn new(settings: Settings, mut bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
-        set_to_clock(&mut bindings, now);
+        set_to_clock(&mut bindings, settings.lease, now);
         let table = LeaseTable::new(settings.pool, bindings, now);
         DhcpServer {
             settings,
@@ -458,17 +458,18 @@ impl DhcpServer {
     }
 }
 
-/// A lease that was granted in the future tells that the clock was set back. What was left of each lease then is still left
-/// of it, and no more: else addresses of machines that never come again would be held for as long as the clock was set back.
-fn set_to_clock(bindings: &mut [Binding], now: Timestamp) {
+/// A lease that was granted in the future tells that the clock was set back. What was left of it then is still left of it, and
+/// no more: else addresses of machines that never come again would be held for as long as the clock was set back.
+///
+/// Not all of them need be by the same clock: some may have been granted since, and the clock set back again. So the end
+/// is counted from each one's own beginning, and is no later than a period from now, or than the latest clock would have it.
+fn set_to_clock(bindings: &mut [Binding], period: Duration, now: Timestamp) {
     let latest = bindings.iter().map(|binding| binding.granted_at).max().unwrap_or_default();
     let back = latest.since(now);
-    if back.is_zero() {
-        return;
-    }
-    for binding in bindings {
+    for binding in bindings.iter_mut().filter(|binding| binding.granted_at > now) {
+        let most = binding.expires_at.since(latest).max(period);
+        binding.expires_at = now.plus(binding.expires_at.since(binding.granted_at).min(most));
         binding.granted_at = binding.granted_at.minus(back);
-        binding.expires_at = binding.expires_at.minus(back);
     }
 }
 

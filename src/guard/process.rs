@@ -102,7 +102,11 @@ impl Processes<'_> {
         };
         let mut candidates = self.pids().filter(known).filter(|pid| self.has_address(*pid, address));
         let (first, second) = (candidates.next()?, candidates.next());
-        second.is_none().then(|| self.describe(first, &bridge.0))
+        if second.is_some() {
+            return None;
+        }
+        let interface = self.interface_to(first, address);
+        Some(self.describe(first, interface.as_deref().unwrap_or(&bridge.0)))
     }
 
     fn pids(&self) -> impl Iterator<Item = u32> + use<> {

@@ -95,8 +95,14 @@ fn a_loader_that_is_not_installed_is_not_advertised() {
         let lines =
             || bed.log().lines().filter(|line| line.contains(lacking)).map(str::to_owned).collect::<Vec<_>>();
         assert!(matches!(lines().as_slice(), [line] if line.contains("INFO")), "{:?}", lines());
-        let problems = |bed: &TestBed| bed.farrier_json(&["status"])["problems"].clone();
-        assert_eq!(problems(&bed), serde_json::json!([]), "a choice is no problem");
+        // Whose user the appliance is, and what it says of that, is the machine's that runs the test.
+        let problems = |bed: &TestBed| {
+            let status = bed.farrier_json(&["status"]);
+            let told = status["problems"].as_array().expect("problems").iter();
+            let told = told.map(|problem| problem["message"].to_string());
+            told.filter(|message| !message.contains("the appliance stays root")).collect::<Vec<_>>()
+        };
+        assert_eq!(problems(&bed), [""; 0], "a choice is no problem");
 
         let machine = bed.plug(&MAC.to_string());
         machine.write_udhcpc_script();
@@ -106,7 +112,6 @@ fn a_loader_that_is_not_installed_is_not_advertised() {
         let environment = fs::read_to_string(machine.path("bound.env")).unwrap();
         assert!(machine.address().is_some() && !environment.contains("boot_file="), "{environment}");
         let told = problems(&bed);
-        let told: Vec<_> = told.as_array().unwrap().iter().map(|told| told["message"].to_string()).collect();
         assert!(matches!(told.as_slice(), [one] if one.contains("package shim-signed:arm64")), "{told:?}");
         let shown = bed.farrier(&["node", "show", &MAC.to_string()]);
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();

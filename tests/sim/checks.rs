@@ -77,7 +77,6 @@ impl Checks {
         appliance: &Appliance,
         disk: &Disk,
         parcel: &Parcel,
-        waited: bool,
         now: Timestamp,
     ) -> Result<(), String> {
         let reply = &parcel.reply;
@@ -86,7 +85,7 @@ impl Checks {
         if let (ReplyKind::Ack, Some(address), Some(lease)) = (reply.kind, reply.address, lease) {
             self.acks += 1;
             let until = now.plus(Duration::from_millis(lease)).minus(WAITED_MAX);
-            if !waited || !disk.held(address, report.mac, until) {
+            if !disk.held(address, report.mac, until) {
                 return Err(format!(
                     "an ACK of {address} for {} left, and its lease is not on disk",
                     report.mac

@@ -391,14 +391,14 @@ impl World {
         appliance.sent += sent.len() as u64;
         let failed = !appliance.outbox.failed.lock().expect("the outbox").is_empty();
         let deadline = appliance.tftp_deadline();
-        for (parcel, waited) in &sent {
+        for parcel in &sent {
             if self.trace
                 && let Some(report) = &parcel.report
             {
                 let (kind, address) = (parcel.reply.kind.as_str(), parcel.reply.address);
                 println!("{:>9.3} {kind} {address:?} to {}", self.now as f64 / 1000.0, report.mac);
             }
-            self.checks.reply(appliance, &self.disk, parcel, *waited, now)?;
+            self.checks.reply(appliance, &self.disk, parcel, now)?;
         }
         let unaccounted = appliance.unaccounted();
         if unaccounted != 0 {

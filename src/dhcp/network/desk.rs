@@ -369,9 +369,11 @@ impl Desk {
         if !self.said.store_fails.swap(true, Ordering::Relaxed) {
             tracing::error!(reason = %error, "leases cannot be stored: none is given or extended; those on disk are confirmed for as long as they last");
         }
+        // What the store did not even take in fails ahead of what it has: nobody knows yet what will be on disk.
+        let out_of_turn = matches!(error, CommitError::QueueFull { .. });
         let mut confirmed = Vec::new();
         for parcel in parcels {
-            let left = left_of(parcel, &still_stored, now);
+            let left = left_of(parcel, &still_stored, now).filter(|_| !out_of_turn);
             match left.and_then(|left| parcel.reply.clone().without_extension(left)) {
                 Some(reply) => confirmed.push(Parcel { reply, ..parcel.clone() }),
                 None => {

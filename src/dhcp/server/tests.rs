@@ -625,6 +625,18 @@ fn r_06_a_clock_that_jumped_before_a_restart_takes_no_address_away() {
         let latest = world.server.leases().iter().map(|lease| lease.expires_at).max().unwrap();
         assert!(latest <= world.now.plus(LEASE), "jump {case}: no lease is longer than one period");
     }
+    // What was granted since the clock was set back is not moved by another start, though what was granted before is.
+    let mut world = World::with_pool(50, 60);
+    world.bind(mac(1));
+    let mut stored: Vec<Binding> = world.server.table.bindings().cloned().collect();
+    world.now = world.now.minus(TEN_YEARS);
+    world.server = DhcpServer::new(world.server.settings.clone(), stored.clone(), world.now);
+    let address = world.bind(mac(2));
+    stored.extend(world.server.table.bindings().filter(|binding| binding.address == address).cloned());
+    world.pass(SECOND);
+    world.server = DhcpServer::new(world.server.settings.clone(), stored, world.now);
+    assert_eq!(world.server.leases().iter().filter(|lease| lease.state == LeaseState::Bound).count(), 2);
+    assert_ne!(world.bind(mac(3)), address);
     // Who does not come back loses its address after one period, also when the clock went back by ten years.
     let mut world = World::with_pool(50, 50);
     world.bind(mac(1));
