@@ -200,6 +200,10 @@ mod tests {
     const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 
+    type Commands = Vec<Vec<String>>;
+    type Reader = fn(&str) -> Commands;
+    type Renderer = fn(ScriptPlan, &ScriptContext<'_>) -> String;
+
     fn context(arguments: &[KernelArgument]) -> ScriptContext<'_> {
         ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments }
     }
@@ -211,7 +215,7 @@ mod tests {
 
     /// A line of iPXE as iPXE reads it: `${…}` expanded first (to nothing, here), then commands parted by `||`, `&&` and
     /// `;`, of words parted by spaces. It knows no quotes.
-    fn commands_of_ipxe(line: &str) -> Vec<Vec<String>> {
+    fn commands_of_ipxe(line: &str) -> Commands {
         let mut line = line.to_owned();
         while let Some(start) = line.rfind("${") {
             let Some(length) = line[start..].find('}') else { break };
@@ -231,7 +235,7 @@ mod tests {
 
     /// A line as GRUB reads it: words parted by blanks, quotes and backslashes taken off, variables expanded (to nothing,
     /// here), commands parted by what has that meaning in a shell, comments dropped.
-    fn commands_of_grub(line: &str) -> Vec<Vec<String>> {
+    fn commands_of_grub(line: &str) -> Commands {
         let (mut commands, mut word, mut quote) = (vec![Vec::new()], None::<String>, None);
         let mut bytes = line.chars().peekable();
         while let Some(next) = bytes.next() {
@@ -262,11 +266,7 @@ mod tests {
     }
 
     /// The words that read back as the kernel's, and every other command of the text.
-    fn split_kernel(
-        text: &str,
-        read: fn(&str) -> Vec<Vec<String>>,
-        keyword: &str,
-    ) -> (Vec<Vec<String>>, Vec<Vec<String>>) {
+    fn split_kernel(text: &str, read: Reader, keyword: &str) -> (Commands, Commands) {
         text.lines().flat_map(read).partition(|command| command.first().is_some_and(|word| word == keyword))
     }
 
@@ -380,10 +380,10 @@ mod tests {
             let arguments: Vec<KernelArgument> = texts.iter().filter_map(|text| text.parse().ok()).collect();
             let words: Vec<&str> = arguments.iter().map(KernelArgument::as_str).collect();
             let (given, none) = (context(&arguments), context(&[]));
-            let pxelinux: fn(&str) -> Vec<Vec<String>> =
+            let pxelinux: Reader =
                 |line| vec![line.split_ascii_whitespace().map(str::to_owned).collect()];
-            let renderings: [(fn(ScriptPlan, &ScriptContext<'_>) -> String, _, &str, usize); 3] = [
-                (render_ipxe, commands_of_ipxe as fn(&str) -> Vec<Vec<String>>, "kernel", 3),
+            let renderings: [(Renderer, Reader, &str, usize); 3] = [
+                (render_ipxe, commands_of_ipxe, "kernel", 3),
                 (render_grub, commands_of_grub, "linux", 2),
                 (render_pxelinux, pxelinux, "append", 1),
             ];

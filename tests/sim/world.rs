@@ -404,7 +404,7 @@ impl World {
         if unaccounted != 0 {
             return Err(format!("{unaccounted} datagrams have neither an answer nor a reason for silence"));
         }
-        for (parcel, _) in sent {
+        for parcel in sent {
             if let Some(report) = parcel.report {
                 self.carry(Next::DhcpOut(report.mac, parcel.reply.bytes));
             }
