@@ -70,7 +70,7 @@ pub static SHELF: LazyLock<Shelf> = LazyLock::new(|| {
 /// Replies that have left, and leases that could not be stored; the simulation takes both out after each step.
 #[derive(Default)]
 pub struct Outbox {
-    pub sent: Mutex<Vec<Parcel>>,
+    pub sent: Mutex<Vec<(Parcel, bool)>>,
     pub failed: Mutex<Vec<(FailedBatch, usize)>>,
     /// Replies that wait for the disk.
     pub waiting: AtomicUsize,
@@ -85,7 +85,7 @@ struct Hatch {
 impl Post for Hatch {
     fn send(&self, parcels: &[Parcel]) {
         let mut sent = self.outbox.sent.lock().expect("the outbox");
-        sent.extend(parcels.iter().cloned());
+        sent.extend(parcels.iter().map(|parcel| (parcel.clone(), self.waited)));
         if self.waited {
             self.outbox.waiting.fetch_sub(parcels.len(), Ordering::Relaxed);
         }

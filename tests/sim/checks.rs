@@ -77,6 +77,7 @@ impl Checks {
         appliance: &Appliance,
         disk: &Disk,
         parcel: &Parcel,
+        waited: bool,
         now: Timestamp,
     ) -> Result<(), String> {
         let reply = &parcel.reply;

@@ -391,20 +391,20 @@ impl World {
         appliance.sent += sent.len() as u64;
         let failed = !appliance.outbox.failed.lock().expect("the outbox").is_empty();
         let deadline = appliance.tftp_deadline();
-        for parcel in &sent {
+        for (parcel, waited) in &sent {
             if self.trace
                 && let Some(report) = &parcel.report
             {
                 let (kind, address) = (parcel.reply.kind.as_str(), parcel.reply.address);
                 println!("{:>9.3} {kind} {address:?} to {}", self.now as f64 / 1000.0, report.mac);
             }
-            self.checks.reply(appliance, &self.disk, parcel, now)?;
+            self.checks.reply(appliance, &self.disk, parcel, *waited, now)?;
         }
         let unaccounted = appliance.unaccounted();
         if unaccounted != 0 {
             return Err(format!("{unaccounted} datagrams have neither an answer nor a reason for silence"));
         }
-        for parcel in sent {
+        for (parcel, _) in sent {
             if let Some(report) = parcel.report {
                 self.carry(Next::DhcpOut(report.mac, parcel.reply.bytes));
             }
