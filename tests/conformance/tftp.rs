@@ -281,12 +281,11 @@ fn t_12_whatever_is_not_ours_to_give_is_not_found_in_the_same_words() {
         names.extend([255, 256, 300, 400, 490].map(|length| vec![b'a'; length]));
         names.extend((128..=255).step_by(5).map(|byte| vec![byte; 3]));
         assert!(names.len() >= 200, "{}", names.len());
+        // More than one machine may ask for at once: the last of them are answered at the second attempt.
         for name in names {
             let socket = socket(&machine);
             let (refusal, _) = answer(&socket, &[b"\0\x01", &name[..], b"\0octet\0"].concat());
             assert_eq!(refusal, b"\0\x05\0\x01file not found\0", "{}", name.escape_ascii());
-            // As firmware does, and within the rate one machine may ask at.
-            std::thread::sleep(Duration::from_millis(20));
         }
     });
 }
@@ -332,7 +331,7 @@ fn disorder(upstream: &UdpSocket, client: &UdpSocket, done: &AtomicBool) {
     let mut random = 1_u32;
     let mut one_in_ten = move || {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (random >> 16) % 10 == 0
+        (random >> 16).is_multiple_of(10)
     };
     let (mut client_at, mut server_at) = (None, SocketAddr::from((SERVER, 69)));
     let mut held: Option<(bool, Vec<u8>)> = None;
