@@ -7,6 +7,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -30,7 +31,7 @@ use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
-use crate::net::link::Link;
+use crate::net::link::{Link, Netlink};
 use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::operator::access::Access;
@@ -159,7 +160,7 @@ impl Appliance {
         let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
         let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
-        registry.watch_ports(Box::new(PortsOf(config.network.bridge.clone())));
+        registry.watch_ports(Box::new(PortsOf::new(config.network.bridge.clone())));
         let leased =
             bindings.iter().filter(|binding| binding.is_live(clock.now())).map(|binding| binding.mac);
         registry.started(leased, clock.now());
@@ -444,17 +445,33 @@ async fn tick(registry: Arc<Registry>, mut door: Option<Door>, clock: Clock) {
 }
 
 /// The ports of the bridge that has this name now.
-struct PortsOf(BridgeName);
+struct PortsOf {
+    bridge: BridgeName,
+    /// Its index when it was last looked for. A bridge that is made anew has another, and nobody else gets this one.
+    index: AtomicU32,
+    netlink: Netlink,
+}
 
 impl PortsOf {
+    fn new(bridge: BridgeName) -> PortsOf {
+        PortsOf { bridge, index: AtomicU32::new(0), netlink: Netlink::default() }
+    }
+
     fn index(&self) -> Option<u32> {
-        Link::find(&self.0.0).ok().flatten().map(|link| link.index)
+        let index = if_nametoindex(self.bridge.0.as_str()).ok()?;
+        self.index.store(index, Ordering::Relaxed);
+        Some(index)
     }
 }
 
 impl Whereabouts for PortsOf {
     fn behind(&self, mac: MacAddr) -> Option<u32> {
-        net::ports::behind(self.index()?, mac).ok().flatten()
+        let behind = |index| net::ports::behind(&self.netlink, index, mac);
+        match self.index.load(Ordering::Relaxed) {
+            0 => behind(self.index()?).ok().flatten(),
+            // Each script asks; the bridge is looked for only when it is not the one it was.
+            known => behind(known).or_else(|_| self.index().map_or(Ok(None), behind)).ok().flatten(),
+        }
     }
 
     fn is_plugged(&self, port: u32) -> bool {

@@ -32,7 +32,7 @@ use crate::dhcp::rivals::{OtherServer, Rivals};
 use crate::dhcp::server::{Answer, DhcpServer, Directory, Outcome, Report, Settings};
 use crate::guard::Guard;
 use crate::guard::process::LocalServer;
-use crate::net::link::LinkWatch;
+use crate::net::link::{LinkWatch, Netlink};
 use crate::net::overheard::{Ear, Reach};
 use crate::net::{Bridge, MacAddr};
 use crate::node::registry::{Registry, TraceStep};
@@ -46,6 +46,7 @@ mod listening;
 mod outbound;
 mod questions;
 mod recently;
+mod relays;
 mod worker;
 
 use desk::{Desk, FailedBatch, Said};
@@ -301,6 +302,7 @@ pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result
         commands: commands.clone(),
         waker: Arc::clone(&waker),
         watch,
+        netlink: Netlink::default(),
         progress: Progress::default(),
         questions: Questions::default(),
     };

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
@@ -19,6 +20,8 @@ use crate::net::MacAddr;
 
 /// One datagram of a netlink answer; the kernel never makes them longer for a reader with this much room.
 const ANSWER_BYTES_MAX: usize = 32 * 1024;
+/// The answer to a question for one thing: one message, or why there is none.
+const ONE_ANSWER_BYTES_MAX: usize = 8 * 1024;
 /// Datagrams of one dump; a system with more addresses than fit is not one we serve.
 const ANSWERS_MAX: usize = 4096;
 
@@ -120,28 +123,69 @@ fn ask_addresses(family: libc::c_int) -> io::Result<Vec<Vec<u8>>> {
 
 /// Sends one request and returns the payloads of all messages that answer it.
 pub(super) fn ask(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
-    let socket =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    exchange(&open()?, kind, flags, body).1
+}
+
+/// A socket that is kept from question to question: to open and close one costs more than most of them. It stays in the
+/// network namespace of whoever asks first.
+#[derive(Debug, Default)]
+pub struct Netlink {
+    socket: Mutex<Option<OwnedFd>>,
+}
+
+impl Netlink {
+    /// As the function of that name.
+    pub(super) fn ask(&self, kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let mut kept = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = match kept.take() {
+            Some(socket) => socket,
+            None => open()?,
+        };
+        let (complete, result) = exchange(&socket, kind, flags, body);
+        // With part of an answer still to come it would be in the way of the next.
+        *kept = complete.then_some(socket);
+        result
+    }
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let (family, protocol) = (AddressFamily::Netlink, SockProtocol::NetlinkRoute);
+    Ok(socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?)
+}
+
+/// Whether everything that answers the request was read, and what it said.
+fn exchange(
+    socket: &OwnedFd,
+    kind: u16,
+    flags: libc::c_int,
+    body: &[u8],
+) -> (bool, io::Result<Vec<Vec<u8>>>) {
     let mut request = Vec::with_capacity(HEADER + body.len());
     request.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
     request.extend_from_slice(&kind.to_ne_bytes());
     request.extend_from_slice(&((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
-    request.extend_from_slice(&[0; 8]); // sequence and port: the socket carries this one exchange
+    request.extend_from_slice(&[0; 8]); // sequence and port: one exchange at a time
     request.extend_from_slice(body);
-    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    if let Err(error) = send(socket.as_raw_fd(), &request, MsgFlags::empty()) {
+        return (false, Err(error.into()));
+    }
+    let is_dump = flags & libc::NLM_F_DUMP != 0;
     let mut payloads = Vec::new();
-    let mut datagram = vec![0; ANSWER_BYTES_MAX];
+    let mut datagram = vec![0; if is_dump { ANSWER_BYTES_MAX } else { ONE_ANSWER_BYTES_MAX }];
     for _ in 0..ANSWERS_MAX {
         let length = match recv(socket.as_raw_fd(), &mut datagram, MsgFlags::empty()) {
             Ok(length) => length,
             Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error.into()),
+            Err(error) => return (false, Err(error.into())),
         };
-        if read_answer(&datagram[..length], &mut payloads)? || flags & libc::NLM_F_DUMP == 0 {
-            return Ok(payloads);
+        match read_answer(&datagram[..length], &mut payloads) {
+            Ok(ended) if ended || !is_dump => return (true, Ok(payloads)),
+            Ok(_) => {}
+            // An error is the whole answer to a question for one thing.
+            Err(error) => return (!is_dump, Err(error)),
         }
     }
-    Err(io::Error::other("the kernel's answer does not end"))
+    (false, Err(io::Error::other("the kernel's answer does not end")))
 }
 
 /// Takes the messages of one datagram apart; true once the last one has come.

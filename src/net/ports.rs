@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::net::MacAddr;
-use crate::net::link::{Attributes, ask, u32_at};
+use crate::net::link::{Attributes, Netlink, ask, u32_at};
 
 const LINK_HEADER: usize = 16;
 const NEIGHBOUR_HEADER: usize = 12;
@@ -80,7 +80,7 @@ pub fn of_bridge(index: u32, mac: Option<MacAddr>) -> io::Result<Vec<BridgePort>
 
 /// The index of the port of this bridge that the MAC was heard behind last. Asks for one entry: a forwarding database may
 /// hold tens of thousands.
-pub fn behind(bridge: u32, mac: MacAddr) -> io::Result<Option<u32>> {
+pub fn behind(netlink: &Netlink, bridge: u32, mac: MacAddr) -> io::Result<Option<u32>> {
     /// `NDA_MASTER`.
     const NEIGHBOUR_MASTER: u16 = 9;
     let mut request = vec![0; NEIGHBOUR_HEADER];
@@ -91,7 +91,7 @@ pub fn behind(bridge: u32, mac: MacAddr) -> io::Result<Option<u32>> {
         request.extend_from_slice(value);
         request.resize(request.len().next_multiple_of(4), 0);
     }
-    match ask(libc::RTM_GETNEIGH, 0, &request) {
+    match netlink.ask(libc::RTM_GETNEIGH, 0, &request) {
         Ok(answers) => Ok(answers.iter().find_map(|answer| {
             let (header, _) = answer.split_first_chunk::<NEIGHBOUR_HEADER>()?;
             Some(u32_at(header, 4))

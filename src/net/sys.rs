@@ -29,7 +29,7 @@ pub use memmap2::Mmap;
 /// Datagrams moved by one call. Enough to spread the call's cost, few enough to keep a batch's latency low.
 pub const BATCH_MAX: usize = 64;
 
-/// Room for one control message of either kind we use, aligned as the kernel wants it.
+/// Room for one control message of each kind we use, aligned as the kernel wants it.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 struct Control([u8; 64]);
@@ -238,6 +238,8 @@ pub fn listen_to_link(socket: &impl AsFd, interface: u32, ethertype: u16) -> io:
 pub struct Pieces<'a> {
     pub slices: &'a [IoSlice<'a>],
     pub to: SocketAddrV4,
+    /// Source address, and index of the interface to leave by; the socket's own if absent.
+    pub from: Option<(Ipv4Addr, u32)>,
     /// Where the kernel is to cut (`UDP_SEGMENT`, since Linux 4.18).
     pub cut_at: Option<u16>,
 }
@@ -260,9 +262,14 @@ pub fn send_pieces(socket: &impl AsFd, messages: &[Pieces<'_>]) -> io::Result<us
         // IoSlice is an iovec by its documentation; the kernel only reads through it.
         header.msg_iov = message.slices.as_ptr().cast_mut().cast();
         header.msg_iovlen = message.slices.len();
-        if let Some(cut_at) = message.cut_at {
+        if message.from.is_some() || message.cut_at.is_some() {
             header.msg_control = ptr::from_mut(controls[index].write(Control::EMPTY)).cast();
-            header.msg_controllen = mem::size_of::<Control>();
+            header.msg_controllen = 0;
+        }
+        if let Some((source, interface)) = message.from {
+            write_packet_info(header, source, interface);
+        }
+        if let Some(cut_at) = message.cut_at {
             write_cut(header, cut_at);
         }
     }
@@ -279,19 +286,28 @@ pub fn send_pieces(socket: &impl AsFd, messages: &[Pieces<'_>]) -> io::Result<us
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Puts one `UDP_SEGMENT` control message into the header's buffer and sets its length.
+/// Adds an `UDP_SEGMENT` control message to the header's buffer.
 fn write_cut(header: &mut libc::msghdr, cut_at: u16) {
-    let size = mem::size_of_val(&cut_at) as u32;
-    // SAFETY: msg_control points at a live, aligned Control of 64 bytes, more than CMSG_SPACE of a u16 (24), so the
-    // first cmsghdr and its data lie within it.
+    add_control(header, libc::SOL_UDP, libc::UDP_SEGMENT, cut_at);
+}
+
+/// Adds one control message to the header's buffer, behind those it has.
+fn add_control<T: Copy>(header: &mut libc::msghdr, level: libc::c_int, kind: libc::c_int, data: T) {
+    let size = mem::size_of::<T>() as u32;
+    // SAFETY: pure arithmetic on a constant.
+    let (length, space) = unsafe { (libc::CMSG_LEN(size) as usize, libc::CMSG_SPACE(size) as usize) };
+    let used = header.msg_controllen;
+    assert!(used + space <= mem::size_of::<Control>(), "a Control has room for what is put there");
+    // SAFETY: msg_control points at a live Control, aligned as a cmsghdr has to be; `used` is a sum of CMSG_SPACEs, which
+    // keep that alignment, and the assertion says that the message lies within the buffer.
     unsafe {
-        let control = libc::CMSG_FIRSTHDR(header);
-        (*control).cmsg_level = libc::SOL_UDP;
-        (*control).cmsg_type = libc::UDP_SEGMENT;
-        (*control).cmsg_len = libc::CMSG_LEN(size) as usize;
-        ptr::write_unaligned(libc::CMSG_DATA(control).cast(), cut_at);
-        header.msg_controllen = libc::CMSG_SPACE(size) as usize;
+        let control: *mut libc::cmsghdr = header.msg_control.cast::<u8>().add(used).cast();
+        (*control).cmsg_level = level;
+        (*control).cmsg_type = kind;
+        (*control).cmsg_len = length;
+        ptr::write_unaligned(libc::CMSG_DATA(control).cast(), data);
     }
+    header.msg_controllen = used + space;
 }
 
 fn inet(address: SocketAddrV4) -> libc::sockaddr_in {
@@ -354,7 +370,7 @@ fn send_some(socket: &impl AsFd, messages: &[Prepared<'_>]) -> io::Result<usize>
         header.msg_iovlen = 1;
         if let Some((source, interface)) = message.from {
             header.msg_control = (&raw mut controls[index]).cast();
-            header.msg_controllen = mem::size_of::<Control>();
+            header.msg_controllen = 0;
             write_packet_info(header, source, interface);
         }
     }
@@ -371,24 +387,14 @@ fn send_some(socket: &impl AsFd, messages: &[Prepared<'_>]) -> io::Result<usize>
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Puts one `IP_PKTINFO` control message into the header's buffer and sets its length.
+/// Adds an `IP_PKTINFO` control message to the header's buffer.
 fn write_packet_info(header: &mut libc::msghdr, source: Ipv4Addr, interface: u32) {
     let info = libc::in_pktinfo {
         ipi_ifindex: libc::c_int::try_from(interface).unwrap_or(0),
         ipi_spec_dst: libc::in_addr { s_addr: u32::from(source).to_be() },
         ipi_addr: libc::in_addr { s_addr: 0 },
     };
-    let size = mem::size_of_val(&info) as u32;
-    // SAFETY: msg_control points at a live, aligned Control of 64 bytes, more than CMSG_SPACE of an in_pktinfo
-    // (32), so the first cmsghdr and its data lie within it.
-    unsafe {
-        let control = libc::CMSG_FIRSTHDR(header);
-        (*control).cmsg_level = libc::IPPROTO_IP;
-        (*control).cmsg_type = libc::IP_PKTINFO;
-        (*control).cmsg_len = libc::CMSG_LEN(size) as usize;
-        ptr::write_unaligned(libc::CMSG_DATA(control).cast(), info);
-        header.msg_controllen = libc::CMSG_SPACE(size) as usize;
-    }
+    add_control(header, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
 }
 
 /// Maps a whole file for reading.
@@ -659,9 +665,9 @@ mod tests {
         let whole = [IoSlice::new(b"he"), IoSlice::new(b"ad")];
         let several = [IoSlice::new(b"ab"), IoSlice::new(b"cde")];
         let messages = [
-            Pieces { slices: &whole, to, cut_at: None },
-            Pieces { slices: &several, to, cut_at: Some(2) },
-            Pieces { slices: &whole, to, cut_at: None },
+            Pieces { slices: &whole, to, from: None, cut_at: None },
+            Pieces { slices: &several, to, from: None, cut_at: Some(2) },
+            Pieces { slices: &whole, to, from: None, cut_at: None },
         ];
         assert_eq!(send_pieces(&socket, &messages).unwrap(), 3);
         let mut buffer = [0; 16];

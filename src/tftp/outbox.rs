@@ -55,7 +55,10 @@ impl Outbox {
             }
             [Parcel { to, contents: Transmit::OptionAck(whole) }] => {
                 let slices = [IoSlice::new(whole)];
-                let _ = sys::send_pieces(socket, &[Pieces { slices: &slices, to: *to, cut_at: None }]);
+                let _ = sys::send_pieces(
+                    socket,
+                    &[Pieces { slices: &slices, to: *to, from: None, cut_at: None }],
+                );
             }
             _ => self.flush_batch(socket),
         }
@@ -95,6 +98,7 @@ impl Outbox {
             .map(|(index, range, cut_at)| Pieces {
                 slices: &slices[range.clone()],
                 to: self.waiting[*index].to,
+                from: None,
                 cut_at: *cut_at,
             })
             .collect();
@@ -132,7 +136,7 @@ impl Parcel {
 fn send_separately(socket: &impl AsFd, to: SocketAddrV4, burst: &Burst) {
     for (header, data) in burst.segments() {
         let slices = [IoSlice::new(&header), IoSlice::new(data)];
-        if sys::send_pieces(socket, &[Pieces { slices: &slices, to, cut_at: None }]).is_err() {
+        if sys::send_pieces(socket, &[Pieces { slices: &slices, to, from: None, cut_at: None }]).is_err() {
             return;
         }
     }

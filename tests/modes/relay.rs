@@ -1,5 +1,6 @@
 //! Clients behind a relay agent (RFC 1542, RFC 3046), by hand and through ISC's.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 
@@ -62,6 +63,48 @@ fn d_25_the_agent_gets_the_answer_and_its_information_back() {
         assert!(agent.asks_in_vain(&elsewhere));
         assert_eq!(counted(&bed, "relayed"), 1);
     });
+}
+
+/// They leave as one packet of the link; the agent's socket has each by itself.
+#[test]
+fn many_behind_one_agent_get_their_answers_in_one_go() {
+    in_namespace("relay::many_behind_one_agent_get_their_answers_in_one_go", || {
+        let mut bed = TestBed::start("");
+        let agent = agent(&mut bed);
+        let clients: Vec<[u8; 6]> = (0..12).map(|number| [0x52, 0x54, 0, 0, 0x0e, number]).collect();
+        // How many the kernel hands over at a time nobody can be sure of.
+        eventually("offers that left together", || {
+            let offers = ask_at_once(&agent, clients.iter().map(|mac| Packet::new(DISCOVER, *mac)), OFFER);
+            let request = |(mac, address): (&[u8; 6], &Ipv4Addr)| {
+                let packet = Packet::new(REQUEST, *mac);
+                packet.option(54, &SERVER.octets()).option(50, &address.octets())
+            };
+            let acks = ask_at_once(&agent, clients.iter().zip(&offers).map(request), ACK);
+            assert_eq!(acks, offers);
+            (counted(&bed, "sent-together") > 0).then_some(())
+        });
+    });
+}
+
+/// Sends all of them, and waits for the answer to each: the addresses, in the packets' order.
+fn ask_at_once(agent: &Station, packets: impl Iterator<Item = Packet>, kind: u8) -> Vec<Ipv4Addr> {
+    let packets: Vec<Packet> =
+        packets.map(|packet| packet.no_broadcast().relayed(AGENT, INFORMATION)).collect();
+    packets.iter().for_each(|packet| agent.send(packet));
+    let answers = packets.iter().map(|packet| packet.xid());
+    let mut waiting: HashMap<[u8; 4], Option<Ipv4Addr>> = answers.map(|xid| (xid, None)).collect();
+    let mut bytes = [0; 2048];
+    agent.socket().set_read_timeout(Some(ANSWER_WITHIN)).expect("a time-out");
+    while waiting.values().any(Option::is_none) {
+        let (length, from) = agent.socket().recv_from(&mut bytes).expect("an answer to each");
+        // What it sends to everybody it hears itself.
+        let (std::net::SocketAddr::V4(from), 2) = (from, bytes[0]) else { continue };
+        let reply = Reply { from, bytes: bytes[..length].to_vec() };
+        let Some(address) = reply.bytes.get(4..8).and_then(|xid| waiting.get_mut(xid)) else { continue };
+        assert!(reply.kind() == kind && is_echoed_last(&reply), "{reply:?}");
+        *address = Some(reply.yiaddr());
+    }
+    packets.iter().filter_map(|packet| waiting[&packet.xid()]).collect()
 }
 
 #[test]

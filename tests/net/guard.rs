@@ -9,6 +9,7 @@ use farrier::clock::Clock;
 use farrier::config::OnRival;
 use farrier::guard::rivals::{Evidence, Kind};
 use farrier::guard::{Guard, network};
+use farrier::net::link::Netlink;
 use farrier::net::{Bridge, MacAddr, ports};
 use farrier::node::registry::{Registry, RegistrySettings};
 use farrier::node::token::TokenKey;
@@ -88,11 +89,12 @@ fn an_answer_between_two_other_ports_is_overheard() {
     let alive = |socket: &Wire| {
         socket.send(&[&[0xff; 6], &dhcp::mac(7).0[..], &[0x08, 0x06], &[0; 46]].concat());
     };
+    let netlink = Netlink::default();
     eventually("the bridge knows the client's port", || {
         alive(&client);
-        ports::behind(bench.bridge.index, dhcp::mac(7)).unwrap()
+        ports::behind(&netlink, bench.bridge.index, dhcp::mac(7)).unwrap()
     });
-    assert_eq!(ports::behind(bench.bridge.index, dhcp::mac(8)).unwrap(), None);
+    assert_eq!(ports::behind(&netlink, bench.bridge.index, dhcp::mac(8)).unwrap(), None);
     bench.wire.send(&foreign_offer(dhcp::mac(7)));
     let asked_at = Instant::now();
     let found = eventually("the server", || bench.guard.rivals().pop());

@@ -1,6 +1,7 @@
 //! A browser of its own for each test, and what it is asked again and again.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
@@ -41,13 +42,28 @@ pub struct Browser {
     _profile: tempfile::TempDir,
 }
 
-/// chromedriver, and with it the browsers it started.
-struct Driver(Child);
+/// chromedriver. Killed, it would leave its browser running; asked to end, it ends that first.
+struct Driver {
+    child: Child,
+    port: u16,
+}
+
+impl Driver {
+    fn ask_to_end(&self) -> std::io::Result<()> {
+        let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.write_all(b"GET /shutdown HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        // It answers, and closes when it has ended.
+        std::io::copy(&mut connection, &mut std::io::sink()).map(|_| ())
+    }
+}
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if self.ask_to_end().is_err() {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
     }
 }
 
@@ -62,7 +78,6 @@ impl Browser {
             .spawn()
             .expect("chromedriver (.ci/packages.txt names the Debian package)");
         let output = driver.stdout.take().expect("a pipe");
-        let driver = Driver(driver);
         let port = BufReader::new(output)
             .lines()
             .map_while(Result::ok)
@@ -70,6 +85,7 @@ impl Browser {
                 line.strip_suffix('.')?.split_once("successfully on port ")?.1.parse::<u16>().ok()
             })
             .expect("chromedriver says its port");
+        let driver = Driver { child: driver, port };
         let profile = tempfile::tempdir().expect("a temporary directory");
         let client = ClientBuilder::new(HttpConnector::new())
             .capabilities(capabilities(width, profile.path()))

@@ -2,17 +2,20 @@
 //!
 //! Every transaction is one line in the log, written here, when its reply has left (or could not).
 
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::dhcp::network::desk::{Parcel, Post};
+use crate::dhcp::network::relays::{Relays, Verdict};
 use crate::dhcp::network::{BindError, SERVICE};
-use crate::dhcp::server::{Destination, Report, Service};
+use crate::dhcp::server::{Destination, ReplyKind, Report, Service};
 use crate::guard::process;
 use crate::net::arp::ArpProber;
 use crate::net::frame::{Delivery, FrameSender};
-use crate::net::sys::{self, Outgoing};
+use crate::net::sys::{self, BATCH_MAX, Outgoing, Pieces};
 use crate::net::{Bridge, MacAddr};
 use crate::telemetry::Tally;
 use crate::telemetry::stages::Timed;
@@ -21,6 +24,11 @@ const DHCP_PORT: u16 = 67;
 /// PXE 2.1 §2.2.4.
 const BOOT_SERVER_PORT: u16 = 4011;
 const CLIENT_PORT: u16 = 68;
+
+/// Fewer replies are not worth being sent as one packet.
+const TOGETHER_MIN: usize = 3;
+/// What an IP packet carries, with room for its headers.
+const TOGETHER_BYTES_MAX: usize = 60_000;
 
 /// The sockets of ports 67 and 4011; to bind them takes CAP_NET_BIND_SERVICE, to move them CAP_NET_RAW.
 pub struct Doors {
@@ -65,6 +73,7 @@ pub(super) struct Outbound {
     pub(super) arp: ArpProber,
     frames: FrameSender,
     from: (Ipv4Addr, u32),
+    relays: Mutex<Relays>,
     tally: Arc<Tally>,
 }
 
@@ -73,7 +82,8 @@ impl Outbound {
         let refused = |source| refuse(bridge, "a packet socket".to_owned(), None, source);
         let frames = FrameSender::open(bridge).map_err(refused)?;
         let arp = ArpProber::open(bridge).map_err(refused)?;
-        Ok(Outbound { doors, arp, frames, from: (bridge.ip(), bridge.index), tally: Arc::clone(tally) })
+        let (from, relays) = ((bridge.ip(), bridge.index), Mutex::default());
+        Ok(Outbound { doors, arp, frames, from, relays, tally: Arc::clone(tally) })
     }
 
     /// The same on a bridge that was made anew.
@@ -99,6 +109,88 @@ impl Outbound {
         };
         Some(Outgoing { payload: &parcel.reply.bytes, to, from: self.from })
     }
+
+    /// Sends what goes by UDP; a result for each, in their order.
+    fn send_udp(&self, service: Service, parcels: &[&Parcel]) -> Vec<io::Result<()>> {
+        let mut results: Vec<Option<io::Result<()>>> = parcels.iter().map(|_| None).collect();
+        for together in self.together(parcels) {
+            let slices: Vec<IoSlice<'_>> =
+                together.indices.iter().map(|index| IoSlice::new(&parcels[*index].reply.bytes)).collect();
+            let (to, from) = (together.to, Some(self.from));
+            let pieces = Pieces { slices: &slices, to, from, cut_at: Some(together.length) };
+            // Whatever the reason (a device that cannot have its packets cut, a full queue), one by one tells it apart.
+            if sys::send_pieces(self.socket(service), &[pieces]).is_err() {
+                continue;
+            }
+            self.tally.add(SERVICE, "sent-together", together.indices.len() as u64);
+            let mut relays = self.relays();
+            for index in together.indices {
+                results[index] = Some(Ok(()));
+                if let (ReplyKind::Offer, Some(report)) = (parcels[index].reply.kind, &parcels[index].report)
+                {
+                    relays.offered_together(*to.ip(), report.mac);
+                }
+            }
+        }
+        let rest: Vec<usize> = (0..parcels.len()).filter(|index| results[*index].is_none()).collect();
+        let messages: Vec<Outgoing<'_>> =
+            rest.iter().filter_map(|index| self.message(parcels[*index])).collect();
+        for (index, result) in rest.into_iter().zip(sys::send_batch(self.socket(service), &messages)) {
+            results[index] = Some(result);
+        }
+        results.into_iter().flatten().collect()
+    }
+
+    /// Which of them leave as one packet: those of one length for one relay agent.
+    fn together(&self, parcels: &[&Parcel]) -> Vec<Together> {
+        let mut alike: BTreeMap<(SocketAddrV4, u16), Vec<usize>> = BTreeMap::new();
+        for (index, parcel) in parcels.iter().enumerate() {
+            let (Destination::Unicast(to), Ok(length)) =
+                (parcel.reply.destination, u16::try_from(parcel.reply.bytes.len()))
+            else {
+                continue;
+            };
+            if to.port() != DHCP_PORT || length == 0 {
+                continue;
+            }
+            alike.entry((to, length)).or_default().push(index);
+            if let (ReplyKind::Ack | ReplyKind::Nak, Some(report)) = (parcel.reply.kind, &parcel.report) {
+                self.relays().heard_of(*to.ip(), report.mac);
+            }
+        }
+        alike.retain(|(to, _), indices| {
+            indices.len() >= TOGETHER_MIN && self.may_have_them_together(*to.ip())
+        });
+        let packets = alike.into_iter().flat_map(|((to, length), indices)| {
+            let most = BATCH_MAX.min(TOGETHER_BYTES_MAX / usize::from(length));
+            let packet = move |indices: &[usize]| Together { to, length, indices: indices.to_vec() };
+            indices.chunks(most.max(1)).map(packet).collect::<Vec<_>>()
+        });
+        packets.filter(|together| together.indices.len() >= TOGETHER_MIN).collect()
+    }
+
+    fn may_have_them_together(&self, relay: Ipv4Addr) -> bool {
+        let verdict = self.relays().verdict(relay, Instant::now());
+        if verdict == Verdict::OneByOneFromNow {
+            tracing::warn!(
+                %relay,
+                "a relay agent seems to lose replies that are sent several in a packet: does it read raw frames, in a container of this machine? for an hour it gets each by itself"
+            );
+        }
+        verdict == Verdict::Together
+    }
+
+    fn relays(&self) -> MutexGuard<'_, Relays> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Replies that leave as one packet of the link.
+struct Together {
+    to: SocketAddrV4,
+    /// Of each.
+    length: u16,
+    indices: Vec<usize>,
 }
 
 impl Post for Outbound {
@@ -110,11 +202,7 @@ impl Post for Outbound {
                 continue;
             }
             let results = match way {
-                Way::Udp(service) => {
-                    let messages: Vec<Outgoing<'_>> =
-                        those.iter().filter_map(|parcel| self.message(parcel)).collect();
-                    sys::send_batch(self.socket(service), &messages)
-                }
+                Way::Udp(service) => self.send_udp(service, &those),
                 Way::Frame => {
                     let deliveries: Vec<Delivery<'_>> =
                         those.iter().filter_map(|parcel| delivery(parcel)).collect();

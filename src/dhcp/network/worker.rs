@@ -22,7 +22,7 @@ use crate::dhcp::rivals::Rivals;
 use crate::dhcp::server::{Directory, Received, Service};
 use crate::dhcp::wire;
 use crate::guard::Guard;
-use crate::net::link::LinkWatch;
+use crate::net::link::{LinkWatch, Netlink};
 use crate::net::overheard::Ear;
 use crate::net::sys::{self, BATCH_MAX, Inbox};
 use crate::net::{Bridge, MacAddr, ports};
@@ -36,9 +36,10 @@ const DATAGRAM_BYTES_MAX: usize = 2048;
 /// thread. With a stalled disk it stops receiving here, and clients ask again.
 const PENDING_REPLIES_MAX: usize = 4096;
 
-/// Least time between two receives. A wake-up of the thread costs more than the work on a message: a message that
-/// comes right behind the last batch waits this long for company, one that comes alone is taken at once.
-const RECEIVE_PERIOD: Duration = Duration::from_micros(250);
+/// Least time between two receives. A wake-up of the thread costs more than the work on a message, and replies to one
+/// relay agent leave together: a message that comes right behind the last batch waits this long for company, one that
+/// comes alone is taken at once.
+const RECEIVE_PERIOD: Duration = Duration::from_millis(1);
 
 /// How long to wait for a bridge that is gone, in case its return went unnoticed; and after an error of a socket.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
@@ -71,6 +72,7 @@ pub(super) struct Worker {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) waker: Arc<EventFd>,
     pub(super) watch: LinkWatch,
+    pub(super) netlink: Netlink,
     pub(super) progress: Progress,
     pub(super) questions: Questions,
 }
@@ -305,7 +307,8 @@ impl Worker {
     }
 
     fn serve(&mut self, received: &Received<'_>, now: Timestamp, batch: &mut Batch) {
-        let ground = Ground { registry: &*Arc::clone(&self.desk.registry), bridge: self.bridge.index };
+        let registry = &*Arc::clone(&self.desk.registry);
+        let ground = Ground { registry, netlink: &self.netlink, bridge: self.bridge.index };
         if let Some(put_aside) = self.desk.handle(received, &ground, batch, now) {
             self.questions.hold(put_aside.until, received, put_aside.report);
         }
@@ -387,6 +390,7 @@ impl Worker {
 /// The registry, and what the kernel knows of the bridge.
 struct Ground<'a> {
     registry: &'a dyn Nodes,
+    netlink: &'a Netlink,
     bridge: u32,
 }
 
@@ -400,7 +404,7 @@ impl Directory for Ground<'_> {
     }
 
     fn behind(&self, mac: MacAddr) -> Option<u32> {
-        ports::behind(self.bridge, mac).ok().flatten()
+        ports::behind(self.netlink, self.bridge, mac).ok().flatten()
     }
 }
 
