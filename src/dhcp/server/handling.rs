@@ -303,7 +303,8 @@ impl DhcpServer {
         let stranger = is_stranger(visit.standing);
         if stranger && self.declines.strangers_are_done() {
             self.table.withdraw_offer(&visit.key, visit.now);
-            changes.extend(self.table.release(&visit.key, visit.now));
+            // Not remembered as its own: else it were offered the same address again, would decline it again, and so on.
+            changes.extend(self.table.part(&visit.key, address, visit.now));
             return Silence::DeclineLimit;
         }
         changes.push(self.table.quarantine(address, &visit.key, visit.request.mac, visit.now));
