@@ -167,6 +167,7 @@ fn filled(machine: &ClientMachine, name: &str, template: &str) -> String {
         ("@POOL_FIRST@", POOL_FIRST.to_string()),
         ("@POOL_LAST@", POOL_LAST.to_string()),
         ("@GATEWAY@", GATEWAY.to_string()),
+        ("@BROADCAST@", BROADCAST.to_string()),
         ("@NAME_SERVER@", NAME_SERVER.to_string()),
         ("@LEASE@", LEASE.to_string()),
         ("@PLACE@", machine.path("").display().to_string()),

@@ -151,6 +151,23 @@ fn compare_many(ground: &Ground, players: &mut [(Who, Player)]) {
         // A run in which nobody answers compares nothing.
         assert!(answers[who] >= count, "{} answered hardly anything:\n{}", who.name(), ground.log(*who));
     }
+    if let Some(path) = std::env::var_os("DUMP") {
+        let mut text = String::new();
+        for d in &unlisted {
+            let tags: Vec<&str> = d.tags.iter().map(String::as_str).collect();
+            text += &format!(
+                "{}\t{}\t{}\t{}\t{}\t{}\t{}\n",
+                d.peer.name(),
+                d.what,
+                d.farrier,
+                d.theirs,
+                tags.join(", "),
+                d.seed,
+                d.step
+            );
+        }
+        std::fs::write(path, text).unwrap();
+    }
     assert!(unlisted.is_empty(), "{}", told_of(&unlisted));
     let unmet: Vec<&Entry> =
         list.iter().zip(&met).filter(|(_, met)| **met == 0).map(|(entry, _)| entry).collect();

@@ -20,8 +20,9 @@ const COOKIE: [u8; 4] = [99, 130, 83, 99];
 const INFORMATION: [u8; 11] = [1, 4, b'p', b'o', b'r', b't', 2, 1, 7, 200, 0];
 const FOREIGN_AGENT: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 1);
 const OTHER_SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 9);
-/// T1 and T2 may differ from 1/2 and 7/8 of the lease by so many thousandths (RFC 2131 §4.4.5 wants them fuzzed).
-const FUZZ: u64 = 60;
+/// T1 and T2 may differ from 1/2 and 7/8 of the lease by so many thousandths (RFC 2131 §4.4.5 wants them fuzzed; dnsmasq
+/// takes off up to a sixteenth of the lease).
+const FUZZ: u64 = 130;
 
 /// A step with its addresses put in.
 #[derive(Clone, Debug)]
@@ -121,8 +122,8 @@ impl Asked {
         match step.oddity {
             Oddity::EmptyHostName => options.push((12, Vec::new())),
             _ if machine.host_name => {
-                let [.., high, low, who] = self.mac.0;
-                options.push((12, format!("m{high}-{low}-{who}").into_bytes()));
+                let name: String = self.mac.0.iter().map(|byte| format!("{byte:02x}")).collect();
+                options.push((12, format!("m{name}").into_bytes()));
             }
             _ => {}
         }
@@ -323,7 +324,7 @@ impl Answer {
         );
         tell("file", if bytes[108] == 0 { "empty" } else { "a name" });
         tell("sname", if bytes[44] == 0 { "empty" } else { "a name" });
-        tell("length", if bytes.len() < 300 { "under 300" } else { "300 or more" });
+        tell("length", if bytes.len() < 300 { "under 300" } else { "at least 300" });
         let options = options_of(&bytes[240..]);
         for (code, data) in &options {
             if let Some(word) = option_word(*code, data, asked, &options) {

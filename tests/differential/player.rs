@@ -28,6 +28,8 @@ const FENCE_AFTER: Duration = Duration::from_millis(20);
 const FENCE_AGAIN: Duration = Duration::from_secs(3);
 /// Only a server that hangs reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Odd, so that each number has a MAC of its own.
+const SCATTER: u32 = 0x009e_3779;
 const AGENT_MAC: MacAddr = MacAddr([2, 0xa9, 0, 0, 0, 5]);
 
 /// What a client has been through when it asks.
@@ -234,9 +236,10 @@ impl Player {
     }
 
     fn begin<'a>(&mut self, place: usize, number: u32, sequence: &'a Sequence) -> Task<'a> {
-        let [.., high, low] = number.to_be_bytes();
-        let clients = [0, 1].map(|who| Client {
-            mac: clear_of_named([2, 0xd3, 0, high, low, who]),
+        // Neighbours in number are not neighbours by dnsmasq's hash.
+        let [_, high, middle, low] = number.wrapping_mul(SCATTER).to_be_bytes();
+        let clients = [0xd0, 0xd1].map(|who| Client {
+            mac: clear_of_named([2, who, 0, high, middle, low]),
             standing: Standing::New,
             offer: None,
             lease: None,
@@ -415,6 +418,7 @@ impl Client {
             }
             (None, Kind::Release) if asked.step.server != Named::Other => {
                 if let Some(lease) = self.lease.take_if(|lease| Some(*lease) == asked.current) {
+                    self.offer = None;
                     self.former = Some(lease);
                     self.standing = Standing::Released;
                 }
