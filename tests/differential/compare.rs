@@ -51,6 +51,17 @@ pub fn compare(peer: Who, seed: u64, ours: &Story, theirs: &Story) -> Vec<Differ
     found
 }
 
+/// What this part of the answer was; nothing, if there was none.
+pub fn word_of(played: &Played, what: &str) -> String {
+    match (what, &played.told) {
+        ("answer", answer) => told(answer.as_ref()),
+        (field, Some(Told { answer, .. })) => {
+            answer.fields.get(field).cloned().unwrap_or_else(|| "absent".to_owned())
+        }
+        (_, None) => String::new(),
+    }
+}
+
 /// The answer in short: what it is, and which address it gives.
 pub fn told(told: Option<&Told>) -> String {
     match told {

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use farrier::net::MacAddr;
 
-use crate::ground::{AGENT, FENCE_FIRST, NAMED_FIRST, POOL_FIRST, POOL_LAST, Who};
+use crate::client::{Client, Known, SLOTS, Standing, mac_in, numbered};
+use crate::ground::{AGENT, FENCE_FIRST, Who};
 use crate::message::{ACK, Answer, Asked, DISCOVER, OFFER, REQUEST};
 use crate::sequence::{Class, Identifier, Kind, List, Machine, Named, Oddity, Path, Place, Sequence, Step};
 use crate::station::{Datagram, Station};
@@ -28,36 +29,10 @@ const FENCE_AFTER: Duration = Duration::from_millis(20);
 const FENCE_AGAIN: Duration = Duration::from_secs(3);
 /// Only a server that hangs reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Odd, so that each number has a MAC of its own.
-const SCATTER: u32 = 0x009e_3779;
+/// After so many DECLINEs of strangers farrier withholds no more addresses in that hour. They come first, so that what is
+/// played does not depend on when.
+const DECLINES: u8 = 10;
 const AGENT_MAC: MacAddr = MacAddr([2, 0xa9, 0, 0, 0, 5]);
-
-/// What a client has been through when it asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    New,
-    Offered,
-    Bound,
-    Released,
-    Declined,
-    Refused,
-    /// It chose another server.
-    Elsewhere,
-}
-
-impl Standing {
-    pub fn tag(self) -> &'static str {
-        match self {
-            Standing::New => "new",
-            Standing::Offered => "offered",
-            Standing::Bound => "bound",
-            Standing::Released => "released",
-            Standing::Declined => "declined",
-            Standing::Refused => "refused",
-            Standing::Elsewhere => "elsewhere",
-        }
-    }
-}
 
 /// One step as it went.
 #[derive(Clone, Debug)]
@@ -79,15 +54,6 @@ pub struct Told {
 }
 
 pub type Story = Vec<Played>;
-
-#[derive(Clone, Copy)]
-struct Client {
-    mac: MacAddr,
-    standing: Standing,
-    offer: Option<Ipv4Addr>,
-    lease: Option<Ipv4Addr>,
-    former: Option<Ipv4Addr>,
-}
 
 /// A sequence under way.
 struct Task<'a> {
@@ -132,8 +98,14 @@ impl Player {
     pub fn new(who: Who, station: Station) -> Player {
         station.own(AGENT, AGENT_MAC);
         let mut player = Player { who, station, fences: Vec::new(), xid: 0x4400_0000, strangers: 0 };
+        for number in 0..DECLINES {
+            let mac = mac_in(SLOTS, 0xfc, number.into());
+            let offer = player.insist(DISCOVER, mac, None);
+            let decline = player.plain(Kind::Decline, mac, Some(offer), Named::Ours).bytes();
+            player.broadcast(mac, &decline);
+        }
         for lane in 0..LANES {
-            let mac = clear_of_named([2, 0xfe, 0, 0, 0, lane]);
+            let mac = mac_in(SLOTS, 0xfe, lane.into());
             let offer = player.insist(DISCOVER, mac, None);
             let address = player.insist(REQUEST, mac, Some(offer));
             player.fences.push((mac, address));
@@ -193,7 +165,10 @@ impl Player {
                 }
                 let done = lane.task.take_if(|task| task.story.len() == task.sequence.steps.len());
                 match (done, lane.task.as_mut()) {
-                    (Some(done), _) => stories[done.place] = done.story,
+                    (Some(done), _) => {
+                        self.part(&done);
+                        stories[done.place] = done.story;
+                    }
                     (None, Some(task)) => {
                         task.waiting =
                             self.send_next(task.number, task.sequence, &task.clients, task.story.len());
@@ -236,10 +211,12 @@ impl Player {
     }
 
     fn begin<'a>(&mut self, place: usize, number: u32, sequence: &'a Sequence) -> Task<'a> {
-        // Neighbours in number are not neighbours by dnsmasq's hash.
-        let [_, high, middle, low] = number.wrapping_mul(SCATTER).to_be_bytes();
-        let clients = [0xd0, 0xd1].map(|who| Client {
-            mac: clear_of_named([2, who, 0, high, middle, low]),
+        let clients = [0, 1].map(|who| Client {
+            mac: mac_in(
+                (number * 2 + who) % SLOTS,
+                if who == 0 { 0xd0 } else { 0xd1 },
+                u16::try_from(number).expect("as many as addresses to name"),
+            ),
             standing: Standing::New,
             offer: None,
             lease: None,
@@ -300,6 +277,16 @@ impl Player {
         task.story.push(Played { asked, standing, current, wish, told });
     }
 
+    /// Its machines give back what they have: dnsmasq writes all its leases at each change.
+    fn part(&mut self, task: &Task<'_>) {
+        for client in task.clients {
+            let Some(lease) = client.lease else { continue };
+            let asked = self.plain(Kind::Release, client.mac, None, Named::Ours);
+            let asked = Asked { current: Some(lease), ..asked };
+            self.station.send_udp(client.mac, (lease, 68), (SERVER, 67), &asked.bytes());
+        }
+    }
+
     fn fence(&mut self, kind: Fence, mac: MacAddr, address: Ipv4Addr) -> (u32, Instant, Vec<u8>) {
         let (mac, kind, wish) = match kind {
             Fence::Lease => (mac, Kind::Request, address),
@@ -313,12 +300,12 @@ impl Player {
                 )
             }
         };
-        let bytes = self.plain(kind, mac, Some(wish), Named::Nobody);
+        let bytes = self.plain(kind, mac, Some(wish), Named::Nobody).bytes();
         self.broadcast(mac, &bytes);
         (self.xid, Instant::now(), bytes)
     }
 
-    fn plain(&mut self, kind: Kind, mac: MacAddr, wish: Option<Ipv4Addr>, server: Named) -> Vec<u8> {
+    fn plain(&mut self, kind: Kind, mac: MacAddr, wish: Option<Ipv4Addr>, server: Named) -> Asked {
         self.xid += 1;
         let machine = Machine {
             identifier: Identifier::None,
@@ -332,7 +319,7 @@ impl Player {
         };
         let (current, place, oddity) = (Place::Nothing, Place::Nothing, Oddity::None);
         let step = Step { who: 0, kind, current, wish: place, server, unicast: false, oddity };
-        Asked { machine, step, mac, xid: self.xid, current: None, wish }.bytes()
+        Asked { machine, step, mac, xid: self.xid, current: None, wish }
     }
 
     fn broadcast(&self, mac: MacAddr, bytes: &[u8]) {
@@ -347,7 +334,7 @@ impl Player {
         };
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
-            let bytes = self.plain(kind, mac, wish, server);
+            let bytes = self.plain(kind, mac, wish, server).bytes();
             self.broadcast(mac, &bytes);
             let again = Instant::now() + Duration::from_secs(1);
             while let Some(datagram) = self.station.receive(again) {
@@ -382,140 +369,6 @@ impl Waiting {
             false => Fence::Offer,
         }
     }
-}
-
-impl Client {
-    fn learn(&mut self, asked: &Asked, told: Option<&Told>) {
-        let given = told.and_then(|told| told.answer.address);
-        match (told.map(|told| told.answer.kind), asked.step.kind) {
-            (Some("offer"), _) => {
-                self.offer = given;
-                self.standing = Standing::Offered;
-            }
-            (Some("ack"), Kind::Request) => {
-                self.offer = None;
-                self.former = self.lease.filter(|lease| Some(*lease) != given).or(self.former);
-                self.lease = given;
-                self.standing = Standing::Bound;
-            }
-            (Some("nak"), _) => {
-                let offer = self.offer.take();
-                self.former = self.lease.take().or(offer).or(self.former);
-                self.standing = Standing::Refused;
-            }
-            (None, Kind::Request) if asked.step.server == Named::Other => {
-                self.offer = None;
-                self.standing = Standing::Elsewhere;
-            }
-            (None, Kind::Decline) if asked.step.server != Named::Other => {
-                let own = [self.lease, self.offer].contains(&asked.wish) && asked.wish.is_some();
-                if own {
-                    self.lease.take_if(|lease| Some(*lease) == asked.wish);
-                    self.offer.take_if(|offer| Some(*offer) == asked.wish);
-                    self.former = asked.wish;
-                    self.standing = Standing::Declined;
-                }
-            }
-            (None, Kind::Release) if asked.step.server != Named::Other => {
-                if let Some(lease) = self.lease.take_if(|lease| Some(*lease) == asked.current) {
-                    self.offer = None;
-                    self.former = Some(lease);
-                    self.standing = Standing::Released;
-                }
-            }
-            (_, _) => {}
-        }
-    }
-}
-
-/// The addresses that a client of a sequence may name.
-struct Known<'a> {
-    client: &'a Client,
-    other: &'a Client,
-    free: [Ipv4Addr; 2],
-    outside: Ipv4Addr,
-    foreign: Ipv4Addr,
-}
-
-impl Known<'_> {
-    fn of<'a>(number: u32, clients: &'a [Client; 2], who: usize) -> Known<'a> {
-        Known {
-            client: &clients[who],
-            other: &clients[1 - who],
-            free: [numbered(NAMED_FIRST, number * 2), numbered(NAMED_FIRST, number * 2 + 1)],
-            outside: numbered(Ipv4Addr::new(192, 162, 0, 0), number),
-            foreign: numbered(Ipv4Addr::new(10, 9, 0, 0), number),
-        }
-    }
-
-    /// What it has not, it makes up.
-    fn resolve(&self, place: Place) -> Option<Ipv4Addr> {
-        let Client { offer, lease, former, .. } = *self.client;
-        let [first, second] = self.free.map(Some);
-        match place {
-            Place::Nothing => None,
-            Place::Offer => offer.or(lease).or(first),
-            Place::Lease => lease.or(offer).or(first),
-            Place::Former => former.or(second),
-            Place::Free(0) => first,
-            Place::Free(_) => second,
-            Place::Theirs => self.other.lease.or(self.other.offer).or(second),
-            Place::OutsideThePool => Some(self.outside),
-            Place::OtherSubnet => Some(self.foreign),
-            Place::TheServers => Some(SERVER),
-        }
-    }
-
-    fn place_of(&self, address: Option<Ipv4Addr>) -> Place {
-        let Client { offer, lease, former, .. } = *self.client;
-        match address {
-            None => Place::Nothing,
-            Some(SERVER) => Place::TheServers,
-            own if own == lease => Place::Lease,
-            own if own == offer => Place::Offer,
-            other if other == self.other.lease || other == self.other.offer => Place::Theirs,
-            own if own == former => Place::Former,
-            Some(address) if address == self.outside => Place::OutsideThePool,
-            Some(address) if address == self.foreign => Place::OtherSubnet,
-            Some(address) => Place::Free(u8::from(address == self.free[1])),
-        }
-    }
-
-    /// What the address of an answer is to the client that asked.
-    fn word_for(&self, address: Option<Ipv4Addr>, asked: &Asked) -> &'static str {
-        let Some(given) = address else { return "no address" };
-        match self.place_of(address) {
-            Place::Free(_) if address == asked.wish || address == asked.current => "the asked one",
-            Place::Free(_) if self.free.contains(&given) => "a free one it once asked for",
-            Place::Free(_) if (POOL_FIRST..=POOL_LAST).contains(&given) => "a new one",
-            Place::Free(_) => "one outside the pool",
-            place => place.tag(),
-        }
-    }
-}
-
-/// One address for each number, and none that ends in 0 or 255.
-fn numbered(first: Ipv4Addr, number: u32) -> Ipv4Addr {
-    assert!(number < 200 * 256, "more addresses are named than there are");
-    Ipv4Addr::from(u32::from(first) + (number / 200) * 256 + number % 200 + 10)
-}
-
-/// A MAC whose first address by dnsmasq's hash is none that clients name by themselves.
-fn clear_of_named(mut mac: [u8; 6]) -> MacAddr {
-    /// Each DECLINE moves all by one.
-    const MOVED: u32 = 20_000;
-    let size = u32::from(POOL_LAST) - u32::from(POOL_FIRST) + 1;
-    let clear = u32::from(NAMED_FIRST) - u32::from(POOL_FIRST) - MOVED;
-    let hash = |mac: [u8; 6]| {
-        mac.iter().fold(0_u32, |hash, byte| {
-            let shifted = (hash << 6).wrapping_add(hash << 16).wrapping_sub(hash);
-            shifted.wrapping_add(u32::from(*byte))
-        })
-    };
-    while hash(mac) % size >= clear {
-        mac[2] += 1;
-    }
-    MacAddr(mac)
 }
 
 fn xid_of(datagram: &Datagram) -> Option<u32> {

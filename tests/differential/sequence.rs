@@ -20,6 +20,8 @@ pub enum Place {
     Free(u8),
     /// What the other machine has, or was offered.
     Theirs,
+    /// What the other machine had before; only ever found to be so.
+    TheirFormer,
     /// On the subnet, and not the server's to give.
     OutsideThePool,
     OtherSubnet,
@@ -35,6 +37,7 @@ impl Place {
             Place::Former => "its former",
             Place::Free(_) => "free address",
             Place::Theirs => "another's",
+            Place::TheirFormer => "another's former",
             Place::OutsideThePool => "outside the pool",
             Place::OtherSubnet => "other subnet",
             Place::TheServers => "the server's own",
@@ -314,7 +317,7 @@ fn step(dice: &mut Dice, who: usize, phase: Phase, path: Path) -> Step {
         (Phase::Bound, 3..=4) => leave(dice, plain),
         (Phase::Bound, 5) => discover(dice, plain),
         (Phase::Bound, 6) => reboot(dice, plain),
-        _ => anything(dice, plain),
+        _ => anything(dice, plain, phase),
     };
     let mut step = usual;
     if dice.one_in(6) {
@@ -327,14 +330,14 @@ fn step(dice: &mut Dice, who: usize, phase: Phase, path: Path) -> Step {
     step
 }
 
-fn anything(dice: &mut Dice, plain: Step) -> Step {
+fn anything(dice: &mut Dice, plain: Step, phase: Phase) -> Step {
     match dice.below(12) {
         0 | 1 => discover(dice, plain),
         2 => select(dice, plain),
         3 | 4 => reboot(dice, plain),
         5 | 6 => renew(dice, plain),
         7 | 8 => leave(dice, plain),
-        9 => inform(dice, plain),
+        9 => inform(dice, plain, phase),
         10 => Step { kind: Kind::Request, server: dice.pick(&[Named::Nobody, Named::Ours]), ..plain },
         _ => match dice.below(3) {
             0 => Step { kind: Kind::Bootp, ..plain },
@@ -401,9 +404,13 @@ fn leave(dice: &mut Dice, plain: Step) -> Step {
     }
 }
 
-fn inform(dice: &mut Dice, plain: Step) -> Step {
-    let places = [Place::Nothing, Place::Lease, Place::OutsideThePool, Place::Free(1), Place::Theirs];
-    let current = dice.pick(&places);
+/// From an address that is nobody else's to have: the server asks for it by ARP, and who answers there has it.
+fn inform(dice: &mut Dice, plain: Step, phase: Phase) -> Step {
+    let current = match (phase, dice.below(3)) {
+        (_, 0) => Place::Nothing,
+        (Phase::Bound, 1) => Place::Lease,
+        (_, _) => Place::OutsideThePool,
+    };
     Step { kind: Kind::Inform, current, unicast: current != Place::Nothing && dice.one_in(2), ..plain }
 }
 

@@ -321,6 +321,10 @@ impl DhcpServer {
         if live.is_none() || live != visit.request.current {
             return Silence::ReleaseUnfounded;
         }
+        // It may have asked anew before it went, and be offered what it now gives back.
+        if self.table.offered(&visit.key, visit.now) == live {
+            self.table.withdraw_offer(&visit.key, visit.now);
+        }
         changes.extend(self.table.release(&visit.key, visit.now));
         live.into_iter().for_each(|address| self.strangers.left(address));
         Silence::Released

@@ -324,6 +324,16 @@ fn a_client_that_declines_three_times_in_ten_minutes_gets_no_new_address_for_an_
 }
 
 #[test]
+fn a_released_address_is_anybodys_also_if_its_client_was_offered_it_again() {
+    let mut world = World::new(settings());
+    let current = world.bind(mac(1));
+    assert_eq!(reply(&world.send(&discover(1))).address, Some(current));
+    assert_eq!(silence(&world.send(&ClientMessage::release(mac(1), current))), Some(Silence::Released));
+    let taken = world.send(&ClientMessage::selecting(mac(2), current));
+    assert_eq!((reply(&taken).kind, reply(&taken).address), (ReplyKind::Ack, Some(current)));
+}
+
+#[test]
 fn a_stranger_whose_decline_withholds_nothing_any_more_is_still_offered_another_address() {
     let mut world = World::new(settings());
     for number in 101..=110 {
