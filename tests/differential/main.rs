@@ -91,7 +91,7 @@ fn d_38_every_difference_from_kea_and_dnsmasq_is_on_the_list() {
 /// One sequence, told step by step.
 fn tell(seed: u64, players: &mut [(Who, Player)]) {
     let sequence = Sequence::of(seed);
-    let stories = play(players, 0, &[sequence.clone()]);
+    let stories = play(players, 0, std::slice::from_ref(&sequence));
     println!("seed {seed}: {:?}", sequence.machines);
     for (step, ours) in stories[&Who::Farrier][0].iter().enumerate() {
         println!("{step}. machine {}: {}", ours.asked.step.who, compare::line(ours));
