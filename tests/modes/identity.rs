@@ -122,7 +122,9 @@ fn d_24_forge_release_and_decline_are_heeded_from_the_same_client_only() {
         let mut bed = TestBed::start(STRICT);
         let station = Station::plug(&mut bed, 1, 68);
         let (mac, other_mac) = (station.mac, [0x52, 0x54, 0, 0, 0x0d, 0x99]);
-        let cases: [(Option<&[u8]>, [u8; 6], Option<&[u8]>, bool); 9] = [
+        /// Who has the address; who speaks up, by MAC and identifier; whether that is the same client.
+        type Case = (Option<&'static [u8]>, [u8; 6], Option<&'static [u8]>, bool);
+        let cases: [Case; 9] = [
             (Some(ID), other_mac, Some(OTHER_ID), false),
             (Some(ID), mac, Some(OTHER_ID), false),
             (Some(ID), mac, None, false),
