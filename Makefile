@@ -16,7 +16,7 @@ PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
 DEB_OUT    ?= target/deb
 
-.PHONY: help demo test test-api sim fuzz faults soak build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
+.PHONY: help demo test test-api sim differential fuzz faults soak build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,11 @@ test-api:        ## the API against its OpenAPI document: schemathesis makes req
 
 sim:             ## the appliance's cores in a world that goes wrong; SIM_SEEDS=n, SIM_FROM=n, SIM_SEED=n
 	$(CARGO) test --test sim -- --nocapture
+
+differential:    ## client sequences on farrier, Kea and dnsmasq; SEQUENCES=10000, SEED=n tells one
+	@.ci/packages test
+	$(if $(SEED),DIFFERENTIAL_SEED=$(SEED),DIFFERENTIAL_SEQUENCES=$(or $(SEQUENCES),10000)) \
+		$(CARGO) test --test differential d_38 -- --nocapture
 
 fuzz:            ## every target, guided by coverage, for SECONDS=60 each; wants nightly and cargo-fuzz
 	@fuzz/run $(SECONDS)

@@ -180,7 +180,9 @@ impl Draft<'_> {
             siaddr: match self.boot_file {
                 Some(_) => self.settings.server(),
                 // U-Boot looks for its configuration by itself, and asks the server that is named here.
-                None if matches!(self.request.class, ClientClass::UnknownFirmware { .. }) => {
+                None if self.kind != ReplyKind::Nak
+                    && matches!(self.request.class, ClientClass::UnknownFirmware { .. }) =>
+                {
                     self.settings.server()
                 }
                 None => Ipv4Addr::UNSPECIFIED,

@@ -6,13 +6,11 @@
 //! appliance said is dissected by tshark in the end: see [`Group::dissect`].
 
 use std::any::type_name;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use farrier::boot::loader::LoaderTable;
 use farrier::net::MacAddr;
 
 use crate::capture;
@@ -234,11 +232,7 @@ impl Ground {
 
 /// Every loader in place, and a deploy image.
 pub fn with_files(bed: &TestBed) {
-    for file in LoaderTable::built_in().files() {
-        let place = bed.state().join("loaders").join(file.path.strip_prefix("/").expect("absolute"));
-        fs::create_dir_all(place.parent().expect("a folder")).expect("a folder");
-        fs::write(place, pattern(60_000 + file.name.0.len())).expect("a loader");
-    }
+    bed.install_loaders();
     bed.publish("metal", &pattern(300_000), &pattern(2_000_000));
 }
 

@@ -54,11 +54,12 @@ fn d_01_udhcpc_gets_renews_and_releases_an_address() {
     });
 }
 
-#[test]
-fn d_01_dhclient_gets_renews_and_releases_an_address() {
-    in_namespace("dhcp_clients::d_01_dhclient_gets_renews_and_releases_an_address", || {
-        let mut bed = TestBed::start("");
-        let machine = bed.plug("02:00:00:00:00:02");
+/// dhclient with its files in the machine's directory.
+struct Dhclient<'a>(&'a ClientMachine);
+
+impl Dhclient<'_> {
+    fn set_up<'a>(machine: &'a ClientMachine, configuration: &str) -> Dhclient<'a> {
+        use std::os::unix::fs::PermissionsExt;
         let script = machine.path("dhclient.sh");
         fs::write(
             &script,
@@ -67,39 +68,144 @@ fn d_01_dhclient_gets_renews_and_releases_an_address() {
              RELEASE|STOP) ip addr flush dev $interface ;;\nesac\n",
         )
         .unwrap();
-        {
-            use std::os::unix::fs::PermissionsExt;
-            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        fs::write(machine.path("dhclient.conf"), "timeout 20;\n").unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(machine.path("dhclient.conf"), format!("timeout 20;\n{configuration}")).unwrap();
         fs::write(machine.path("leases"), "").unwrap();
-        let common = [
-            "-4",
-            "-v",
-            "-cf",
-            "dhclient.conf",
-            "-lf",
-            "leases",
-            "-pf",
-            "dhclient.pid",
-            "-sf",
-            "./dhclient.sh",
-        ];
-        let dhclient = |extra: &[&str]| machine.run("dhclient", &[&common[..], extra, &["eth0"]].concat());
-        let said = dhclient(&["-1"]);
+        Dhclient(machine)
+    }
+
+    fn arguments<'a>(extra: &[&'a str]) -> Vec<&'a str> {
+        let files = ["-cf", "dhclient.conf", "-lf", "leases", "-pf", "dhclient.pid", "-sf", "./dhclient.sh"];
+        [&["-4", "-v"], &files[..], extra, &["eth0"]].concat()
+    }
+
+    /// Runs it to its end, or until it is in the background; gives what it said.
+    fn run(&self, extra: &[&str]) -> String {
+        self.0.run("dhclient", &Dhclient::arguments(extra))
+    }
+
+    /// Starts it in the foreground, writing to a file.
+    fn start(&self) -> Process {
+        let said = fs::File::create(self.0.path("said")).unwrap();
+        let mut command = self.0.command("dhclient", &Dhclient::arguments(&["-d"]));
+        Process(command.stderr(said).stdout(std::process::Stdio::null()).spawn().expect("dhclient starts"))
+    }
+
+    fn said(&self) -> String {
+        String::from_utf8_lossy(&self.0.read("said")).into_owned()
+    }
+}
+
+#[test]
+fn d_01_dhclient_gets_renews_and_releases_an_address() {
+    in_namespace("dhcp_clients::d_01_dhclient_gets_renews_and_releases_an_address", || {
+        let mut bed = TestBed::start("");
+        let machine = bed.plug("02:00:00:00:00:02");
+        let dhclient = Dhclient::set_up(&machine, "");
+        let said = dhclient.run(&["-1"]);
         let address = machine.address().unwrap_or_else(|| panic!("an address: {said}"));
         assert_eq!(lease_of(&bed, "02:00:00:00:00:02").unwrap()["address"], address.to_string());
-
-        // Started again with its lease file it asks for the same address by INIT-REBOOT.
-        dhclient(&["-x"]);
-        let said = dhclient(&["-1"]);
-        assert!(said.contains(&format!("DHCPREQUEST for {address}")) && said.contains("DHCPACK"), "{said}");
-        assert_eq!(machine.address(), Some(address));
-
-        dhclient(&["-r"]);
+        dhclient.run(&["-r"]);
         eventually("the lease is released", || {
             (lease_of(&bed, "02:00:00:00:00:02")?["state"] == "released").then_some(())
         });
+    });
+}
+
+#[test]
+fn d_01_dhcpcd_gets_renews_and_releases_an_address() {
+    in_namespace("dhcp_clients::d_01_dhcpcd_gets_renews_and_releases_an_address", || {
+        use nix::sys::signal::Signal;
+        let mut bed = TestBed::start("");
+        let machine = bed.plug("02:00:00:00:00:04");
+        // Asking the network for five seconds whether the address is taken is left out.
+        fs::write(machine.path("dhcpcd.conf"), "duid\nipv4only\nnoipv4ll\nnoarp\nscript /bin/true\n")
+            .unwrap();
+        // Its directories are not ours to choose: it gets others in their place.
+        let places = "mount -t tmpfs tmpfs /run && mkdir -p /run/dhcpcd && mount -t tmpfs tmpfs /var/lib/dhcpcd && \
+                      exec dhcpcd --nobackground --debug --config dhcpcd.conf eth0";
+        let said = fs::File::create(machine.path("said")).unwrap();
+        let mut command = machine.command("unshare", &["--mount", "sh", "-c", places]);
+        command.stdout(said.try_clone().unwrap()).stderr(said);
+        let mut dhcpcd = Process(command.spawn().expect("dhcpcd starts"));
+        let said = || String::from_utf8_lossy(&machine.read("said")).into_owned();
+        let signal = |signal| {
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(dhcpcd.0.id()).unwrap());
+            nix::sys::signal::kill(pid, signal).unwrap_or_else(|error| panic!("{error}: {}", said()));
+        };
+        let address = eventually("dhcpcd has set an address", || machine.address());
+        let lease = lease_of(&bed, "02:00:00:00:00:04").expect("a lease");
+        assert_eq!((&lease["address"], &lease["state"]), (&address.to_string().into(), &"bound".into()));
+
+        signal(Signal::SIGUSR1);
+        eventually("the lease is longer", || {
+            (lease_of(&bed, "02:00:00:00:00:04")?["expires_at"] != lease["expires_at"]).then_some(())
+        });
+        assert_eq!(machine.address(), Some(address), "{}", said());
+        // Ends, and gives the address back.
+        signal(Signal::SIGALRM);
+        eventually("the lease is released", || {
+            (lease_of(&bed, "02:00:00:00:00:04")?["state"] == "released").then_some(())
+        });
+        eventually("dhcpcd has ended", || dhcpcd.0.try_wait().unwrap());
+    });
+}
+
+#[test]
+fn d_14_dhclient_keeps_its_address_or_is_told_that_it_is_none() {
+    in_namespace("dhcp_clients::d_14_dhclient_keeps_its_address_or_is_told_that_it_is_none", || {
+        let mut bed = TestBed::start("");
+        let machine = bed.plug("02:00:00:00:00:02");
+        let dhclient = Dhclient::set_up(&machine, "");
+        dhclient.run(&["-1"]);
+        let address = machine.address().expect("an address");
+        // Started again with its lease file, without a release, it asks for the same address by INIT-REBOOT.
+        dhclient.run(&["-x"]);
+        let said = dhclient.run(&["-1"]);
+        let granted = said.contains(&format!("DHCPREQUEST for {address}")) && said.contains("DHCPACK");
+        assert!(granted && !said.contains("DHCPDISCOVER"), "{said}");
+        assert_eq!(machine.address(), Some(address));
+        dhclient.run(&["-x"]);
+        // On another network meanwhile: what it remembers is refused at once, and it starts over.
+        let lease = "lease {\n interface \"eth0\";\n fixed-address 10.9.9.9;\n option subnet-mask 255.255.255.0;\n \
+                     option dhcp-lease-time 3600;\n option dhcp-message-type 5;\n \
+                     option dhcp-server-identifier 10.9.9.1;\n renew never;\n rebind never;\n expire never;\n}\n";
+        fs::write(machine.path("leases"), lease).unwrap();
+        let said = dhclient.run(&["-1"]);
+        let order = ["DHCPREQUEST for 10.9.9.9", "DHCPNAK", "DHCPDISCOVER", "DHCPACK"];
+        let places: Vec<Option<usize>> = order.iter().map(|word| said.find(word)).collect();
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{said}");
+        assert_eq!(machine.address(), Some(address));
+        dhclient.run(&["-x"]);
+    });
+}
+
+#[test]
+fn d_15_dhclient_renews_with_an_appliance_that_was_killed_meanwhile() {
+    in_namespace("dhcp_clients::d_15_dhclient_renews_with_an_appliance_that_was_killed_meanwhile", || {
+        let mut bed = TestBed::start("[dhcp]\nlease = \"60s\"\n");
+        let machine = bed.plug("02:00:00:00:00:02");
+        // It would renew after half a minute by itself.
+        let dhclient =
+            Dhclient::set_up(&machine, "supersede dhcp-renewal-time 3;\nsupersede dhcp-rebinding-time 50;\n");
+        let _running = dhclient.start();
+        let address = eventually("an address", || machine.address());
+        let expiry =
+            |bed: &TestBed| lease_of(bed, "02:00:00:00:00:02").expect("a lease")["expires_at"].clone();
+        let first = expiry(&bed);
+        bed.kill_server();
+        bed.start_server();
+        let before = dhclient.said().len();
+        let to_us = format!("DHCPREQUEST for {address} on eth0 to 192.168.77.2 port 67");
+        eventually("dhclient has renewed since", || {
+            let said = dhclient.said();
+            let (_, behind) = said[before..].split_once(&to_us)?;
+            behind.contains("DHCPACK").then_some(())
+        });
+        assert!(!dhclient.said().contains("DHCPNAK"), "{}", dhclient.said());
+        // Its script takes the address away and sets it again.
+        eventually("the same address", || machine.address().filter(|now| *now == address));
+        assert_ne!(expiry(&bed), first, "the lease is longer now");
     });
 }
 

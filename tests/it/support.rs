@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use farrier::boot::loader::LoaderTable;
 use farrier::image::library::{Library, Manifest};
 
 /// Longer than anything here takes, on a busy machine; only a hang reaches it.
@@ -235,6 +236,16 @@ impl TestBed {
     pub fn plug_into(&mut self, bridge: &str, mac: &str) -> ClientMachine {
         self.cables += 1;
         ClientMachine::plug(bridge, self.cables, mac, self.directory.path())
+    }
+
+    /// Every loader that firmware can be told of, in the state directory.
+    #[allow(dead_code, reason = "for tests whose clients are ROMs")]
+    pub fn install_loaders(&self) {
+        for file in LoaderTable::built_in().files() {
+            let place = self.state().join("loaders").join(file.path.strip_prefix("/").expect("absolute"));
+            fs::create_dir_all(place.parent().expect("a folder")).expect("a folder");
+            fs::write(place, pattern(60_000 + file.name.0.len())).expect("a loader");
+        }
     }
 
     /// Publishes a deploy profile whose kernel and ramdisk are these bytes.

@@ -112,6 +112,68 @@ fn d_24_what_is_one_clients_is_refused_to_another() {
     });
 }
 
+/// What ISC's Forge asks of RELEASE and DECLINE (its `release` and `decline` scenarios for DHCPv4, in our words): who is
+/// heeded, given who holds the address and who speaks up. A client is its identifier, or its MAC where it has none.
+#[test]
+fn d_24_forge_release_and_decline_are_heeded_from_the_same_client_only() {
+    in_namespace("identity::d_24_forge_release_and_decline_are_heeded_from_the_same_client_only", || {
+        const ID: &[u8] = b"\0client";
+        const OTHER_ID: &[u8] = b"\0another";
+        let mut bed = TestBed::start(STRICT);
+        let station = Station::plug(&mut bed, 1, 68);
+        let (mac, other_mac) = (station.mac, [0x52, 0x54, 0, 0, 0x0d, 0x99]);
+        /// Who has the address; who speaks up, by MAC and identifier; whether that is the same client.
+        type Case = (Option<&'static [u8]>, [u8; 6], Option<&'static [u8]>, bool);
+        let cases: [Case; 9] = [
+            (Some(ID), other_mac, Some(OTHER_ID), false),
+            (Some(ID), mac, Some(OTHER_ID), false),
+            (Some(ID), mac, None, false),
+            (Some(ID), other_mac, None, false),
+            (Some(ID), mac, Some(ID), true),
+            (Some(ID), other_mac, Some(ID), true),
+            (None, other_mac, None, false),
+            (None, mac, Some(ID), false),
+            (None, mac, None, true),
+        ];
+        let identified = |packet: Packet, id: Option<&[u8]>| match id {
+            Some(id) => packet.option(61, id),
+            None => packet,
+        };
+        let counted = |word: &str| crate::wire::counted(&bed, word);
+        let mut declined = 0;
+        for (kind, heeded, unheeded) in
+            [(7, "released", "release-unfounded"), (4, "declined", "decline-unfounded")]
+        {
+            for (holder, speaker, id, same) in cases {
+                let address = station.bind(|packet| identified(packet, holder));
+                let before = counted(heeded) + counted(unheeded);
+                let expected = counted(heeded) + u64::from(same);
+                let packet = identified(Packet::new(kind, speaker).option(54, &SERVER.octets()), id);
+                let packet =
+                    if kind == 7 { packet.using(address) } else { packet.option(50, &address.octets()) };
+                station.send(&packet);
+                eventually("it has been dealt with", || {
+                    (counted(heeded) + counted(unheeded) > before).then_some(())
+                });
+                let case = format!("{heeded}: {holder:?} holds it, {speaker:x?} {id:?} speaks up");
+                assert_eq!(counted(heeded), expected, "{case}");
+                let holds = || leases(&bed).iter().any(|(leased, _)| *leased == address.to_string());
+                eventually(&case, || (holds() != same).then_some(()));
+                declined += u32::from(same && kind == 4);
+                // Given back, it is the client's again; declined, it is not.
+                if same {
+                    assert_eq!(
+                        station.bind(|packet| identified(packet, holder)) == address,
+                        kind == 7,
+                        "{case}"
+                    );
+                }
+            }
+        }
+        assert_eq!(declined, 3);
+    });
+}
+
 #[test]
 fn d_24_a_client_is_known_by_its_identifier_after_a_restart() {
     in_namespace("identity::d_24_a_client_is_known_by_its_identifier_after_a_restart", || {

@@ -1,8 +1,10 @@
 //! Clients behind a relay agent (RFC 1542, RFC 3046), by hand and through ISC's.
 
 use std::collections::HashMap;
+use std::fs;
 use std::net::Ipv4Addr;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::support::{Process, SERVER, TestBed, eventually, in_namespace, run};
 use crate::wire::{
@@ -125,55 +127,88 @@ fn d_26_without_an_agent_the_information_is_a_clients_claim() {
     });
 }
 
-/// ISC's agent between a second link and the bridge, with one subnet on both: the client's link has its own port.
 #[test]
 fn d_25_a_client_boots_through_iscs_relay() {
     in_namespace("relay::d_25_a_client_boots_through_iscs_relay", || {
-        let mut bed = bed("server");
-        bed.start_server();
-        let relay = bed.plug("02:00:00:00:00:05");
-        // The far link is a switch of its own, with the client on it.
-        run("ip", &["link", "add", "br1", "type", "bridge", "forward_delay", "0", "stp_state", "0"]);
-        run("ip", &["link", "set", "br1", "up"]);
-        let mac = [0x52, 0x54, 0, 0, 0x0d, 0x88];
-        let client = bed.plug_into("br1", &text(mac));
-        let here = std::process::id().to_string();
-        let cable = ["link", "add", "far0", "type", "veth", "peer", "name", "farport", "netns", &here];
-        relay.run("ip", &cable);
-        run("ip", &["link", "set", "farport", "master", "br1", "up"]);
-        // Its address there is of our subnet, so that `giaddr` is one we serve; answers to it come by the near card.
-        relay.run("ip", &["addr", "add", &format!("{AGENT}/24"), "dev", "eth0"]);
-        relay.run("ip", &["addr", "add", "192.168.77.6/32", "dev", "far0"]);
-        relay.run("ip", &["link", "set", "far0", "up"]);
-        forwarding();
-        let child = relay
-            .command(
-                "dhcrelay",
-                &["-4", "-d", "--no-pid", "-a", "-i", "far0", "-i", "eth0", &SERVER.to_string()],
-            )
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(relay.path("relay.log")).expect("a log file"))
-            .spawn()
-            .expect("isc-dhcp-relay is installed");
-        let _relaying = Process(child);
-        let log = || String::from_utf8_lossy(&relay.read("relay.log")).into_owned();
-        eventually("the relay listens", || log().contains("Sending on   Socket/fallback").then_some(()));
-        let socket = socket(&client, 68);
-        let ask = |packet: &Packet| {
-            socket.send_to(&packet.bytes(), (Ipv4Addr::BROADCAST, 67)).expect("sent");
-            gather(&socket, packet, ANSWER_WITHIN, |_| true)
-                .pop()
-                .unwrap_or_else(|| panic!("no answer:\n{}", log()))
-        };
-        let offer = ask(&Packet::new(DISCOVER, mac).pxe(7));
-        assert_eq!((offer.kind(), offer.file()), (OFFER, "uefi-x64/shimx64.efi".to_owned()));
-        assert_eq!(offer.option(82), None, "the agent takes back what it added");
-        let address = offer.yiaddr();
-        let request =
-            Packet::new(REQUEST, mac).pxe(7).option(54, &SERVER.octets()).option(50, &address.octets());
-        let ack = ask(&request);
-        assert_eq!((ack.kind(), ack.yiaddr()), (ACK, address));
-        let list = bed.farrier_json(&["lease", "list"]);
-        assert_eq!((&list[0]["mac"], &list[0]["state"]), (&"52:54:00:00:0d:88".into(), &"bound".into()));
+        let server = SERVER.to_string();
+        let arguments = ["-4", "-d", "--no-pid", "-a", "-i", "far0", "-i", "eth0", &server];
+        a_client_boots_through(Path::new("dhcrelay"), &arguments);
     });
+}
+
+#[test]
+fn d_25_a_client_boots_through_dhcp_helper() {
+    // From outside of the namespace, where there is a network.
+    let program = dhcp_helper();
+    in_namespace("relay::d_25_a_client_boots_through_dhcp_helper", || {
+        a_client_boots_through(&program, &["-d", "-u", "root", "-s", &SERVER.to_string(), "-i", "far0"]);
+    });
+}
+
+/// Unpacked and not installed: installed, it would relay on a network of this machine at once.
+fn dhcp_helper() -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dhcp-helper");
+    let program = directory.join("usr/sbin/dhcp-helper");
+    if !program.is_file() {
+        fs::create_dir_all(&directory).expect("a directory");
+        let mut download = Command::new("apt-get");
+        let fetched = download.args(["download", "-qq", "dhcp-helper"]).current_dir(&directory).status();
+        assert!(fetched.is_ok_and(|status| status.success()), "Debian's package dhcp-helper can be had");
+        let package = fs::read_dir(&directory)
+            .expect("the directory")
+            .map(|entry| entry.expect("an entry").path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .expect("the package");
+        run("dpkg-deb", &["-x", &package.display().to_string(), &directory.display().to_string()]);
+    }
+    program
+}
+
+/// The agent between a second link and the bridge, with one subnet on both: the client's link has its own port.
+fn a_client_boots_through(program: &Path, arguments: &[&str]) {
+    let mut bed = bed("server");
+    bed.start_server();
+    let relay = bed.plug("02:00:00:00:00:05");
+    // The far link is a switch of its own, with the client on it.
+    run("ip", &["link", "add", "br1", "type", "bridge", "forward_delay", "0", "stp_state", "0"]);
+    run("ip", &["link", "set", "br1", "up"]);
+    let mac = [0x52, 0x54, 0, 0, 0x0d, 0x88];
+    let client = bed.plug_into("br1", &text(mac));
+    let here = std::process::id().to_string();
+    let cable = ["link", "add", "far0", "type", "veth", "peer", "name", "farport", "netns", &here];
+    relay.run("ip", &cable);
+    run("ip", &["link", "set", "farport", "master", "br1", "up"]);
+    // Its address there is of our subnet, so that `giaddr` is one we serve; answers to it come by the near card.
+    relay.run("ip", &["addr", "add", &format!("{AGENT}/24"), "dev", "eth0"]);
+    relay.run("ip", &["addr", "add", "192.168.77.6/32", "dev", "far0"]);
+    relay.run("ip", &["link", "set", "far0", "up"]);
+    forwarding();
+    let log = fs::File::create(relay.path("relay.log")).expect("a log file");
+    let child = relay
+        .command(&program.display().to_string(), arguments)
+        .stdout(log.try_clone().expect("a second handle"))
+        .stderr(log)
+        .spawn()
+        .expect("the relay starts");
+    let _relaying = Process(child);
+    let log = || String::from_utf8_lossy(&relay.read("relay.log")).into_owned();
+    eventually("the relay listens", || {
+        relay.run("ss", &["-Hlun", "sport", "=", ":67"]).contains(":67").then_some(())
+    });
+    let socket = socket(&client, 68);
+    let ask = |packet: &Packet| {
+        socket.send_to(&packet.bytes(), (Ipv4Addr::BROADCAST, 67)).expect("sent");
+        gather(&socket, packet, ANSWER_WITHIN, |_| true)
+            .pop()
+            .unwrap_or_else(|| panic!("no answer:\n{}", log()))
+    };
+    let offer = ask(&Packet::new(DISCOVER, mac).pxe(7));
+    assert_eq!((offer.kind(), offer.file()), (OFFER, "uefi-x64/shimx64.efi".to_owned()));
+    assert_eq!(offer.option(82), None, "the agent takes back what it added");
+    let address = offer.yiaddr();
+    let request = Packet::new(REQUEST, mac).pxe(7).option(54, &SERVER.octets()).option(50, &address.octets());
+    let ack = ask(&request);
+    assert_eq!((ack.kind(), ack.yiaddr()), (ACK, address));
+    let list = bed.farrier_json(&["lease", "list"]);
+    assert_eq!((&list[0]["mac"], &list[0]["state"]), (&"52:54:00:00:0d:88".into(), &"bound".into()));
 }

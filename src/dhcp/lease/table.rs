@@ -330,6 +330,17 @@ impl LeaseTable {
         Some(change)
     }
 
+    /// Ends a client's binding at this address, and forgets that there was one.
+    pub fn part(&mut self, key: &ClientKey, address: Ipv4Addr, now: Timestamp) -> Option<Change> {
+        self.binding(key).filter(|binding| binding.address == address)?;
+        let slot = self.slots.get_mut(&address)?;
+        slot.promised = Promised::default();
+        slot.binding = None;
+        self.clear_bound(key, address);
+        self.reindex(address, now);
+        Some(Change::DropBinding { address })
+    }
+
     /// Withholds an address that its client found in use.
     pub fn quarantine(&mut self, address: Ipv4Addr, key: &ClientKey, mac: MacAddr, now: Timestamp) -> Change {
         // An offer of another address is left alone.

@@ -145,6 +145,17 @@ fn a_nak_says_who_and_why_and_nothing_else() {
 }
 
 #[test]
+fn a_refused_rom_of_an_unknown_kind_is_told_of_no_next_server() {
+    let mut world = World::new(settings());
+    let strange =
+        |message: ClientMessage| message.option(93, &[0, 99]).option(60, b"PXEClient:Arch:00099:UNDI:003000");
+    let offer = world.send(&strange(ClientMessage::discover(mac(1))));
+    assert_eq!(parsed(&offer).siaddr(), SERVER, "it looks for its configuration there");
+    let nak = world.send(&strange(ClientMessage::init_reboot(mac(1), Ipv4Addr::new(10, 9, 9, 9))));
+    assert_eq!((reply(&nak).kind, parsed(&nak).siaddr()), (ReplyKind::Nak, Ipv4Addr::UNSPECIFIED));
+}
+
+#[test]
 fn fixed_fields_are_copied_from_the_request() {
     let mut world = World::new(settings());
     let request = ClientMessage::discover(mac(7)).byte(8, 9).byte(3, 2).broadcast_flag();

@@ -303,7 +303,8 @@ impl DhcpServer {
         let stranger = is_stranger(visit.standing);
         if stranger && self.declines.strangers_are_done() {
             self.table.withdraw_offer(&visit.key, visit.now);
-            changes.extend(self.table.release(&visit.key, visit.now));
+            // Not remembered as its own: else it were offered the same address again, would decline it again, and so on.
+            changes.extend(self.table.part(&visit.key, address, visit.now));
             return Silence::DeclineLimit;
         }
         changes.push(self.table.quarantine(address, &visit.key, visit.request.mac, visit.now));
@@ -319,6 +320,10 @@ impl DhcpServer {
         let live = self.table.live_binding(&visit.key, visit.now).map(|binding| binding.address);
         if live.is_none() || live != visit.request.current {
             return Silence::ReleaseUnfounded;
+        }
+        // It may have asked anew before it went, and be offered what it now gives back.
+        if self.table.offered(&visit.key, visit.now) == live {
+            self.table.withdraw_offer(&visit.key, visit.now);
         }
         changes.extend(self.table.release(&visit.key, visit.now));
         live.into_iter().for_each(|address| self.strangers.left(address));

@@ -324,6 +324,41 @@ fn a_client_that_declines_three_times_in_ten_minutes_gets_no_new_address_for_an_
 }
 
 #[test]
+fn a_released_address_is_anybodys_also_if_its_client_was_offered_it_again() {
+    let mut world = World::new(settings());
+    let current = world.bind(mac(1));
+    assert_eq!(reply(&world.send(&discover(1))).address, Some(current));
+    assert_eq!(silence(&world.send(&ClientMessage::release(mac(1), current))), Some(Silence::Released));
+    let taken = world.send(&ClientMessage::selecting(mac(2), current));
+    assert_eq!((reply(&taken).kind, reply(&taken).address), (ReplyKind::Ack, Some(current)));
+}
+
+#[test]
+fn a_stranger_whose_decline_withholds_nothing_any_more_is_still_offered_another_address() {
+    let mut world = World::new(settings());
+    for number in 101..=110 {
+        let declined = world.bind(mac(number));
+        world.send(&ClientMessage::decline(mac(number), declined));
+    }
+    let declined = world.bind(mac(1));
+    let outcome = world.send(&ClientMessage::decline(mac(1), declined));
+    assert_eq!(silence(&outcome), Some(Silence::DeclineLimit));
+    assert_eq!(outcome.changes, [Change::DropBinding { address: declined }]);
+    // RFC 2131 §4.3.3: it is not available, to this client least of all.
+    let offer = world.send(&discover(1));
+    let offered = reply(&offer).address.expect("an address");
+    assert_ne!(offered, declined);
+    // The same for an address it was only offered, and for one it had and gave back.
+    world.send(&ClientMessage::decline(mac(1), offered));
+    let again = world.bind(mac(1));
+    assert!(again != declined && again != offered);
+    world.send(&ClientMessage::release(mac(1), again));
+    assert_eq!(reply(&world.send(&discover(1))).address, Some(again));
+    world.send(&ClientMessage::decline(mac(1), again));
+    assert_ne!(reply(&world.send(&discover(1))).address, Some(again));
+}
+
+#[test]
 fn a_patient_decliner_cannot_drain_ten_addresses() {
     let mut world = World::new(settings());
     let mut most = 0;
