@@ -161,6 +161,7 @@ fn other_servers(boot: Option<&Boot>, trace: Option<&StrangerTrace>) -> BTreeSet
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::Approved
+        | Happening::QuirksSet { .. }
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }

@@ -386,7 +386,7 @@ fn an_expired_token_is_told_from_a_spent_one() {
         reservations: Vec::new(),
     };
     let registry = Registry::new(store, Default::default(), settings, TokenKey::from_bytes([7; 32]));
-    registry.register(NewNode { name: None, macs: vec![(MAC, None)] }, at(0)).unwrap();
+    registry.register(NewNode { name: None, macs: vec![(MAC, None)], quirks: None }, at(0)).unwrap();
     for (secs, happening) in (1..).zip(upto(&steps()[..2])) {
         registry.record(MAC, happening, at(secs));
     }
