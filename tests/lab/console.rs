@@ -56,6 +56,14 @@ impl Console {
         }
     }
 
+    /// Reads on until the machine ends, and forgets it: QEMU waits for whoever reads too little, after some 300 bytes.
+    pub fn leave(mut self) {
+        std::thread::spawn(move || {
+            let _ = self.stream.set_read_timeout(None);
+            io::copy(&mut self.stream, &mut io::sink())
+        });
+    }
+
     pub fn type_line(&mut self, line: &str) {
         self.stream.write_all(format!("{line}\r").as_bytes()).unwrap();
     }
