@@ -264,6 +264,9 @@ fn not_installed(context: &Context<'_>) -> Vec<String> {
 }
 
 fn secure_boot(context: &Context<'_>) -> Vec<String> {
+    if context.chain.reached == Some(Stage::Kernel) {
+        return vec!["find out who or what changed the deploy image's kernel".to_owned(), context.rebuild()];
+    }
     let platform = context.chain.firmware().map(|firmware| firmware.platform());
     let signed: Vec<String> = context
         .around

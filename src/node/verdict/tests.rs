@@ -31,6 +31,7 @@ fn around(now: u64) -> Surroundings {
         pool: PoolUse { size: 2, bound: 2, offered: 0, quarantined: 0 },
         loaders: std::sync::Arc::new(LoaderTable::built_in()),
         profile: "vm".into(),
+        kernel_altered: false,
         fetching: None,
     }
 }
@@ -289,6 +290,26 @@ fn loaders_are_told_apart_by_platform_and_signature() {
         assert_eq!((verdict.cause, verdict.stage), (cause, Some(Stage::Loader)), "{class:?} {name}");
         assert!(verdict.headline.contains(name), "{}", verdict.headline);
     }
+}
+
+#[test]
+fn what_was_changed_after_it_was_signed_is_what_secure_boot_refused() {
+    let shim = "uefi-x64/shimx64.efi";
+    let mut surroundings = around(5000);
+    surroundings.loaders = std::sync::Arc::new(surroundings.loaders.with_altered(|name| name.0 == shim));
+    let fetched = |class| vec![dhcp(class, "request", Ok("ack")), whole(Stage::Loader, shim)];
+    let verdict = judged(fetched(UEFI), &surroundings);
+    assert_eq!((verdict.cause, verdict.stage), (Cause::SecureBootRefused, Some(Stage::Loader)));
+    assert!(verdict.headline.contains("changed after it was signed"), "{}", verdict.headline);
+    assert!(verdict.remedy.iter().any(|line| line.contains("shim-signed")), "{:?}", verdict.remedy);
+
+    let mut with_kernel = around(5000);
+    let upto_kernel = || upto(&steps()[..4]);
+    assert_eq!(judged(upto_kernel(), &with_kernel).cause, Cause::RamdiskNotFetched);
+    with_kernel.kernel_altered = true;
+    let verdict = judged(upto_kernel(), &with_kernel);
+    assert_eq!((verdict.cause, verdict.stage), (Cause::SecureBootRefused, Some(Stage::Kernel)));
+    assert!(verdict.remedy.iter().any(|line| line.contains("image build deploy")), "{:?}", verdict.remedy);
 }
 
 #[test]
