@@ -336,7 +336,7 @@ impl Play<'_> {
     }
 
     fn script(&mut self, name: &str, grub: bool) -> String {
-        let asked = if grub {
+        let asked = if grub && !self.machine.firmware().is_http() {
             format!("TFTP read {name}")
         } else {
             format!("HTTP GET http://{}/{name}", self.host())

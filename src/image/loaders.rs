@@ -137,7 +137,7 @@ impl Loaders {
     pub fn log_lacking(&self, named: &BTreeSet<Firmware>) {
         let wanting = self.wanting(named);
         for (firmware, missing) in self.lacking() {
-            if wanting.contains(&firmware) {
+            if wanting.contains(&firmware) || matches!(missing.lack, Lack::Revoked(_)) {
                 tracing::warn!("machines with {firmware} get no loader: {missing}");
             } else if missing.packaged {
                 tracing::info!("machines with {firmware} get no loader: {missing}");
