@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files that must know no socket, file, clock or runtime (invariant 1).
-const PURE: [&str; 29] = [
+const PURE: [&str; 31] = [
     "src/boot/client.rs",
     "src/boot/decision.rs",
     "src/boot/loader.rs",
     "src/boot/namespace.rs",
+    "src/boot/quirks.rs",
     "src/boot/script.rs",
     "src/bootplane/files.rs",
     "src/dhcp/lease",
@@ -21,6 +22,7 @@ const PURE: [&str; 29] = [
     "src/explain",
     "src/guard/rivals.rs",
     "src/guard/sighting.rs",
+    "src/net/pace.rs",
     "src/node/inventory.rs",
     "src/node/state.rs",
     "src/node/timeline.rs",

@@ -129,6 +129,7 @@ fn node(number: u32, now: Timestamp) -> Vec<Change> {
         origin: Origin::Registered,
         approved: true,
         state: ProvisionState::Manageable,
+        quirks: Default::default(),
         next_boot: NextBoot::Ramdisk,
         firmware: Some(Firmware::UefiX64),
         created_at: Timestamp::from_millis(millis(number)),

@@ -91,6 +91,7 @@ pub fn with_nodes(state: &Path, macs: impl Iterator<Item = MacAddr>) {
                 approved: true,
                 state: ProvisionState::Enroll,
                 next_boot: NextBoot::Ramdisk,
+                quirks: Default::default(),
                 firmware: None,
                 created_at: now(),
                 last_seen_at: None,

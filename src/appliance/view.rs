@@ -15,6 +15,7 @@ use crate::dhcp::network::DhcpHandle;
 use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
 use crate::guard::Guard;
+use crate::image::executable::Signature;
 use crate::image::library::Library;
 use crate::net;
 use crate::net::MacAddr;
@@ -155,6 +156,11 @@ impl ApplianceView for View {
 
     fn neighbour(&self, address: Ipv4Addr) -> Option<MacAddr> {
         net::ports::neighbour(address).ok().flatten()
+    }
+
+    fn kernel_altered(&self) -> bool {
+        let profile = self.library.profile(&self.config.load().boot.profile);
+        profile.is_some_and(|profile| profile.kernel_signature == Signature::Broken)
     }
 
     fn loader_table(&self) -> Arc<LoaderTable> {

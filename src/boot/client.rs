@@ -90,11 +90,13 @@ pub fn classify(options: &BootOptions<'_>) -> ClientClass {
         return ClientClass::Ramdisk;
     }
     let http = vendor_class.starts_with(b"HTTPClient");
-    if !http && !vendor_class.starts_with(b"PXEClient") {
+    // It takes no loader: it looks for its configuration by itself, on the server that a boot client is told.
+    let u_boot = vendor_class.starts_with(b"U-Boot");
+    if !http && !u_boot && !vendor_class.starts_with(b"PXEClient") {
         return ClientClass::OperatingSystem;
     }
     let codes = arch_codes(options);
-    let firmware = codes.iter().find_map(|code| Firmware::from_arch(*code));
+    let firmware = codes.iter().filter(|_| !u_boot).find_map(|code| Firmware::from_arch(*code));
     let Some(firmware) = firmware else {
         return ClientClass::UnknownFirmware { arch: codes.first().copied().unwrap_or(u16::MAX) };
     };
@@ -333,6 +335,16 @@ mod tests {
         assert_eq!(told, ClientClass::Firmware { firmware: Firmware::UefiX64 });
         let silent = class(b"PXEClient", None, None, None);
         assert_eq!(silent, ClientClass::UnknownFirmware { arch: u16::MAX });
+    }
+
+    #[test]
+    fn u_boot_is_firmware_that_takes_no_loader() {
+        let unsaid = ClientClass::UnknownFirmware { arch: u16::MAX };
+        assert_eq!(class(b"U-Boot", None, None, None), unsaid);
+        assert_eq!(
+            class(b"U-Boot.armv8", None, Some(&[0, 0]), None),
+            ClientClass::UnknownFirmware { arch: 0 }
+        );
     }
 
     #[test]

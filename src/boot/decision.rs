@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::namespace;
+use crate::boot::quirks::Quirks;
 use crate::net::MacAddr;
 use crate::node::NodeId;
 
@@ -39,6 +40,8 @@ pub struct KnownNode {
     pub reserved: Option<Ipv4Addr>,
     /// Times in the last ten minutes that this port fetched a loader with no script fetched since.
     pub fruitless_loaders: u32,
+    /// As they are obeyed, with what a profile stands for.
+    pub quirks: Quirks,
 }
 
 /// What the operator (or, later, an install intent) wants the next netboot to do.
@@ -245,6 +248,7 @@ mod tests {
             next_boot,
             reserved: None,
             fruitless_loaders,
+            quirks: Quirks::default(),
         }
     }
 

@@ -55,6 +55,8 @@ pub struct LoaderTable {
     files: BTreeMap<LoaderName, LoaderFile>,
     /// Files of the table that cannot be served.
     not_installed: BTreeSet<LoaderName>,
+    /// Signed files that were changed since.
+    altered: BTreeSet<LoaderName>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +91,7 @@ impl LoaderTable {
                 .collect(),
             files: table.file.into_iter().map(|file| (file.name.clone(), file)).collect(),
             not_installed: BTreeSet::new(),
+            altered: BTreeSet::new(),
         })
     }
 
@@ -131,6 +134,17 @@ impl LoaderTable {
     pub fn with_installed(&self, installed: impl Fn(&LoaderName) -> bool) -> LoaderTable {
         let not_installed = self.files.keys().filter(|name| !installed(name)).cloned().collect();
         LoaderTable { not_installed, ..self.clone() }
+    }
+
+    /// This table with files whose signature is of other bytes.
+    pub fn with_altered(&self, is_altered: impl Fn(&LoaderName) -> bool) -> LoaderTable {
+        let altered = self.files.keys().filter(|name| is_altered(name)).cloned().collect();
+        LoaderTable { altered, ..self.clone() }
+    }
+
+    /// Files that were changed after they were signed: Secure Boot refuses them.
+    pub fn altered(&self) -> impl Iterator<Item = &LoaderFile> {
+        self.altered.iter().filter_map(|name| self.file(name))
     }
 
     /// The loader a firmware gets; none if a file of its chain is not installed.

@@ -91,6 +91,19 @@ pub fn resolve(name: &str, loaders: &LoaderTable) -> Option<Content> {
     resolve_exactly(name, loaders).or_else(|| resolve_exactly(&name.to_ascii_lowercase(), loaders))
 }
 
+/// What a name stands for that stands for nothing, for firmware whose load options make shim ask for
+/// `<folder>/<garbage>Onboard` or `<folder>/?USB` (shim issues 649 and 696): the file that shim fetches next. What shim
+/// and GRUB look for in vain has a dot in it, and is not there for this machine either.
+pub fn beside_shim<'t>(raw: &[u8], loaders: &'t LoaderTable) -> Option<&'t LoaderName> {
+    let cut = raw.iter().rposition(|byte| matches!(byte, b'/' | b'\\'))?;
+    let (folder, file) = (canonical(&raw[..cut]).ok()?, &raw[cut + 1..]);
+    let odd =
+        !file.is_empty() && (!file.contains(&b'.') || !file.iter().all(|byte| (b' '..=b'~').contains(byte)));
+    let in_folder = |name: &LoaderName| name.0.rsplit_once('/').is_some_and(|(other, _)| other == folder);
+    let shim = loaders.files().find(|file| file.second.is_some() && in_folder(&file.name))?;
+    shim.second.as_ref().filter(|_| odd)
+}
+
 fn resolve_exactly(name: &str, loaders: &LoaderTable) -> Option<Content> {
     let loader = LoaderName(name.to_owned());
     if loaders.file(&loader).is_some() {
@@ -228,6 +241,33 @@ mod tests {
             ["etc/grub.cfg", "grub/grub.cfg-C0A80232", "grub/grub.cfg-01-nonsense", "grub/grub/grub.cfg"]
         {
             assert_eq!(found(miss), None, "{miss}");
+        }
+    }
+
+    #[test]
+    fn what_garbled_load_options_make_shim_ask_for_is_its_second_stage() {
+        let loaders = LoaderTable::built_in();
+        let grub = LoaderName("uefi-x64/grubx64.efi".to_owned());
+        for garbled in [
+            &b"uefi-x64/\xb5\x01Onboard NIC"[..],
+            b"/uefi-x64\\?USB",
+            b"uefi-x64/\x01\x02.efi",
+            b"\\uefi-x64\\Onboard",
+        ] {
+            assert_eq!(beside_shim(garbled, &loaders), Some(&grub), "{}", garbled.escape_ascii());
+        }
+        for other in [
+            &b"uefi-x64/revocations.efi"[..],
+            b"uefi-x64/shim_certificate_0.efi",
+            b"uefi-x64/grub.cfg-C0A80232",
+            b"uefi-x64/x86_64-efi/command.lst",
+            b"oader/revocations.efi",
+            b"uefi-x64/",
+            b"elsewhere/\xb5Onboard",
+            b"../uefi-x64/\xb5Onboard",
+            b"\xb5Onboard",
+        ] {
+            assert_eq!(beside_shim(other, &loaders), None, "{}", other.escape_ascii());
         }
     }
 

@@ -86,6 +86,7 @@ impl Buf for Unsent {
 impl Drop for Unsent {
     fn drop(&mut self) {
         self.line.sending_from(None);
+        self.line.paced_by(None);
         self.line.pulse.exchange_ended(Instant::now());
         if let Some(when_done) = self.when_done.take() {
             when_done(self.sent);

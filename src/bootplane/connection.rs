@@ -8,6 +8,10 @@
 //! worker's only permit for its turn, and gives it back when its task is run again, that is when everybody who was
 //! ready meanwhile has had a go. A permit given back in the same go would be free whenever another download asks for it,
 //! and a script would stand behind all that are ready; so, however many there are, only one of them is ahead of it.
+//!
+//! # Pace
+//! An answer to a machine that is to be sent files slowly is written a few milliseconds' worth at a time
+//! ([`pace`](crate::net::pace)).
 
 use std::fs::File;
 use std::future::{Future, poll_fn};
@@ -27,7 +31,7 @@ use nix::sys::sendfile::sendfile64;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::bootplane::body::{AnswerBody, TURN_BYTES_MAX};
 use crate::bootplane::head::HEAD_BYTES_MAX;
@@ -35,6 +39,7 @@ use crate::bootplane::limits::Limits;
 use crate::bootplane::line::Line;
 use crate::bootplane::pulse::{Judgement, Overdue};
 use crate::net::Urgency;
+use crate::net::pace::Pace;
 
 /// Unsent bytes the kernel takes for one connection, as it is set up (`net.ipv4.tcp_wmem`): what a slow reader ties up.
 /// They are pages of the file itself, and what is queued here the kernel sends on without waking us. To ask for the same
@@ -147,6 +152,8 @@ struct Stream {
     turns: Arc<Semaphore>,
     /// A place in the queue for the next turn.
     turn: Option<PlaceInQueue>,
+    /// Until the machine's pace allows more.
+    pause: Option<Pin<Box<Sleep>>>,
     sent_this_turn: usize,
     /// As the socket has it: prompt, like its listener, until it sends a file.
     urgency: Urgency,
@@ -158,7 +165,16 @@ type PlaceInQueue = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, Acq
 impl Stream {
     fn new(socket: TcpStream, line: Arc<Line>, turns: Arc<Semaphore>) -> Stream {
         let urgency = Urgency::Prompt;
-        Stream { socket, line, turns, turn: None, sent_this_turn: 0, urgency, write_closed: false }
+        Stream {
+            socket,
+            line,
+            turns,
+            turn: None,
+            pause: None,
+            sent_this_turn: 0,
+            urgency,
+            write_closed: false,
+        }
     }
 
     /// Pending once a turn is used up, with the next one asked for.
@@ -169,6 +185,20 @@ impl Stream {
         self.sent_this_turn = 0;
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// How much may leave now, of an answer whose pace is bounded.
+    fn poll_pace(&mut self, context: &mut Context<'_>) -> Poll<Option<(Arc<Pace>, usize)>> {
+        let Some(pace) = self.line.pace() else { return Poll::Ready(None) };
+        loop {
+            let until = match pace.room(Instant::now().into_std()) {
+                Ok(room) => return Poll::Ready(Some((pace, room))),
+                Err(until) => Instant::from_std(until),
+            };
+            let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            pause.as_mut().reset(until);
+            ready!(pause.as_mut().poll(context));
+        }
     }
 
     /// This worker's permit to send parts of files, which one connection has at a time; for this go of its task.
@@ -249,6 +279,15 @@ impl AsyncWrite for Stream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_yield(context));
+        let paced = ready!(self.poll_pace(context));
+        let cut;
+        let slices = match &paced {
+            None => slices,
+            Some((_, room)) => {
+                cut = first_bytes(slices, *room);
+                &cut
+            }
+        };
         let place = |(index, slice): (usize, &IoSlice<'_>)| {
             self.line.place_of(slice).map(|(file, offset)| FilePart {
                 index,
@@ -267,6 +306,9 @@ impl AsyncWrite for Stream {
                 ready!(self.poll_send_part(context, slices, &part))?
             }
         };
+        if let Some((pace, _)) = paced {
+            pace.sent(count, Instant::now().into_std());
+        }
         Poll::Ready(Ok(self.count_sent(count)))
     }
 
@@ -295,6 +337,17 @@ impl AsyncWrite for Stream {
             }
         }
     }
+}
+
+/// The slices up to this many bytes.
+fn first_bytes<'a>(slices: &'a [IoSlice<'_>], mut most: usize) -> Vec<IoSlice<'a>> {
+    let mut first = Vec::with_capacity(slices.len());
+    for slice in slices {
+        let taken = slice.len().min(most);
+        first.push(IoSlice::new(&slice[..taken]));
+        most -= taken;
+    }
+    first
 }
 
 /// The first of the slices to write that is a part of a file.
@@ -338,6 +391,7 @@ fn send_part(socket: &TcpStream, slices: &[IoSlice<'_>], part: &FilePart) -> io:
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::time::Duration;
 
     use bytes::Bytes;
     use tokio::io::AsyncReadExt;
@@ -423,6 +477,35 @@ mod tests {
         first.line.end_turn();
         assert_eq!(write(&mut second, &[&mapped.bytes[..4]]).await.unwrap(), 4);
         assert!(second.line.has_turn() && !first.line.has_turn());
+    }
+
+    #[tokio::test]
+    async fn what_has_a_pace_leaves_part_by_part_from_memory_and_from_a_file() {
+        let (mut stream, mut peer) = connected().await;
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..100_000_u32).map(|index| (index / 7) as u8).collect();
+        file.write_all(&content).unwrap();
+        let mapped = Mapped { file: Arc::new(file), bytes: Bytes::from(content.clone()) };
+        let reader = tokio::spawn(async move {
+            let mut received = vec![0; 200_000];
+            peer.read_exact(&mut received).await.map(|_| received)
+        });
+        // A megabyte a second: 4000 bytes in each part.
+        stream.line.paced_by(Some(Arc::new(Pace::new(8))));
+        let began = Instant::now();
+        for from_file in [true, false] {
+            stream.line.sending_from(from_file.then(|| mapped.clone()));
+            let mut sent = 0;
+            while sent < content.len() {
+                let rest = if from_file { &mapped.bytes[sent..] } else { &content[sent..] };
+                let count = write(&mut stream, &[b"", rest]).await.unwrap();
+                assert!((1..=4000).contains(&count), "{count}");
+                sent += count;
+                stream.line.end_turn();
+            }
+        }
+        assert!(began.elapsed() >= Duration::from_millis(180), "{:?}", began.elapsed());
+        assert!(reader.await.unwrap().unwrap() == content.repeat(2));
     }
 
     #[tokio::test]

@@ -10,15 +10,17 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use crate::boot::decision::{ScriptPlan, Standing, decide_script};
 use crate::boot::namespace::{self, Content, NameRefusal};
+use crate::boot::quirks::Quirks;
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe, render_pxelinux};
 use crate::bootplane::files::media_type;
+use crate::bootplane::paces::Paces;
 use crate::bootplane::per_minute::PerMinute;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
@@ -31,7 +33,7 @@ use crate::node::registry::Registry;
 use crate::node::timeline::{FileOutcome, Happening, Stage, TftpFacts, Transport};
 use crate::telemetry::Tally;
 use crate::telemetry::stages::Timed;
-use crate::tftp::{FileSource, NotServed, Opened, TransferReport};
+use crate::tftp::{FileSource, NotServed, Opened, Restraint, TransferReport};
 
 /// Misses of one machine on its timeline. GRUB's whole search has 12 names, shim's 4, PXELINUX' 11.
 const MISSES_PER_MINUTE: u32 = 40;
@@ -92,6 +94,7 @@ pub struct BootContent {
     fetches: PerMinute<MacAddr>,
     /// Told the DHCP thread.
     uses: PerMinute<Ipv4Addr>,
+    paces: Paces,
 }
 
 /// A file as it is at this moment; a replacement does not change it.
@@ -105,6 +108,8 @@ pub struct Served {
     pub modified: Option<Timestamp>,
     pub media_type: &'static str,
     pub ticket: Ticket,
+    /// What this machine gets less of than everybody.
+    pub restraint: Restraint,
 }
 
 /// Who fetches what: goes back to [`BootContent::finished`] when it is over.
@@ -166,6 +171,7 @@ impl BootContent {
             refusals: PerMinute::new(REFUSALS_PER_MINUTE),
             fetches: PerMinute::new(FETCHES_PER_MINUTE),
             uses: PerMinute::new(IN_USE_PER_MINUTE),
+            paces: Paces::default(),
         }
     }
 
@@ -208,13 +214,43 @@ impl BootContent {
         if self.uses.may_note(peer, now) {
             (self.in_use)(peer);
         }
+        let quirks = self.registry.quirks_of(mac);
         let found = namespace::canonical(name)
             .map_err(Unserved::BadName)
             .and_then(|name| self.find(peer, mac, name, transport, now));
+        let found = found.or_else(|reason| match self.stands_for(reason, quirks, name) {
+            Some(loader) => self.find(peer, mac, loader, transport, now),
+            None => Err(reason),
+        });
+        let found = found.map(|served| Served { restraint: self.restraint(mac, quirks), ..served });
         found.map_err(|reason| {
             self.record_miss(mac, name, transport, now);
             self.refused(reason, peer, name)
         })
+    }
+
+    /// The name that an odd one beside shim stands for, with a machine that asks for such.
+    fn stands_for(&self, reason: Unserved, quirks: Quirks, name: &[u8]) -> Option<String> {
+        match reason {
+            Unserved::BadName(_) | Unserved::NoSuchName if quirks.shim_fallback => {
+                let loaders = self.loaders.load();
+                namespace::beside_shim(name, &loaders.table).map(|loader| loader.0.clone())
+            }
+            Unserved::BadName(_)
+            | Unserved::NoSuchName
+            | Unserved::UnknownPeer
+            | Unserved::NotInstalled
+            | Unserved::ForeignMac
+            | Unserved::NoToken => None,
+        }
+    }
+
+    fn restraint(&self, mac: MacAddr, quirks: Quirks) -> Restraint {
+        Restraint {
+            blksize_max: quirks.blksize_max.map(u16::from),
+            windowsize_max: quirks.windowsize_max.map(u16::from),
+            pace: quirks.rate_mbps_max.map(|rate| self.paces.of(mac, rate, Instant::now())),
+        }
     }
 
     /// A fetch of a whole file or part begins: a script is put on the timeline when it is handed out.
@@ -322,7 +358,7 @@ impl BootContent {
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<Served, Unserved> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let mac = ticket.mac;
         if named.is_some_and(|named| named != mac) {
             return Err(Unserved::ForeignMac);
@@ -363,6 +399,7 @@ impl BootContent {
             ticket: Ticket { size: text.len() as u64, plan: Some(plan), token_issued_at, ..ticket },
             bytes: text.into(),
             file: None,
+            restraint: Restraint::default(),
         })
     }
 
@@ -411,6 +448,7 @@ fn serve_blob(blob: &Blob, media_type: &'static str, ticket: Ticket) -> Served {
         modified: Some(blob.modified),
         media_type,
         ticket: Ticket { size: blob.size, ..ticket },
+        restraint: Restraint::default(),
     }
 }
 
@@ -456,7 +494,8 @@ impl FileSource for BootContent {
         match BootContent::open(self, *peer.ip(), name, Transport::Tftp, now) {
             Ok(served) => {
                 self.began(&served.ticket, now);
-                Ok(Opened { ticket: pack_ticket(&served.ticket), bytes: served.bytes })
+                let ticket = pack_ticket(&served.ticket);
+                Ok(Opened { ticket, bytes: served.bytes, restraint: served.restraint })
             }
             Err(Unserved::UnknownPeer | Unserved::BadName(_)) => Err(NotServed::Refused),
             Err(Unserved::NoSuchName | Unserved::NotInstalled | Unserved::ForeignMac | Unserved::NoToken) => {

@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::bootplane::pulse::Pulse;
+use crate::net::pace::Pace;
 
 /// Shared by a connection's stream, its service and its task; all three run on the task that drives the connection.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Line {
     mapped: Mutex<Option<Mapped>>,
     /// The worker's permit to send files, while this connection has it.
     turn: Mutex<Option<OwnedSemaphorePermit>>,
+    /// How fast the answer under way may be sent, if that is bounded.
+    pace: Mutex<Option<Arc<Pace>>>,
 }
 
 /// A file, and the mapping of all of it.
@@ -33,11 +36,24 @@ pub struct Mapped {
 
 impl Line {
     pub fn new(now: Instant) -> Line {
-        Line { pulse: Pulse::new(now), mapped: Mutex::new(None), turn: Mutex::new(None) }
+        Line {
+            pulse: Pulse::new(now),
+            mapped: Mutex::new(None),
+            turn: Mutex::new(None),
+            pace: Mutex::new(None),
+        }
     }
 
     pub fn sending_from(&self, mapped: Option<Mapped>) {
         *self.lock() = mapped;
+    }
+
+    pub fn paced_by(&self, pace: Option<Arc<Pace>>) {
+        *self.lock_pace() = pace;
+    }
+
+    pub fn pace(&self) -> Option<Arc<Pace>> {
+        self.lock_pace().clone()
     }
 
     pub fn begin_turn(&self, permit: OwnedSemaphorePermit) {
@@ -66,6 +82,10 @@ impl Line {
 
     fn lock_turn(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_pace(&self) -> MutexGuard<'_, Option<Arc<Pace>>> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Mapped>> {

@@ -10,6 +10,7 @@
 //! - [`downloads`]: who may fetch a large file when all want to
 //! - [`files`]: RFC 9110 conditions and ranges; pure
 //! - [`content`]: what a node may fetch; TFTP asks it too
+//! - [`paces`]: how fast each machine is sent files that cannot take them fast
 //! - [`per_minute`]: how often misses, refusals and fetches are noted before they are only counted; pure
 //! - [`agent_calls`]: the agent's JSON calls
 //! - [`body`]: what of an answer the kernel has not taken yet; its end is always told
@@ -26,6 +27,7 @@ pub mod head;
 pub mod limits;
 pub mod line;
 pub mod network;
+pub mod paces;
 pub mod per_minute;
 pub mod pulse;
 pub mod service;

@@ -172,7 +172,7 @@ impl BootService {
         line: Arc<Line>,
         request: &Request<Incoming>,
     ) -> Response<AnswerBody> {
-        let Served { bytes, file, digest, modified, media_type, ticket } = served;
+        let Served { bytes, file, digest, modified, media_type, ticket, restraint } = served;
         let size = bytes.len() as u64;
         let facts = FileFacts { size, digest, modified, media_type };
         let answer = files::answer(request.method(), request.headers(), &facts);
@@ -193,6 +193,7 @@ impl BootService {
         let body = bytes.slice(part.start as usize..part.end as usize);
         let expected = part.end - part.start;
         let (content, clock, began) = (Arc::clone(&self.content), self.clock, Instant::now());
+        line.paced_by(restraint.pace);
         let judged = Arc::clone(&line);
         let when_done: WhenDone = Box::new(move |sent| {
             drop(place);

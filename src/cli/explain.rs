@@ -11,6 +11,7 @@ use super::json_text;
 use super::text::{Style, Tone, inert};
 use super::timeline::stage_word;
 use crate::boot::decision::{KnownNode, NextBoot, Standing};
+use crate::boot::quirks::Quirks;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::server::Directory;
@@ -66,6 +67,7 @@ impl Directory for Reservations<'_> {
                 next_boot: NextBoot::Ramdisk,
                 reserved: Some(entry.address),
                 fruitless_loaders: 0,
+                quirks: Quirks::default(),
             })
         })
     }

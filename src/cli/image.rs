@@ -11,7 +11,7 @@ use indicatif::HumanBytes;
 use crate::boot::loader::LoaderTable;
 use crate::cli::error::CommandError;
 use crate::image::build::{BuildError, Builder, build, progress_bar};
-use crate::image::fetch::{Fetched, fetch_loaders};
+use crate::image::fetch::{FetchError, Fetched, fetch_loaders};
 use crate::image::library::{Library, Manifest};
 use crate::image::recipe::{Recipe, RecipeError};
 
@@ -111,6 +111,9 @@ fn loaders(state: &Path) -> anyhow::Result<()> {
             Fetched::Present(path) => println!("{name}: {}", path.display()),
             Fetched::Extracted { path, package, version } => {
                 println!("{name}: {} (from {package} {version})", path.display());
+            }
+            Fetched::Failed(error @ FetchError::Revoked { source, .. }) => {
+                println!("{name}: {error}, {source}");
             }
             Fetched::Failed(error) => println!("{name}: not available here: {error}"),
         }

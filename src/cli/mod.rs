@@ -28,6 +28,7 @@ pub mod image;
 mod lab;
 mod lease;
 mod node;
+mod quirks;
 mod roster;
 mod serve;
 mod status;

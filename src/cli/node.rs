@@ -1,4 +1,4 @@
-//! `farrier node add|list|show|approve|remove|order`
+//! `farrier node add|list|show|approve|quirks|remove|order`
 
 use std::net::Ipv4Addr;
 
@@ -10,6 +10,7 @@ use super::json_text;
 use super::table::Table;
 use super::text::{Style, Tone, ago, bytes, counted, inert, memory, or_dash};
 use super::timeline::{render_boot, stage_word};
+use crate::boot::quirks::Quirks;
 use crate::clock::{Clock, Timestamp};
 use crate::net::MacAddr;
 use crate::node::NodeName;
@@ -63,6 +64,14 @@ pub enum NodeCommand {
         /// `true` lets it boot and enroll, `false` sends it back to wait for approval
         #[arg(long, value_name = "BOOL")]
         approved: Option<bool>,
+    },
+    /// Set what is done otherwise for a node's firmware, or show it: options that are given are all that holds
+    Quirks {
+        /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
+        node: String,
+        #[command(flatten)]
+        quirks: super::quirks::QuirkArgs,
     },
     /// Forget a node and its timeline
     Remove {
@@ -133,7 +142,7 @@ pub(super) async fn run(
     let now = Clock::start().now();
     match command {
         NodeCommand::Add { ports, name } => {
-            let node = client.post("/api/v1/nodes", &RegisterRequest { name, ports }).await?;
+            let node = client.post("/api/v1/nodes", &RegisterRequest { name, ports, quirks: None }).await?;
             Ok(done(&node, "registered", json))
         }
         NodeCommand::List => {
@@ -157,6 +166,7 @@ pub(super) async fn run(
             let node = client.patch(&path(&node, ""), &patch).await?;
             Ok(done(&node, "changed", json))
         }
+        NodeCommand::Quirks { node, quirks } => super::quirks::run(&node, &quirks, client, json).await,
         NodeCommand::Remove { node } => {
             let node = client.delete(&path(&node, "")).await?;
             Ok(done(&node, "removed", json))
@@ -175,7 +185,7 @@ pub(super) async fn run(
     }
 }
 
-fn path(node: &str, action: &str) -> String {
+pub(super) fn path(node: &str, action: &str) -> String {
     format!("/api/v1/nodes/{}{action}", segment(node))
 }
 
@@ -296,6 +306,9 @@ pub(super) fn render_detail(node: &NodeDetail, boot: Option<&Boot>, style: Style
     };
     line("next boot", Tone::Plain, next);
     line("firmware", Tone::Plain, &or_dash(summary.firmware));
+    if node.quirks != Quirks::default() {
+        line("quirks", Tone::Plain, &node.quirks.summary());
+    }
     let origin = match summary.origin {
         crate::node::Origin::Registered => "registered",
         crate::node::Origin::Seen => "first seen",

@@ -217,6 +217,7 @@ fn a_node_is_shown_with_the_boot_that_stopped() {
         uuid: Some(uuid::Uuid::from_u128(7)),
         created_at: START,
         inventory: Some(inventory()),
+        quirks: Default::default(),
         version: 4,
     };
     let text = node::render_detail(&detail, Some(&boot()), Style::PLAIN, after(20_000));

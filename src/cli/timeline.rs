@@ -95,6 +95,7 @@ pub fn describe(happening: &Happening) -> Line {
             Line::new(Tone::Plain, "state", format!("{from} -> {to}: {cause}"))
         }
         Happening::Approved => Line::new(Tone::Good, "approved", ""),
+        Happening::QuirksSet { quirks } => Line::new(Tone::Plain, "quirks", quirks.summary()),
         Happening::Registered => Line::new(Tone::Plain, "registered", ""),
         Happening::Removed { .. } => Line::new(Tone::Attention, "removed", ""),
         Happening::BootLoop { loaders } => {

@@ -44,6 +44,15 @@ const DROPPED_FIRST: [OptionCode; 6] = [
     OptionCode::TFTPServerName,
 ];
 
+/// How a client that has no address yet hears an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// By its broadcast flag (RFC 2131 §4.1).
+    AsItSays,
+    /// Whatever it says: an operator knows better.
+    BroadcastOnly,
+}
+
 /// What decides where a reply goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Addressing {
@@ -115,6 +124,7 @@ pub struct Draft<'a> {
     pub reason: &'static str,
     pub settings: &'a Settings,
     pub destination: Destination,
+    pub hearing: Hearing,
 }
 
 impl Reply {
@@ -160,6 +170,12 @@ impl Draft<'_> {
             htype: message.htype(),
             xid: message.xid(),
             flags: match (self.kind, self.request.relay, self.request.current) {
+                // For a relay agent, which goes by it as well.
+                (ReplyKind::Offer | ReplyKind::Ack | ReplyKind::Bootp, _, None)
+                    if self.granted.is_some() && self.hearing == Hearing::BroadcastOnly =>
+                {
+                    message.flags() | wire::BROADCAST_FLAG
+                }
                 // There is no address to send it to but everybody's.
                 (ReplyKind::Offer, _, _) if self.granted.is_none() => message.flags() | wire::BROADCAST_FLAG,
                 // RFC 2131 §4.3.2: a client that is wrong about its address is reached by broadcast only, and so may
@@ -306,6 +322,7 @@ pub fn destination_of(
     kind: ReplyKind,
     granted: Option<Ipv4Addr>,
     source: SocketAddrV4,
+    hearing: Hearing,
 ) -> Destination {
     destination(&Addressing {
         kind,
@@ -321,7 +338,7 @@ pub fn destination_of(
             | MessageKind::Bootp => request.current,
         },
         source,
-        broadcast_flag: request.message.broadcast(),
+        broadcast_flag: request.message.broadcast() || hearing == Hearing::BroadcastOnly,
         granted,
         relay: match (request.kind, request.current) {
             // RFC 2131 §4.3.5: straight to a client that says where it is.

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::boot::decision::{KnownNode, NextBoot, Standing, UnknownPolicy};
 use crate::boot::loader::LoaderTable;
+use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::config::{DhcpMode, Identity, PoolRange, StrangerLimits};
 use crate::dhcp::server::{
@@ -204,6 +205,7 @@ impl Nodes {
             next_boot: NextBoot::Ramdisk,
             reserved: None,
             fruitless_loaders: 0,
+            quirks: Quirks::default(),
         })
     }
 }

@@ -15,11 +15,14 @@ use utoipa::ToSchema;
 use crate::boot::decision::{self, KnownNode, NextBoot, NothingToBoot, ScriptPlan, Standing, UnknownPolicy};
 use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::namespace;
+use crate::boot::quirks::Quirks;
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
 use crate::clock::Timestamp;
 use crate::config::{Config, DhcpMode, Identity};
 use crate::dhcp::lease::{Binding, BindingState, ClientKey, LeaseState, LeaseView};
-use crate::dhcp::server::{Answer, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Settings};
+use crate::dhcp::server::{
+    Answer, Destination, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Settings,
+};
 use crate::net::MacAddr;
 use crate::node::NodeName;
 use crate::node::timeline::Stage;
@@ -283,7 +286,8 @@ impl Play<'_> {
                 let address = reply.address.map(|address| format!(" {address}")).unwrap_or_default();
                 let file =
                     reply.boot_file.as_ref().map(|file| format!(", boot file {file}")).unwrap_or_default();
-                let text = format!("{}{address}{file}", reply.kind.as_str().to_uppercase());
+                let text =
+                    format!("{}{address}{file}{}", reply.kind.as_str().to_uppercase(), self.loudly(&reply));
                 self.say(stage, Party::Appliance, text, Some(&reply.bytes));
                 Ok(reply)
             }
@@ -324,13 +328,15 @@ impl Play<'_> {
         };
         let here = known && (size.is_some() || !matches!(stage, Stage::Kernel | Stage::Ramdisk));
         let size = size.map(|size| format!(", {size} bytes")).unwrap_or_default();
-        let text = if here { format!("{name}{size}{note}") } else { format!("{name}: not found") };
+        let blocks = self.quirks().blksize_max.filter(|_| !http);
+        let blocks = blocks.map(|max| format!(", blocks of {max} bytes at most")).unwrap_or_default();
+        let text = if here { format!("{name}{size}{blocks}{note}") } else { format!("{name}: not found") };
         self.say(stage, Party::Appliance, text, None);
         here
     }
 
     fn script(&mut self, name: &str, grub: bool) -> String {
-        let asked = if grub {
+        let asked = if grub && !self.machine.firmware().is_http() {
             format!("TFTP read {name}")
         } else {
             format!("HTTP GET http://{}/{name}", self.host())
@@ -440,6 +446,19 @@ impl Play<'_> {
         }
     }
 
+    fn quirks(&self) -> Quirks {
+        match self.standing() {
+            Standing::Known(node) => node.quirks,
+            Standing::Stranger => Quirks::default(),
+        }
+    }
+
+    /// What a quirk makes of where a reply goes.
+    fn loudly(&self, reply: &Reply) -> &'static str {
+        let forced = self.quirks().broadcast_replies && reply.destination == Destination::Broadcast;
+        if forced { ", to everybody" } else { "" }
+    }
+
     fn nothing_to_boot(&mut self) -> String {
         let class = machine::class_of(
             &self.request(if self.machine.is_ipxe() { Voice::Ipxe } else { Voice::Rom }, None),
@@ -500,13 +519,16 @@ impl Play<'_> {
     }
 
     fn note_node(&mut self, node: &KnownNode) {
-        let KnownNode { id: _, approved, proven: _, next_boot, reserved, fruitless_loaders } = node;
+        let KnownNode { id: _, approved, proven: _, next_boot, reserved, fruitless_loaders, quirks } = node;
         self.decide(
             "registration",
             if *approved { "it is a node, and may boot" } else { "it is a node, and nobody approved it" },
         );
         if let Some(address) = reserved {
             self.decide("reservation", format!("{address} is fixed for this MAC"));
+        }
+        for effect in quirks.told() {
+            self.decide("quirks", effect);
         }
         match next_boot {
             NextBoot::Ramdisk => {}

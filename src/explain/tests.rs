@@ -2,6 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::boot::client::Firmware;
+use crate::boot::quirks::Quirks;
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 
@@ -37,7 +38,8 @@ fn told(machine: &str, known: Option<KnownNode>, extra: &str) -> Dialogue {
 
 fn node(approved: bool, next_boot: NextBoot, fruitless_loaders: u32) -> Option<KnownNode> {
     let id = crate::node::NodeId(uuid::Uuid::nil());
-    Some(KnownNode { id, approved, proven: approved, next_boot, reserved: None, fruitless_loaders })
+    let quirks = Quirks::default();
+    Some(KnownNode { id, approved, proven: approved, next_boot, reserved: None, fruitless_loaders, quirks })
 }
 
 #[test]

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 /// The SHA-256 of some bytes. Text form is 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest([u8; 32]);
+pub struct Digest([u8; Digest::LEN]);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a SHA-256 digest: 64 lower-case hexadecimal digits are wanted")]
@@ -18,8 +18,21 @@ pub struct ParseDigestError {
 }
 
 impl Digest {
+    pub const LEN: usize = 32;
+
     pub fn of(bytes: &[u8]) -> Digest {
         Digest(Sha256::digest(bytes).into())
+    }
+
+    /// Of the parts one after the other.
+    pub fn of_parts(parts: &[&[u8]]) -> Digest {
+        let mut hash = Sha256::new();
+        parts.iter().for_each(|part| hash.update(part));
+        Digest(hash.finalize().into())
+    }
+
+    pub fn bytes(&self) -> &[u8; Digest::LEN] {
+        &self.0
     }
 
     /// Hashes `source` to its end while handing every piece to `sink`; returns the digest and the byte count.

@@ -11,12 +11,15 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 
 use crate::boot::loader::{LoaderFile, LoaderName};
+use crate::image::executable::{self, Revoked};
 use crate::image::package::{Package, PackageError, Packages};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     #[error(transparent)]
     Package(#[from] PackageError),
+    #[error("{package} {version} is not taken")]
+    Revoked { package: String, version: String, source: Revoked },
     #[error("{} cannot be written", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
@@ -45,7 +48,8 @@ pub fn fetch_loaders<'a>(
     let mut results = BTreeMap::new();
     for file in files {
         let kept = kept_at(state, &file.path);
-        let found = [&file.path, &kept].into_iter().find(|path| path.is_file());
+        // One that is revoked is not served either: its package may hold a newer one by now.
+        let found = [&file.path, &kept].into_iter().find(|path| is_current(path));
         let result = match found {
             Some(path) => Fetched::Present(path.clone()),
             None if !file.packaged => Fetched::NotPackaged(kept),
@@ -65,6 +69,10 @@ pub fn fetch_loaders<'a>(
     Ok(results)
 }
 
+fn is_current(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| executable::check_generation(&bytes).is_ok())
+}
+
 /// Where a loader is kept that is not installed at `path`.
 fn kept_at(state: &Path, path: &Path) -> PathBuf {
     state.join("loaders").join(path.strip_prefix("/").unwrap_or(path))
@@ -78,6 +86,12 @@ fn extract(
 ) -> Result<Package, FetchError> {
     let package = packages.candidate(&file.package)?;
     let bytes = packages.read_file(&package, &file.path, progress)?;
+    let revoked = |source| FetchError::Revoked {
+        package: package.name.clone(),
+        version: package.version.clone(),
+        source,
+    };
+    executable::check_generation(&bytes).map_err(revoked)?;
     write_whole(kept, &bytes).map_err(|source| FetchError::Write { path: kept.to_owned(), source })?;
     Ok(package)
 }

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot::script::{KernelArgument, ParseKernelArgumentError};
 use crate::clock::Timestamp;
 use crate::image::digest::Digest;
+use crate::image::executable::{self, Signature};
 use crate::net::sys;
 
 /// A manifest is a few hundred bytes; anything much larger is not one.
@@ -77,6 +78,8 @@ pub struct Profile {
     /// The manifest's kernel command line words, checked.
     pub arguments: Vec<KernelArgument>,
     pub kernel: Blob,
+    /// Whether the kernel still is what was signed.
+    pub kernel_signature: Signature,
     pub ramdisk: Blob,
 }
 
@@ -267,7 +270,8 @@ impl Library {
             path: path.to_owned(),
             reason: error.to_string(),
         })?;
-        Ok(Profile { manifest, arguments, kernel, ramdisk })
+        let kernel_signature = executable::signature(&kernel.bytes);
+        Ok(Profile { manifest, arguments, kernel, kernel_signature, ramdisk })
     }
 
     /// Removes those of `digests` that no manifest names. Failing to is not an error: the blobs only take space.

@@ -2,7 +2,8 @@
 //!
 //! They are copied into memory, not mapped: these files belong to other packages, and an upgrade that rewrote one
 //! in place would change a transfer half way. A loader that is missing is reported with the package that holds it
-//! and is otherwise no obstacle: machines of other firmware boot. The table that results names only what can be served.
+//! and is otherwise no obstacle: machines of other firmware boot. So is one whose SBAT generation is revoked
+//! ([`executable`](crate::image::executable)): it is not offered. The table that results names only what can be served.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::loader::{LoaderFile, LoaderName, LoaderTable};
 use crate::image::digest::Digest;
+use crate::image::executable::{self, Revoked, Signature};
 use crate::image::library::{Blob, modified_at};
 
 /// The largest loader in use, a GRUB with all modules, has 4 MB.
@@ -28,23 +30,47 @@ pub struct Loaders {
     missing: Vec<MissingLoader>,
 }
 
-/// A file of the table that could not be read.
+/// A file of the table that is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("loader {name} is not at {path} ({reason}): {}", self.way_out())]
+#[error("loader {name} {}: {}", self.what(), self.way_out())]
 pub struct MissingLoader {
     pub name: LoaderName,
     pub path: PathBuf,
     pub package: String,
     /// False where no package holds it.
     pub packaged: bool,
-    pub reason: String,
+    pub lack: Lack,
+}
+
+/// Why a loader is not served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lack {
+    Unreadable(String),
+    Revoked(Revoked),
 }
 
 impl MissingLoader {
+    fn what(&self) -> String {
+        let path = self.path.display();
+        match &self.lack {
+            Lack::Unreadable(reason) => format!("is not at {path} ({reason})"),
+            Lack::Revoked(revoked) => format!("({path}) is not offered, {revoked}"),
+        }
+    }
+
     fn way_out(&self) -> String {
-        match self.packaged {
-            true => format!("install package {}, or run `farrier image build loaders`", self.package),
-            false => format!(
+        match (&self.lack, self.packaged) {
+            (Lack::Revoked(_), true) => format!(
+                "machines with Secure Boot would refuse it; bring package {} up to date, then `farrier image build loaders` and `systemctl reload farrier`",
+                self.package
+            ),
+            (Lack::Revoked(_), false) => {
+                "machines with Secure Boot would refuse it; put a newer one there".to_owned()
+            }
+            (Lack::Unreadable(_), true) => {
+                format!("install package {}, or run `farrier image build loaders`", self.package)
+            }
+            (Lack::Unreadable(_), false) => format!(
                 "Debian's {} lacks it; put it there or at <state>/loaders{}",
                 self.package,
                 self.path.display()
@@ -63,16 +89,19 @@ impl Loaders {
                 Ok(blob) => {
                     blobs.insert(file.name.clone(), blob);
                 }
-                Err(reason) => missing.push(MissingLoader {
+                Err(lack) => missing.push(MissingLoader {
                     name: file.name.clone(),
                     path: file.path.clone(),
                     package: file.package.clone(),
                     packaged: file.packaged,
-                    reason: reason.to_string(),
+                    lack,
                 }),
             }
         }
-        let table = table.with_installed(|name| blobs.contains_key(name));
+        let altered = |name: &LoaderName| {
+            blobs.get(name).is_some_and(|blob| executable::signature(&blob.bytes) == Signature::Broken)
+        };
+        let table = table.with_altered(altered).with_installed(|name| blobs.contains_key(name));
         Loaders { table, blobs, missing }
     }
 
@@ -108,11 +137,18 @@ impl Loaders {
     pub fn log_lacking(&self, named: &BTreeSet<Firmware>) {
         let wanting = self.wanting(named);
         for (firmware, missing) in self.lacking() {
-            if wanting.contains(&firmware) {
+            if wanting.contains(&firmware) || matches!(missing.lack, Lack::Revoked(_)) {
                 tracing::warn!("machines with {firmware} get no loader: {missing}");
             } else if missing.packaged {
                 tracing::info!("machines with {firmware} get no loader: {missing}");
             }
+        }
+        for file in self.table.altered() {
+            tracing::warn!(
+                "loader {} was changed after it was signed: machines with Secure Boot refuse it; install package {} again",
+                file.name,
+                file.package
+            );
         }
         if let Some(line) = self.unpackaged_line(&wanting) {
             tracing::info!("{line}");
@@ -135,15 +171,22 @@ impl Loaders {
     }
 }
 
-fn read_loader(file: &LoaderFile, state: &Path) -> io::Result<Blob> {
-    match read_blob(&file.path) {
-        Ok(blob) => Ok(blob),
-        Err(error) => {
-            let relative = file.path.strip_prefix("/").unwrap_or(&file.path);
-            // The first error names the place people are told to put the file; it is the one worth telling.
-            read_blob(&state.join("loaders").join(relative)).map_err(|_| error)
-        }
+fn read_loader(file: &LoaderFile, state: &Path) -> Result<Blob, Lack> {
+    let relative = file.path.strip_prefix("/").unwrap_or(&file.path);
+    let kept = state.join("loaders").join(relative);
+    match (read_current(&file.path), read_current(&kept)) {
+        (Ok(blob), _) | (Err(_), Ok(blob)) => Ok(blob),
+        // A file that is there is what is to be told of.
+        (Err(revoked @ Lack::Revoked(_)), Err(_)) | (Err(_), Err(revoked @ Lack::Revoked(_))) => Err(revoked),
+        // The first error names the place people are told to put the file; it is the one worth telling.
+        (Err(unreadable), Err(_)) => Err(unreadable),
     }
+}
+
+fn read_current(path: &Path) -> Result<Blob, Lack> {
+    let blob = read_blob(path).map_err(|error| Lack::Unreadable(error.to_string()))?;
+    executable::check_generation(&blob.bytes).map_err(Lack::Revoked)?;
+    Ok(blob)
 }
 
 fn read_blob(path: &Path) -> io::Result<Blob> {
@@ -187,7 +230,7 @@ mod tests {
                 path: state.path().join(&file.path),
                 package: file.package.clone(),
                 packaged: file.packaged,
-                reason: "none".to_owned(),
+                lack: Lack::Unreadable("none".to_owned()),
             };
             let is_there = |name: &LoaderName| there.contains(&name.0.as_str());
             Loaders {

@@ -5,6 +5,7 @@
 //! - [`loaders`]: the distribution's boot loaders, read once at start
 //! - [`recipe`], [`package`], [`modules`], [`elf`], [`cpio`]: the parts of building
 //! - [`build`]: recipe → deploy kernel and ramdisk
+//! - [`executable`]: whether a loader is revoked, and still what was signed
 //! - [`fetch`]: boot loaders taken out of packages that are not installed
 //!
 //! What makes an image (recipe → kernel, modules, ramdisk) stands beside these and ends in
@@ -14,6 +15,7 @@ pub mod build;
 pub mod cpio;
 pub mod digest;
 pub mod elf;
+pub mod executable;
 pub mod fetch;
 pub mod library;
 pub mod loaders;

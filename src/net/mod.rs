@@ -9,6 +9,7 @@
 //! - `hazards`: what speaks against serving an interface
 //! - `descriptors`: the limit of open files
 //! - `neighbours`: the size of the host's neighbour table
+//! - `pace`: how fast one machine is sent files
 //! - `overheard`: what other DHCP servers say there
 //! - `urgency`: which packets leave first when the link is full
 //! - `sys`: the raw socket calls; the only file of the crate with `unsafe`
@@ -23,6 +24,7 @@ pub mod link;
 pub mod mac;
 pub mod neighbours;
 pub mod overheard;
+pub mod pace;
 pub mod ports;
 pub mod sys;
 pub mod urgency;

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::boot::client::Firmware;
 use crate::boot::decision::NextBoot;
+use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
@@ -136,6 +137,9 @@ pub struct Node {
     pub approved: bool,
     pub state: ProvisionState,
     pub next_boot: NextBoot,
+    /// What is done otherwise for its firmware; absent in records of an earlier farrier.
+    #[serde(default)]
+    pub quirks: Quirks,
     /// Firmware it last netbooted with.
     pub firmware: Option<Firmware>,
     pub created_at: Timestamp,

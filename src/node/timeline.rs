@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 
 use crate::boot::client::ClientClass;
 use crate::boot::decision::{NothingToBoot, ScriptPlan};
+use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::inventory::clean_text;
@@ -138,6 +139,10 @@ pub enum Happening {
         cause: String,
     },
     Approved,
+    /// An operator said what its firmware has to be humoured in, or no longer.
+    QuirksSet {
+        quirks: Quirks,
+    },
     Registered,
     /// The node is known no more, nor is its timeline: watchers are told, nothing is kept.
     Removed {
@@ -263,6 +268,7 @@ impl Happening {
             Happening::Agent { .. }
             | Happening::OrderGiven { .. }
             | Happening::Approved
+            | Happening::QuirksSet { .. }
             | Happening::Registered
             | Happening::Removed { .. }
             | Happening::BootLoop { .. }
@@ -292,6 +298,7 @@ impl Happening {
             | Happening::OrderGiven { .. }
             | Happening::State { .. }
             | Happening::Approved
+            | Happening::QuirksSet { .. }
             | Happening::Registered
             | Happening::Removed { .. }
             | Happening::BootLoop { .. }

@@ -205,7 +205,7 @@ fn changing_nodes() -> Vec<Endpoint> {
             Told::answers::<NodeDetail>(
                 "edit_node",
                 "nodes",
-                "Rename a node, change its ports and reservations, approve it",
+                "Rename a node, change its ports, reservations and quirks, approve it",
             )
             .reads::<NodePatch>()
             .conditional(),

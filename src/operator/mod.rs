@@ -119,6 +119,11 @@ pub trait ApplianceView: Send + Sync {
         None
     }
 
+    /// Whether the kernel that machines boot was changed after it was signed.
+    fn kernel_altered(&self) -> bool {
+        false
+    }
+
     /// The loaders that can be served.
     fn loader_table(&self) -> Arc<LoaderTable> {
         Arc::new(LoaderTable::built_in())

@@ -127,7 +127,7 @@ async fn register_once(
     request: Result<RegisterRequest, Problem>,
 ) -> Result<Response, Problem> {
     let request = request?;
-    let new = NewNode { name: request.name, macs: ports_of(&parts, request.ports)? };
+    let new = NewNode { name: request.name, macs: ports_of(&parts, request.ports)?, quirks: request.quirks };
     waiting(parts, move |parts| {
         let node = registered(parts, &principal, new)?;
         let location = HeaderValue::try_from(format!("/api/v1/nodes/{}", node.id));
@@ -150,7 +150,7 @@ pub(crate) async fn register_now(
     principal: Principal,
     request: RegisterRequest,
 ) -> Result<NodeDetail, Problem> {
-    let new = NewNode { name: request.name, macs: ports_of(&parts, request.ports)? };
+    let new = NewNode { name: request.name, macs: ports_of(&parts, request.ports)?, quirks: request.quirks };
     waiting(parts, move |parts| Ok(views::node_detail(parts, &registered(parts, &principal, new)?))).await
 }
 
@@ -164,16 +164,18 @@ pub(super) async fn replace(
     _: NoQuery,
     Document(request): Document<NodePut>,
 ) -> Result<Response, Problem> {
+    let quirks = request.quirks;
     let macs = ports_of(&parts, request.ports)?;
     waiting(parts, move |parts| {
         let now = parts.clock.now();
         let edited = match &reference {
             NodeRef::Name(name) => {
-                let new = NewNode { name: Some(name.clone()), macs };
+                let new = NewNode { name: Some(name.clone()), macs, quirks };
                 parts.registry.put(new, &expected, now)?
             }
             NodeRef::Id(_) | NodeRef::Mac(_) | NodeRef::Uuid(_) => {
-                let edit = NodeEdit { ports: Some(macs), approved: Some(true), ..NodeEdit::default() };
+                let edit =
+                    NodeEdit { ports: Some(macs), approved: Some(true), quirks, ..NodeEdit::default() };
                 parts.registry.edit(&reference, edit, &expected, now)?
             }
         };
@@ -200,6 +202,7 @@ pub(super) async fn patch(
         ports: request.ports.map(|ports| ports_of(&parts, ports)).transpose()?,
         approved: request.approved,
         next_boot: request.next_boot,
+        quirks: request.quirks,
     };
     waiting(parts, move |parts| {
         let edited = parts.registry.edit(&reference, edit, &expected, parts.clock.now())?;

@@ -184,7 +184,7 @@ impl Rig {
 }
 
 fn request(name: &str, mac: MacAddr, address: Option<Ipv4Addr>) -> RegisterRequest {
-    RegisterRequest { name: name.parse().ok(), ports: vec![PortRequest { mac, address }] }
+    RegisterRequest { name: name.parse().ok(), ports: vec![PortRequest { mac, address }], quirks: None }
 }
 
 /// A machine nobody registered, as DHCP saw it.
@@ -253,7 +253,7 @@ async fn refusals_say_what_is_wrong_and_the_way_out() {
         (request("second", MAC, None), 4, "already is a port of first"),
         (request("first", other, None), 4, "name first is taken"),
         (request("second", group, None), 2, "cannot be a port"),
-        (RegisterRequest { name: None, ports: Vec::new() }, 2, "at least one port"),
+        (RegisterRequest { name: None, ports: Vec::new(), quirks: None }, 2, "at least one port"),
         (
             request("second", other, Some([192, 168, 3, 1].into())),
             2,

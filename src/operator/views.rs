@@ -113,6 +113,7 @@ pub fn node_detail(parts: &OperatorParts, node: &Node) -> NodeDetail {
         uuid: node.uuid,
         created_at: node.created_at,
         inventory: node.inventory.clone(),
+        quirks: node.quirks,
         version: node.version,
     }
 }

@@ -140,6 +140,7 @@ fn surroundings(
         pool: parts.appliance.pool_use(),
         loaders: parts.appliance.loader_table(),
         profile: config.boot.profile.clone(),
+        kernel_altered: parts.appliance.kernel_altered(),
         fetching: port.and_then(|mac| parts.registry.fetching(mac)),
     }
 }
@@ -161,6 +162,7 @@ fn other_servers(boot: Option<&Boot>, trace: Option<&StrangerTrace>) -> BTreeSet
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::Approved
+        | Happening::QuirksSet { .. }
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }

@@ -51,6 +51,7 @@ fn kind(happening: &Happening) -> &'static str {
         | Happening::ApplianceStarted => "state",
         Happening::OrderGiven { .. }
         | Happening::Approved
+        | Happening::QuirksSet { .. }
         | Happening::Registered
         | Happening::Removed { .. } => "operator",
     }

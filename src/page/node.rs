@@ -6,6 +6,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use crate::boot::decision::NextBoot;
+use crate::boot::quirks::Quirks;
 use crate::cli::text;
 use crate::cli::timeline::describe;
 use crate::net::MacAddr;
@@ -242,6 +243,7 @@ fn record(parts: &PageParts, node: &NodeDetail) -> Markup {
             (inventory::fact("Known since it was", origin))
             (inventory::fact("Next netboot", next))
             (inventory::fact("Order", &order))
+            @if node.quirks != Quirks::default() { (inventory::fact("Quirks", &node.quirks.summary())) }
             div { dt { "First seen" } dd { (words::ago(node.created_at, now)) } }
             div { dt { "Enrolled" } dd { (words::ago_or_never(node.summary.enrolled_at, now)) } }
             div { dt { "Id" } dd.mono { (node.summary.id) } }

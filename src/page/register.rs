@@ -85,7 +85,7 @@ fn read(typed: &Typed) -> Result<RegisterRequest, Wrong> {
             ("address", format!("`{}` is not an IPv4 address", crate::cli::text::inert(address)))
         })?),
     };
-    Ok(RegisterRequest { name, ports: vec![PortRequest { mac, address }] })
+    Ok(RegisterRequest { name, ports: vec![PortRequest { mac, address }], quirks: None })
 }
 
 fn form(visitor: &Visitor, parts: &Shared, typed: &Typed, wrong: Option<&Wrong>) -> Markup {

@@ -11,6 +11,7 @@ use super::sqlite::SqliteStore;
 use super::*;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::NextBoot;
+use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::{BindingState, ClientKey};
 use crate::net::MacAddr;
@@ -43,6 +44,7 @@ pub(super) fn node(number: u128, version: u64) -> Node {
         approved: version.is_multiple_of(2),
         state: ProvisionState::Inspecting,
         next_boot: NextBoot::Ramdisk,
+        quirks: Quirks::default(),
         firmware: Some(Firmware::UefiX64),
         created_at: Timestamp::from_millis(1_795_000_000_000 + u64::try_from(number % 7).unwrap()),
         last_seen_at: None,

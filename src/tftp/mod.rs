@@ -17,10 +17,12 @@
 //! their transfer runs get no answer. A boot ROM that hears nothing asks again, one that hears an error gives up.
 
 use std::net::SocketAddrV4;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::net::pace::Pace;
 use crate::node::timeline::FileOutcome;
 
 pub mod admission;
@@ -49,6 +51,16 @@ pub struct Opened {
     pub bytes: Bytes,
     /// Handed back in [`TransferReport::ticket`]; means nothing here.
     pub ticket: u64,
+    pub restraint: Restraint,
+}
+
+/// What this peer gets less of than everybody.
+#[derive(Clone, Debug, Default)]
+pub struct Restraint {
+    pub blksize_max: Option<u16>,
+    pub windowsize_max: Option<u16>,
+    /// Shared by all that is sent to it, by whatever protocol.
+    pub pace: Option<Arc<Pace>>,
 }
 
 /// Why a name is not served. The client hears "file not found" in either case.

@@ -371,7 +371,8 @@ impl Server {
         }
         self.admission.admit_session(peer)?;
         let opened = self.files.open(peer, request.name).map_err(|_| NOT_FOUND)?;
-        let transfer = Transfer::new(&request, &self.limits(), opened.bytes, now);
+        let limits = self.limits().within(&opened.restraint);
+        let transfer = Transfer::new(&request, &limits, opened.bytes, now).paced(opened.restraint.pace);
         let port_index = self.ports.next_index();
         let begun = Begun {
             peer,

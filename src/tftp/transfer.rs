@@ -15,11 +15,14 @@
 //! the sorcerer's apprentice (RFC 1123 §4.2.3.1): with a window of one block only the timer sends anything twice, and
 //! with a larger one a repeated ACK brings the window back at most once per round trip.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::net::pace::Pace;
 use crate::node::timeline::{FileOutcome, aborted};
+use crate::tftp::Restraint;
 use crate::tftp::wire::{self, BLKSIZE_DEFAULT, DATA_HEADER_LEN, Datagram, GrantedOptions, Mode, Request};
 
 mod burst;
@@ -56,6 +59,18 @@ pub struct Limits {
     /// Largest block that leaves in one frame: MTU − 32.
     pub blksize_max: u16,
     pub windowsize_max: u16,
+}
+
+impl Limits {
+    /// For a peer that gets less.
+    pub fn within(self, restraint: &Restraint) -> Limits {
+        Limits {
+            blksize_max: restraint.blksize_max.map_or(self.blksize_max, |max| max.min(self.blksize_max)),
+            windowsize_max: restraint
+                .windowsize_max
+                .map_or(self.windowsize_max, |max| max.min(self.windowsize_max)),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +130,9 @@ pub struct Transfer {
     unanswered_at_ceiling: u32,
     retransmissions: u32,
     netascii_acknowledged: u64,
+    pace: Option<Arc<Pace>>,
+    /// Nothing leaves before this, although the window has room.
+    paced_until: Option<Instant>,
     now: Instant,
 }
 
@@ -131,7 +149,11 @@ impl Transfer {
             blksize: asked.blksize.map(|blksize| blksize.min(limits.blksize_max)),
             tsize: (asked.tsize && !text).then_some(size),
             timeout: asked.timeout,
-            windowsize: asked.windowsize.filter(|_| !text).map(|window| window.min(limits.windowsize_max)),
+            // A window of one is what everybody has who is granted none.
+            windowsize: asked
+                .windowsize
+                .filter(|_| !text && limits.windowsize_max > 1)
+                .map(|window| window.min(limits.windowsize_max)),
         };
         let blksize = granted.blksize.unwrap_or(BLKSIZE_DEFAULT);
         let windowsize = granted.windowsize.unwrap_or(1);
@@ -167,8 +189,15 @@ impl Transfer {
             unanswered_at_ceiling: 0,
             retransmissions: 0,
             netascii_acknowledged: 0,
+            pace: None,
+            paced_until: None,
             now,
         }
+    }
+
+    /// Sends no faster than this allows.
+    pub fn paced(self, pace: Option<Arc<Pace>>) -> Self {
+        Self { pace, ..self }
     }
 
     /// A datagram from the client. What means nothing here is ignored.
@@ -253,6 +282,10 @@ impl Transfer {
         if matches!(self.phase, Phase::Finished(_)) {
             return;
         }
+        if self.paced_until.take_if(|until| *until <= now).is_some() {
+            // What waited may leave; nothing of it is overdue.
+            return;
+        }
         if self.hint_at.is_some_and(|hint_at| hint_at <= now) {
             self.go_back();
             self.deadline = now + self.timer.current();
@@ -291,12 +324,16 @@ impl Transfer {
             }
             Phase::Sending => {
                 let first = self.next;
-                let count = self.burst_len();
+                let room = self.room()?;
+                let count = self.burst_len(room);
                 if count == 0 {
                     return None;
                 }
                 self.mark_sent(first, count);
                 let payload = self.content.blocks(first, count, self.blksize);
+                if let Some(pace) = &self.pace {
+                    pace.sent(payload.len() + count as usize * DATA_HEADER_LEN, self.now);
+                }
                 Some(Transmit::Blocks(Burst {
                     first,
                     count: count as usize,
@@ -307,8 +344,29 @@ impl Transfer {
         }
     }
 
+    /// Bytes that the peer's pace lets leave now; `None` if it has to wait for what the window would allow.
+    fn room(&mut self) -> Option<usize> {
+        let Some(pace) = &self.pace else { return Some(usize::MAX) };
+        match pace.room(self.now) {
+            Ok(room) => Some(room),
+            Err(until) => {
+                let in_window = self.next < self.base + u64::from(self.windowsize);
+                let there = match &self.content {
+                    Content::Octet { last, .. } => self.next <= *last,
+                    Content::Netascii(_) => true,
+                };
+                if in_window && there {
+                    self.paced_until = Some(until);
+                    // The client's answer waits for what we hold back.
+                    self.deadline = self.deadline.max(until + self.timer.current());
+                }
+                None
+            }
+        }
+    }
+
     /// Blocks that may leave now in one burst.
-    fn burst_len(&mut self) -> u64 {
+    fn burst_len(&mut self, room: usize) -> u64 {
         let window_end = self.base + u64::from(self.windowsize);
         let end = match &mut self.content {
             Content::Octet { last, .. } => window_end.min(*last + 1),
@@ -319,8 +377,8 @@ impl Transfer {
                 window_end
             }
         };
-        let burst_max =
-            (BURST_BYTES_MAX / (usize::from(self.blksize) + DATA_HEADER_LEN)).clamp(1, BURST_SEGMENTS_MAX);
+        let burst_max = (BURST_BYTES_MAX.min(room) / (usize::from(self.blksize) + DATA_HEADER_LEN))
+            .clamp(1, BURST_SEGMENTS_MAX);
         end.saturating_sub(self.next).min(burst_max as u64)
     }
 
@@ -344,7 +402,8 @@ impl Transfer {
         match self.phase {
             Phase::Finished(_) => None,
             Phase::Negotiating | Phase::Sending => {
-                Some(self.hint_at.map_or(self.deadline, |hint_at| hint_at.min(self.deadline)))
+                let sooner = [self.hint_at, self.paced_until].into_iter().flatten().min();
+                Some(sooner.map_or(self.deadline, |sooner| sooner.min(self.deadline)))
             }
         }
     }

@@ -19,6 +19,7 @@ mod ground;
 mod http;
 mod index;
 mod pxe;
+mod quirks;
 mod reliability;
 mod security;
 mod station;

@@ -23,10 +23,11 @@ fn prepared(bed: &TestBed) {
     bed.publish("even", &pattern(EVEN), b"ramdisk");
     bed.publish("long", &pattern(200_000 * 8 - 3), &pattern(1_000_000));
     bed.publish("big", &pattern(BIG), b"ramdisk");
+    bed.publish("text", &text(), b"ramdisk");
     bed.publish("crowd", &pattern(CROWD), b"ramdisk");
 }
 
-fn rrq(name: &str, options: &[(&str, &str)]) -> Vec<u8> {
+pub fn rrq(name: &str, options: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = [b"\0\x01", name.as_bytes(), b"\0octet\0"].concat();
     for (option, value) in options {
         bytes.extend_from_slice(&[option.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
@@ -34,8 +35,13 @@ fn rrq(name: &str, options: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
+/// Line ends of every kind, so many that blocks' ends cut some of their pairs.
+fn text() -> Vec<u8> {
+    (0..2000_usize).map(|index| b"a\nb\rc\r\n\0\n\n\r"[index % 11]).collect()
+}
+
 /// A socket of the machine; receiving from it fails in the end.
-fn socket(machine: &ClientMachine) -> UdpSocket {
+pub fn socket(machine: &ClientMachine) -> UdpSocket {
     machine.inside(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
         socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
@@ -70,7 +76,7 @@ fn answer(socket: &UdpSocket, request: &[u8]) -> (Vec<u8>, SocketAddr) {
 }
 
 /// The first answer to a request, after which the transfer is ended.
-fn first_answer(machine: &ClientMachine, request: &[u8]) -> Vec<u8> {
+pub fn first_answer(machine: &ClientMachine, request: &[u8]) -> Vec<u8> {
     let socket = socket(machine);
     let (answer, transfer) = answer(&socket, request);
     socket.send_to(b"\0\x05\0\0enough\0", transfer).expect("sent");
@@ -83,7 +89,7 @@ fn ack(block: u64) -> [u8; 4] {
 }
 
 /// A whole transfer, as RFC 7440 wants it: acknowledging each window, and the last block in order when one is missing.
-fn fetch(socket: &UdpSocket, name: &str, options: &[(&str, &str)], window: u64) -> Vec<u8> {
+pub fn fetch(socket: &UdpSocket, name: &str, options: &[(&str, &str)], window: u64) -> Vec<u8> {
     let mut received = answer(socket, &rrq(name, options));
     let mut block_size = 512;
     let (mut content, mut next, mut in_window) = (Vec::new(), 1_u64, 0);
@@ -307,6 +313,53 @@ fn t_13_writing_is_refused_and_changes_nothing() {
         }
         assert_eq!(snapshot(&images), before);
         assert!(!ground.bed().state().join("upload").exists());
+    });
+}
+
+#[test]
+fn t_14_text_is_sent_as_netascii_without_size_and_window_and_mail_is_refused() {
+    GROUP.check(|ground| {
+        let machine = ground.booted();
+        // RFC 764: a line feed is CR LF, a carriage return that ends no line CR NUL.
+        let on_the_wire: Vec<u8> = text()
+            .iter()
+            .flat_map(|byte| match byte {
+                b'\n' => b"\r\n".to_vec(),
+                b'\r' => b"\r\0".to_vec(),
+                other => vec![*other],
+            })
+            .collect();
+        for (mode, options, granted) in [
+            ("netascii", "", ""),
+            ("NetASCII", "blksize\x0064\0tsize\x000\0windowsize\x008\0", "blksize\x0064\0"),
+        ] {
+            let request = format!("\0\x01image/text/vmlinuz\0{mode}\0{options}");
+            let socket = socket(&machine);
+            let mut received = answer(&socket, request.as_bytes());
+            let (mut content, mut size) = (Vec::new(), 512);
+            if !granted.is_empty() {
+                assert_eq!(received.0, [b"\0\x06", granted.as_bytes()].concat());
+                socket.send_to(&ack(0), received.1).expect("sent");
+                (received, size) = (receive(&socket), 64);
+            }
+            for block in 1.. {
+                let (datagram, transfer) = received;
+                assert_eq!(datagram[..4], [0, 3, 0, block], "one block at a time");
+                content.extend_from_slice(&datagram[4..]);
+                socket.send_to(&ack(block.into()), transfer).expect("sent");
+                if datagram.len() - 4 < size {
+                    break;
+                }
+                received = receive(&socket);
+            }
+            assert!(content == on_the_wire, "{mode}: {}", content.escape_ascii());
+        }
+        // A client that turns it back into what it was.
+        let server = SERVER.to_string();
+        machine.run("tftp", &["-m", "netascii", &server, "-c", "get", "image/text/vmlinuz", "got"]);
+        assert!(machine.read("got") == text());
+        let refused = first_answer(&machine, b"\0\x01image/text/vmlinuz\0mail\0");
+        assert_eq!(refused, b"\0\x05\0\x04mail is not supported\0");
     });
 }
 

@@ -171,7 +171,8 @@ fn registry(store: &Arc<MemoryStore>, clock: Clock) -> Arc<Registry> {
         reservations: Vec::new(),
     };
     let registry = Registry::new(Arc::clone(store) as Arc<dyn Store>, snapshot, settings, key);
-    let node = NewNode { name: Some("rack1-node07".parse().unwrap()), macs: vec![(NODE, None)] };
+    let node =
+        NewNode { name: Some("rack1-node07".parse().unwrap()), macs: vec![(NODE, None)], quirks: None };
     registry.register(node, clock.now()).unwrap();
     Arc::new(registry)
 }

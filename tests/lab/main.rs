@@ -4,7 +4,11 @@
 //! told on its end: serial logs, a capture, the appliance's log and the machines' timelines.
 
 mod beside;
+mod console;
 mod crashes;
 mod enrolls;
+mod grub;
+mod secure_boot;
 mod stops;
 mod support;
+mod u_boot;

@@ -2,19 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farrier::cli::client::Client;
 use farrier::cli::error::CommandError;
 use farrier::lab::config::{LabConfig, LabFirmware, MachineConfig};
 use farrier::lab::plan::ProgramPlan;
+use farrier::lab::process;
 use farrier::lab::state::StateDir;
 use farrier::lab::{Lab, LabOptions, Services, prepare};
 use farrier::node::timeline::Boot;
 use farrier::operator::api::NodeDetail;
 use indicatif::ProgressBar;
+use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
@@ -76,6 +80,22 @@ impl Case {
         prepare::share(images(), &state.appliance_state()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Case { name, state, lab: None, config, runtime, _turn: turn }
+    }
+
+    /// Loaders of this case's own, to be added to and changed: a copy of the shared ones. The folder they are in.
+    pub fn own_loaders(&self) -> PathBuf {
+        let folder = self.state.appliance_state().join("loaders");
+        let shared = fs::canonicalize(&folder).unwrap();
+        fs::remove_file(&folder).unwrap();
+        let copied = Command::new("cp").arg("-r").args([&shared, &folder]).status().unwrap();
+        assert!(copied.success());
+        folder
+    }
+
+    /// What the appliance would answer at that time, by its API.
+    pub fn ask<T: DeserializeOwned>(&self, path: &str) -> T {
+        let socket = self.state.short_operator_socket().unwrap();
+        self.runtime.block_on(Client::new(socket.path()).get(path)).unwrap()
     }
 
     pub fn start(self) -> Case {
@@ -182,6 +202,21 @@ impl Case {
 
     pub fn await_enrolled(&self, machine: &MachineConfig) -> (NodeDetail, Boot) {
         self.await_node(machine, "enrolled", BOOTS_WITHIN, |_, boot| boot.enrolled)
+    }
+
+    /// Waits until a text that grows has these words in it.
+    pub fn await_words(&self, wanted: &str, within: Duration, text: impl Fn() -> String) {
+        let until = Instant::now() + within;
+        while !text().contains(wanted) {
+            assert!(Instant::now() < until, "`{wanted}` not within {within:?} in:\n{}", text());
+            process::look_again();
+        }
+    }
+
+    pub fn signal_appliance(&self, signal: Signal) {
+        let record = self.lab().run_record().unwrap();
+        let appliance = record.programs.iter().find(|program| program.name == "appliance").unwrap();
+        appliance.process.unwrap().signal(signal).unwrap();
     }
 
     /// Everything the appliance recorded of the machines, for whoever looks into a failure.

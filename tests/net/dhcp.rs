@@ -141,7 +141,7 @@ pub fn start_with(bridge: &Bridge, guard: &Arc<Guard>) -> Running {
 
 /// An operator registers a machine.
 pub fn register(registry: &Registry, mac: MacAddr) {
-    let new = NewNode { name: None, macs: vec![(mac, None)] };
+    let new = NewNode { name: None, macs: vec![(mac, None)], quirks: None };
     registry.register(new, Clock::start().now()).unwrap();
 }
 

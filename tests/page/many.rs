@@ -25,6 +25,7 @@ async fn ten_thousand_nodes_are_a_page_at_a_time() {
         let new = NewNode {
             name: format!("row{}-node{number}", number / 100).parse().ok(),
             macs: vec![(mac, None)],
+            quirks: None,
         };
         rig.registry.register(new, at).expect("it is registered");
     }

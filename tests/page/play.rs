@@ -49,7 +49,7 @@ impl<'a> Machine<'a> {
 
     pub fn register(self, name: &str, reserved: bool) -> Machine<'a> {
         let macs = vec![(self.mac, reserved.then_some(self.address))];
-        let new = NewNode { name: Some(name.parse().expect("a name")), macs };
+        let new = NewNode { name: Some(name.parse().expect("a name")), macs, quirks: None };
         let at = self.rig.now().minus(Duration::from_secs(7 * 86_400));
         self.rig.registry.register(new, at).expect("it is registered");
         self

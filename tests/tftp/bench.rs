@@ -17,7 +17,7 @@ use farrier::config::BridgeName;
 use farrier::net::bridge::Bridge;
 use farrier::telemetry::Tally;
 use farrier::tftp::network::{Doors, TftpHandle, start};
-use farrier::tftp::{FileSource, NotServed, Opened, TransferReport};
+use farrier::tftp::{FileSource, NotServed, Opened, Restraint, TransferReport};
 use nix::sched::{CloneFlags, setns};
 
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
@@ -64,7 +64,7 @@ pub struct Memory {
 impl FileSource for Memory {
     fn open(&self, _peer: SocketAddrV4, name: &[u8]) -> Result<Opened, NotServed> {
         let bytes = self.files.get(name).cloned().ok_or(NotServed::NotFound)?;
-        Ok(Opened { bytes, ticket: name.len() as u64 })
+        Ok(Opened { bytes, ticket: name.len() as u64, restraint: Restraint::default() })
     }
 
     fn finished(&self, report: TransferReport) {

@@ -6,7 +6,7 @@ use crate::boot::decision::{self, BootPlan, Standing};
 use crate::clock::Timestamp;
 use crate::dhcp::lease::table::Availability;
 use crate::dhcp::lease::{Binding, BindingState, ClientKey};
-use crate::dhcp::reply::{self, Draft};
+use crate::dhcp::reply::{self, Draft, Hearing};
 use crate::dhcp::request::{MessageKind, Request, RequestState};
 use crate::dhcp::server::probes::{self, Clearance};
 use crate::dhcp::server::strangers::{STRANGERS_MIN, is_stranger};
@@ -33,6 +33,19 @@ impl Visit<'_> {
             Standing::Stranger => None,
             Standing::Known(node) => node.reserved,
         }
+    }
+
+    /// How this client hears what it has no address for.
+    fn hearing(&self) -> Hearing {
+        match self.standing {
+            Standing::Known(node) if node.quirks.broadcast_replies => Hearing::BroadcastOnly,
+            Standing::Known(_) | Standing::Stranger => Hearing::AsItSays,
+        }
+    }
+
+    /// Where an answer of this kind goes that grants this address.
+    pub(super) fn destination(&self, kind: ReplyKind, granted: Option<Ipv4Addr>) -> Destination {
+        reply::destination_of(self.request, kind, granted, self.received.source, self.hearing())
     }
 }
 
@@ -335,7 +348,7 @@ impl DhcpServer {
         if visit.request.relay.is_none() || visit.request.current.is_some() {
             self.reachable(visit)?;
         }
-        let destination = reply::destination_of(visit.request, ReplyKind::Ack, None, visit.received.source);
+        let destination = visit.destination(ReplyKind::Ack, None);
         Ok(self.draft(visit, ReplyKind::Ack, destination).compose())
     }
 
@@ -347,8 +360,7 @@ impl DhcpServer {
         let approved = matches!(visit.standing, Standing::Known(node) if node.approved);
         let address = visit.reserved().filter(|address| approved && self.may_have(visit, *address));
         let address = address.ok_or(Silence::BootpWithoutAddress)?;
-        let source = visit.received.source;
-        let destination = reply::destination_of(visit.request, ReplyKind::Bootp, Some(address), source);
+        let destination = visit.destination(ReplyKind::Bootp, Some(address));
         Ok(Draft { granted: Some(address), ..self.draft(visit, ReplyKind::Bootp, destination) }.compose())
     }
 
@@ -413,13 +425,13 @@ impl DhcpServer {
     }
 
     fn grant(&self, visit: &Visit<'_>, kind: ReplyKind, address: Ipv4Addr) -> Reply {
-        let destination = reply::destination_of(visit.request, kind, Some(address), visit.received.source);
+        let destination = visit.destination(kind, Some(address));
         let lease = Some(self.settings.lease);
         Draft { granted: Some(address), lease, ..self.draft(visit, kind, destination) }.compose()
     }
 
     fn nak(&self, visit: &Visit<'_>, reason: &'static str) -> Reply {
-        let destination = reply::destination_of(visit.request, ReplyKind::Nak, None, visit.received.source);
+        let destination = visit.destination(ReplyKind::Nak, None);
         Draft { reason, boot_file: None, ..self.draft(visit, ReplyKind::Nak, destination) }.compose()
     }
 
@@ -439,6 +451,7 @@ impl DhcpServer {
             reason: "",
             settings: &self.settings,
             destination,
+            hearing: visit.hearing(),
         }
     }
 }

@@ -5,7 +5,6 @@
 //! proxy offers ends with the first, gets the URL of its script as its boot file; HTTP Boot firmware a URL and
 //! "HTTPClient".
 
-use crate::dhcp::reply;
 use crate::dhcp::request::MessageKind;
 use crate::dhcp::server::handling::Visit;
 use crate::dhcp::server::{DhcpServer, Reply, ReplyKind, Silence};
@@ -18,8 +17,7 @@ impl DhcpServer {
             MessageKind::Discover if request.server.is_some() => Err(Silence::DiscoverNamesServer),
             MessageKind::Discover if !request.class.wants_boot() => Err(Silence::NotABootClient),
             MessageKind::Discover => {
-                let destination =
-                    reply::destination_of(request, ReplyKind::Offer, None, visit.received.source);
+                let destination = visit.destination(ReplyKind::Offer, None);
                 let draft = self.draft(visit, ReplyKind::Offer, destination);
                 if draft.boot_file.is_none() { Err(Silence::NothingToBoot) } else { Ok(draft.compose()) }
             }

@@ -330,6 +330,7 @@ impl Book {
             next_boot: entry.node.next_boot,
             reserved: self.reserved(entry, mac),
             fruitless_loaders: entry.loaders.fruitless(mac, now),
+            quirks: entry.node.quirks.effective(),
         })
     }
 

@@ -1,15 +1,16 @@
-//! Edits: a node's name, ports and reservations as an operator wants them, if it still is what the operator saw.
+//! Edits: a node's name, ports, reservations and quirks as an operator wants them, if it still is what the operator saw.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::MutexGuard;
 
 use crate::boot::decision::NextBoot;
+use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::Act;
-use crate::node::registry::operator::{NewNode, OperatorError, RegisterError, locate_expected};
+use crate::node::registry::operator::{NewNode, OperatorError, RegisterError, locate_expected, set_quirks};
 use crate::node::registry::{NodeRef, Registry};
 use crate::node::timeline::Happening;
 use crate::node::transition::Event;
@@ -25,6 +26,7 @@ pub struct NodeEdit {
     pub ports: Option<Vec<(MacAddr, Option<Ipv4Addr>)>>,
     pub approved: Option<bool>,
     pub next_boot: Option<NextBoot>,
+    pub quirks: Option<Quirks>,
 }
 
 /// What a node must be for an edit to be made: one of these versions of its record.
@@ -93,7 +95,12 @@ impl Registry {
         let book = self.lock_at(now);
         let known = new.name.as_ref().and_then(|name| book.owner_of_name(name));
         if let Some(id) = known {
-            let edit = NodeEdit { ports: Some(new.macs), approved: Some(true), ..NodeEdit::default() };
+            let edit = NodeEdit {
+                ports: Some(new.macs),
+                approved: Some(true),
+                quirks: new.quirks,
+                ..NodeEdit::default()
+            };
             return self.edit_in(book, id, edit, expected, now);
         }
         expected.allows(None)?;
@@ -129,6 +136,7 @@ impl Registry {
                 node.ports = recorded.ports;
                 node.approved = recorded.approved;
                 node.next_boot = recorded.next_boot;
+                node.quirks = recorded.quirks;
                 node.origin = recorded.origin;
             });
             return Err(error.into());
@@ -187,6 +195,7 @@ fn check_ports(book: &Book, node: &Node, ports: &[(MacAddr, Option<Ipv4Addr>)]) 
 }
 
 pub(super) fn apply(act: &mut Act<'_>, edit: NodeEdit) {
+    set_quirks(act, edit.quirks);
     let node = &mut act.entry.node;
     let before = (node.name.clone(), node.ports.clone(), node.approved, node.next_boot);
     if let Some(name) = edit.name {

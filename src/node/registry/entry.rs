@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::boot::client::{Client, ClientClass};
 use crate::boot::decision::NextBoot;
+use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::registry::record::LoaderFetches;
@@ -154,6 +155,7 @@ pub(super) fn new_node(origin: Origin, now: Timestamp) -> Option<Node> {
         approved: origin == Origin::Registered,
         state: ProvisionState::Enroll,
         next_boot: NextBoot::Ramdisk,
+        quirks: Quirks::default(),
         firmware: None,
         created_at: now,
         last_seen_at: None,

@@ -196,7 +196,7 @@ fn plan_known(book: &Book, entry: &RosterEntry, before: &Node) -> Result<(Planne
     let planned =
         |action| Planned { line: entry.line, action, before: Some(shown.clone()), after: after.clone() };
     if before.origin == Origin::Seen && before.name.is_none() {
-        let new = NewNode { name, macs: ports };
+        let new = NewNode { name, macs: ports, quirks: None };
         let adopted = check(book, &new).map_err(|error| error.to_string())?;
         return Ok((planned(Action::Register), Step::Register(new, adopted)));
     }
@@ -210,5 +210,5 @@ fn plan_known(book: &Book, entry: &RosterEntry, before: &Node) -> Result<(Planne
 
 fn as_new(entry: &RosterEntry) -> NewNode {
     let macs = entry.ports.iter().map(|port| (port.mac, port.address)).collect();
-    NewNode { name: entry.name.clone(), macs }
+    NewNode { name: entry.name.clone(), macs, quirks: None }
 }

@@ -15,7 +15,7 @@
 //! - `waiting`: boot clients that were answered and are no nodes yet
 //! - `traces`: what MACs that are no nodes asked lately, for who asks why they do not boot
 //! - `record`: what happens on the wire: enrolment, timeline, boot loops, deadlines
-//! - `operator`: register, approve, order, remove; `edit`: rename, ports, reservations
+//! - `operator`: register, approve, order, remove; `edit`: rename, ports, reservations, quirks
 //! - `pages`: many nodes, read a page at a time
 //! - `import`: a whole list of nodes at once
 //! - `agent`: boot tokens, sessions, inventory, orders obeyed
@@ -31,6 +31,7 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use crate::boot::decision::{Standing, UnknownPolicy};
+use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::config::Reservation;
 use crate::net::MacAddr;
@@ -216,6 +217,13 @@ impl Registry {
         let book = self.lock();
         let id = book.owner_of(mac)?;
         book.get(id)?.node.name.clone()
+    }
+
+    /// What the node with this port has to be humoured in; asked for each fetch.
+    pub fn quirks_of(&self, mac: MacAddr) -> Quirks {
+        let book = self.lock();
+        let entry = book.owner_of(mac).and_then(|id| book.get(id));
+        entry.map(|entry| entry.node.quirks.effective()).unwrap_or_default()
     }
 
     pub fn find(&self, reference: &NodeRef) -> Option<Node> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::boot::decision::NextBoot;
+use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::registry::book::{Book, NODES_MAX};
@@ -21,6 +22,8 @@ use crate::store::{Change, CommitError};
 pub struct NewNode {
     pub name: Option<NodeName>,
     pub macs: Vec<(MacAddr, Option<Ipv4Addr>)>,
+    /// `None` leaves those of a node that is adopted.
+    pub quirks: Option<Quirks>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -289,4 +292,15 @@ pub(super) fn take_over(act: &mut Act<'_>, new: NewNode) {
     act.node_changed = true;
     act.approved = true;
     act.note(Happening::Registered);
+    set_quirks(act, new.quirks);
+}
+
+/// `None` leaves them as they are.
+pub(super) fn set_quirks(act: &mut Act<'_>, quirks: Option<Quirks>) {
+    let Some(quirks) = quirks.filter(|quirks| *quirks != act.entry.node.quirks) else { return };
+    act.entry.node.quirks = quirks;
+    act.node_changed = true;
+    // What it needs is known now, perhaps: it may try again at once.
+    act.entry.loaders.forgive();
+    act.note(Happening::QuirksSet { quirks });
 }

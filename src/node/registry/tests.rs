@@ -405,7 +405,7 @@ fn a_nic_of_another_node_is_never_stolen() {
 #[test]
 fn made_up_machines_are_bounded_and_push_out_only_each_other() {
     let bench = Bench::new(UnknownPolicy::Enroll);
-    let new = NewNode { name: None, macs: vec![(mac(1), None)] };
+    let new = NewNode { name: None, macs: vec![(mac(1), None)], quirks: None };
     bench.registry.register(new, START).unwrap();
     bench.seen(2, 0);
     bench.hello(&bench.token(2, 1), 2, 1).unwrap();

@@ -56,6 +56,7 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::Approved
+        | Happening::QuirksSet { .. }
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }

@@ -201,6 +201,7 @@ impl History {
                 | Happening::OrderGiven { .. }
                 | Happening::State { .. }
                 | Happening::Approved
+                | Happening::QuirksSet { .. }
                 | Happening::Registered
                 | Happening::Removed { .. }
                 | Happening::BootLoop { .. }
@@ -310,7 +311,10 @@ fn fetched_text(happening: &Happening) -> Option<(&str, Option<ScriptPlan>, Opti
 /// What belongs to no boot, even while one is under way.
 fn is_outside(happening: &Happening) -> bool {
     match happening {
-        Happening::Approved | Happening::Registered | Happening::Removed { .. } => true,
+        Happening::Approved
+        | Happening::QuirksSet { .. }
+        | Happening::Registered
+        | Happening::Removed { .. } => true,
         Happening::Dhcp { .. }
         | Happening::OtherServer { .. }
         | Happening::File { .. }
@@ -337,6 +341,7 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::Approved
+        | Happening::QuirksSet { .. }
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }

@@ -90,7 +90,7 @@ causes! {
     TransferAborted => "transfer-aborted",
     /// The loader is for another processor or firmware than the machine has.
     WrongArchitecture => "wrong-architecture",
-    /// Secure Boot refused a loader that is not signed.
+    /// Secure Boot refused a loader that is not signed, or was changed since.
     SecureBootRefused => "secure-boot-refused",
     /// The loader was loaded and nothing came of it; no evidence says why.
     LoaderSilent => "loader-silent",

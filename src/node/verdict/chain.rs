@@ -208,6 +208,7 @@ pub(super) fn is_problem(happening: &Happening) -> bool {
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::Approved
+        | Happening::QuirksSet { .. }
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }

@@ -93,6 +93,7 @@ fn of_event(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> 
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::Approved
+        | Happening::QuirksSet { .. }
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }

@@ -1,7 +1,7 @@
 //! A loader was fetched whole and nothing came of it: what can be said about that.
 //!
 //! Firmware does not tell a server why it does not start a file. Two things can be known: whether the file is made for
-//! what the machine said it is, and whether it is signed, which is what Secure Boot goes by. A loader that runs is
+//! what the machine said it is, and whether it is signed and still what was signed, which is what Secure Boot goes by. A loader that runs is
 //! known by what it does next: iPXE asks for an address, shim and GRUB look for files.
 
 use crate::boot::client::{ClientClass, Firmware};
@@ -38,6 +38,17 @@ pub(super) fn silent(chain: &Chain<'_>, fetched: &TimelineEvent, around: &Surrou
                 file.platform
             ),
         ),
+        (Some(file), Some(firmware))
+            if around.loaders.altered().any(|altered| altered.name == file.name)
+                && firmware.platform() != Firmware::Bios =>
+        {
+            (
+                Cause::SecureBootRefused,
+                format!(
+                    "{name} was fetched whole and did not start: it was changed after it was signed, and Secure Boot starts only what its signature is of"
+                ),
+            )
+        }
         (Some(file), Some(firmware)) if !file.signed && firmware.platform() != Firmware::Bios => (
             Cause::SecureBootRefused,
             format!(
@@ -72,6 +83,7 @@ fn is_sign_of_life(happening: &Happening) -> bool {
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::Approved
+        | Happening::QuirksSet { .. }
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }

@@ -264,6 +264,9 @@ fn not_installed(context: &Context<'_>) -> Vec<String> {
 }
 
 fn secure_boot(context: &Context<'_>) -> Vec<String> {
+    if context.chain.reached == Some(Stage::Kernel) {
+        return vec!["find out who or what changed the deploy image's kernel".to_owned(), context.rebuild()];
+    }
     let platform = context.chain.firmware().map(|firmware| firmware.platform());
     let signed: Vec<String> = context
         .around
@@ -272,6 +275,14 @@ fn secure_boot(context: &Context<'_>) -> Vec<String> {
         .filter(|file| file.signed && file.second.is_some() && Some(file.platform) == platform)
         .map(|file| file.name.to_string())
         .collect();
+    if let Some(file) = context.around.loaders.altered().find(|file| Some(file.platform) == platform) {
+        return vec![format!(
+            "somebody or something changed {} ({}): find out who, then install package {} again and `systemctl reload farrier`",
+            file.name,
+            file.path.display(),
+            file.package
+        )];
+    }
     let mut lines = vec!["turn Secure Boot off in the machine's firmware".to_owned()];
     if let Some(name) = signed.first() {
         let platform = platform.map_or_else(|| context.firmware(), |platform| platform.to_string());

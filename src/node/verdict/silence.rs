@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::boot::client::ClientClass;
+use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::{ScriptPlan, UnknownPolicy};
 use crate::config::DhcpMode;
 use crate::net::ports::{BridgePort, PortState};
@@ -237,6 +237,12 @@ fn by_stage(chain: &Chain<'_>, around: &Surroundings) -> Finding {
         }
         Some(Stage::Kernel) => {
             let kernel = chain.file_of(Stage::Kernel);
+            // Only a UEFI machine can have Secure Boot, and one without it starts such a kernel.
+            let uefi = chain.firmware().is_some_and(|firmware| firmware.platform() != Firmware::Bios);
+            if around.kernel_altered && uefi {
+                let headline = "the kernel was fetched whole and not started: it was changed after it was signed, and Secure Boot starts only what its signature is of";
+                return Finding { stage: Stage::Kernel, ..found(Cause::SecureBootRefused, headline, kernel) };
+            }
             found(Cause::RamdiskNotFetched, "it has its kernel, and did not fetch the ramdisk", kernel)
         }
         Some(Stage::Ramdisk) => agent_silent(chain),

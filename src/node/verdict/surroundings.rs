@@ -33,6 +33,8 @@ pub struct Surroundings {
     pub loaders: Arc<LoaderTable>,
     /// The deploy profile machines boot.
     pub profile: String,
+    /// Its kernel was changed after it was signed.
+    pub kernel_altered: bool,
     /// A file the machine is fetching at this moment.
     pub fetching: Option<Fetching>,
 }

@@ -31,6 +31,7 @@ fn around(now: u64) -> Surroundings {
         pool: PoolUse { size: 2, bound: 2, offered: 0, quarantined: 0 },
         loaders: std::sync::Arc::new(LoaderTable::built_in()),
         profile: "vm".into(),
+        kernel_altered: false,
         fetching: None,
     }
 }
@@ -292,6 +293,26 @@ fn loaders_are_told_apart_by_platform_and_signature() {
 }
 
 #[test]
+fn what_was_changed_after_it_was_signed_is_what_secure_boot_refused() {
+    let shim = "uefi-x64/shimx64.efi";
+    let mut surroundings = around(5000);
+    surroundings.loaders = std::sync::Arc::new(surroundings.loaders.with_altered(|name| name.0 == shim));
+    let fetched = |class| vec![dhcp(class, "request", Ok("ack")), whole(Stage::Loader, shim)];
+    let verdict = judged(fetched(UEFI), &surroundings);
+    assert_eq!((verdict.cause, verdict.stage), (Cause::SecureBootRefused, Some(Stage::Loader)));
+    assert!(verdict.headline.contains("changed after it was signed"), "{}", verdict.headline);
+    assert!(verdict.remedy.iter().any(|line| line.contains("shim-signed")), "{:?}", verdict.remedy);
+
+    let mut with_kernel = around(5000);
+    let upto_kernel = || upto(&steps()[..4]);
+    assert_eq!(judged(upto_kernel(), &with_kernel).cause, Cause::RamdiskNotFetched);
+    with_kernel.kernel_altered = true;
+    let verdict = judged(upto_kernel(), &with_kernel);
+    assert_eq!((verdict.cause, verdict.stage), (Cause::SecureBootRefused, Some(Stage::Kernel)));
+    assert!(verdict.remedy.iter().any(|line| line.contains("image build deploy")), "{:?}", verdict.remedy);
+}
+
+#[test]
 fn the_ramdisk_is_told_apart_by_what_it_asks() {
     let with = |answer| {
         let mut happenings = upto(&steps()[..5]);
@@ -386,7 +407,7 @@ fn an_expired_token_is_told_from_a_spent_one() {
         reservations: Vec::new(),
     };
     let registry = Registry::new(store, Default::default(), settings, TokenKey::from_bytes([7; 32]));
-    registry.register(NewNode { name: None, macs: vec![(MAC, None)] }, at(0)).unwrap();
+    registry.register(NewNode { name: None, macs: vec![(MAC, None)], quirks: None }, at(0)).unwrap();
     for (secs, happening) in (1..).zip(upto(&steps()[..2])) {
         registry.record(MAC, happening, at(secs));
     }

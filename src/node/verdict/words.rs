@@ -84,6 +84,7 @@ pub(super) fn tell(happening: &Happening) -> String {
         Happening::OrderGiven { order } => format!("ordered: {order}"),
         Happening::State { from, to, cause } => format!("{from} → {to}: {cause}"),
         Happening::Approved => "approved".to_owned(),
+        Happening::QuirksSet { quirks } => format!("quirks: {}", quirks.summary()),
         Happening::Registered => "registered".to_owned(),
         Happening::Removed { .. } => "removed".to_owned(),
         Happening::BootLoop { loaders } => format!("loader fetched {loaders} times and no script asked for"),
@@ -109,6 +110,7 @@ pub(super) fn stage_tried(happening: &Happening) -> Option<Stage> {
         Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::Approved
+        | Happening::QuirksSet { .. }
         | Happening::Registered
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }

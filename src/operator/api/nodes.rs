@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::boot::client::Firmware;
 use crate::boot::decision::NextBoot;
+use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
@@ -68,6 +69,9 @@ pub struct NodeDetail {
     pub uuid: Option<Uuid>,
     pub created_at: Timestamp,
     pub inventory: Option<Inventory>,
+    /// What is done otherwise for its firmware, as it was set.
+    #[serde(default)]
+    pub quirks: Quirks,
     pub version: u64,
 }
 
@@ -77,6 +81,9 @@ pub struct NodeDetail {
 pub struct RegisterRequest {
     pub name: Option<NodeName>,
     pub ports: Vec<PortRequest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub quirks: Option<Quirks>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -107,6 +114,10 @@ pub struct NodePatch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub next_boot: Option<NextBoot>,
+    /// All of its quirks; those that are not named are off. `{}` is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub quirks: Option<Quirks>,
 }
 
 /// Tells `null` from absent: both would be `None` otherwise.
@@ -123,6 +134,10 @@ where
 #[serde(deny_unknown_fields)]
 pub struct NodePut {
     pub ports: Vec<PortRequest>,
+    /// Left out, they stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub quirks: Option<Quirks>,
 }
 
 /// One row of `GET /api/v1/ports`.

@@ -463,3 +463,56 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_peer_that_gets_less_is_granted_less_and_a_window_of_one_not_at_all() {
+    let asked = RequestedOptions { blksize: Some(1468), windowsize: Some(16), ..Default::default() };
+    for (blksize_max, windowsize_max, granted) in [
+        (Some(1024), None, "blksize 1024 windowsize 16 "),
+        (None, Some(4), "blksize 1468 windowsize 4 "),
+        (Some(9000), Some(64), "blksize 1468 windowsize 16 "),
+        (Some(512), Some(1), "blksize 512 "),
+    ] {
+        let limits = LIMITS.within(&Restraint { blksize_max, windowsize_max, pace: None });
+        let now = Instant::now();
+        let mut transfer = Transfer::new(&request(Mode::Octet, asked), &limits, vec![7; 5000].into(), now);
+        let Some(Transmit::OptionAck(oack)) = transfer.poll_transmit() else { panic!("no OACK") };
+        assert_eq!(oack[2..].escape_ascii().to_string().replace("\\x00", " "), granted);
+    }
+}
+
+#[test]
+fn a_paced_transfer_takes_its_time_and_repeats_nothing() {
+    for (windowsize, mode) in [(1, Mode::Octet), (16, Mode::Octet), (1, Mode::Netascii)] {
+        let options = RequestedOptions {
+            windowsize: Some(windowsize).filter(|window| *window > 1),
+            ..RequestedOptions::default()
+        };
+        let size = 100_000;
+        let mut bench = Bench::of(vec![b'x'; size].into(), mode, options);
+        // 125 kB a second.
+        bench.transfer = bench.transfer.paced(Some(Arc::new(Pace::new(1))));
+        let start = bench.now;
+        while bench.outcome().is_none() {
+            let (mut last, sent) = (None, bench.sent());
+            if sent == ["oack"] {
+                bench.ack(0);
+                continue;
+            }
+            last = sent.last().and_then(|block| block.parse::<u16>().ok()).or(last);
+            bench.wait(1);
+            match last {
+                Some(block) if block % windowsize == 0 || usize::from(block) == size / 512 + 1 => {
+                    bench.ack(block)
+                }
+                Some(_) | None => {
+                    bench.time_out();
+                }
+            }
+        }
+        assert_eq!(bench.outcome(), Some(FileOutcome::Complete));
+        assert_eq!(bench.transfer.retransmissions(), 0);
+        let took = (bench.now - start).as_secs_f64();
+        assert!((0.79..1.0).contains(&took), "{windowsize}, {mode:?}: {took} s");
+    }
+}

@@ -146,3 +146,19 @@ fn a_smaller_pool_after_a_reload_moves_clients_out() {
     assert_eq!(world.bind(mac(1)), address(100));
     assert_eq!(world.server.pool_use(), PoolUse { size: 11, bound: 1, offered: 0, quarantined: 0 });
 }
+
+#[test]
+fn who_hears_nothing_else_is_answered_by_broadcast_until_it_has_an_address() {
+    let mut world = World::new(settings());
+    world.nodes.know(mac(1)).quirks.broadcast_replies = true;
+    let mut told = |message: &ClientMessage| reply(&world.send(message)).clone();
+    let flags = |reply: &Reply| reply.bytes[10] & 0x80 != 0;
+    let offer = told(&discover(1));
+    assert_eq!((&offer.destination, flags(&offer)), (&Destination::Broadcast, true));
+    let ack = told(&ClientMessage::selecting(mac(1), offer.address.unwrap()));
+    assert_eq!((&ack.destination, flags(&ack)), (&Destination::Broadcast, true));
+    let renewed = told(&ClientMessage::renewing(mac(1), ack.address.unwrap()));
+    assert!(matches!(renewed.destination, Destination::Unicast(_)) && !flags(&renewed));
+    let other = told(&discover(2));
+    assert!(matches!(other.destination, Destination::Frame { .. }) && !flags(&other));
+}

@@ -30,7 +30,8 @@ fn registry(reservations: Vec<Reservation>) -> (Arc<MemoryStore>, Registry) {
 }
 
 fn new(name: &str, ports: &[(u8, Option<Ipv4Addr>)]) -> NewNode {
-    NewNode { name: name.parse().ok(), macs: ports.iter().map(|(last, at)| (mac(*last), *at)).collect() }
+    let macs = ports.iter().map(|(last, at)| (mac(*last), *at)).collect();
+    NewNode { name: name.parse().ok(), macs, quirks: None }
 }
 
 fn named(name: &str) -> NodeRef {
@@ -132,4 +133,31 @@ fn pages_go_through_all_nodes_however_long_they_are() {
     );
     let cursor = next.unwrap();
     assert_eq!(cursor.to_string().parse(), Ok(cursor));
+}
+
+#[test]
+fn quirks_are_set_noted_kept_and_taken_back_if_the_disk_refuses() {
+    let (store, registry) = registry(Vec::new());
+    registry.register(new("a", &[(1, None)]), START).unwrap();
+    let mut told = registry.subscribe();
+    let wanted = Quirks { shim_fallback: true, ..Quirks::default() };
+    let edit = |quirks| NodeEdit { quirks: Some(quirks), ..NodeEdit::default() };
+    let edited = registry.edit(&named("a"), edit(wanted), &Expected::Anything, START).unwrap();
+    assert_eq!((edited.node.quirks, edited.node.version), (wanted, 2));
+    assert_eq!(told.try_recv().unwrap().happening, Happening::QuirksSet { quirks: wanted });
+    assert_eq!(registry.quirks_of(mac(1)), wanted);
+    let again = registry.edit(&named("a"), edit(wanted), &Expected::Anything, START).unwrap();
+    assert_eq!((again.node.version, told.try_recv().is_err()), (2, true), "no change, no event");
+    store.fail_next_commits(1);
+    assert!(registry.edit(&named("a"), edit(Quirks::default()), &Expected::Anything, START).is_err());
+    assert_eq!((registry.quirks_of(mac(1)), registry.quirks_of(mac(2))), (wanted, Quirks::default()));
+}
+
+#[test]
+fn a_record_without_quirks_is_one_of_an_earlier_farrier() {
+    let (_, registry) = registry(Vec::new());
+    let node = registry.register(new("a", &[(1, None)]), START).unwrap();
+    let mut record = serde_json::to_value(&node).unwrap();
+    record.as_object_mut().unwrap().remove("quirks").expect("it is written");
+    assert_eq!(serde_json::from_value::<Node>(record).unwrap(), node);
 }

@@ -5,7 +5,11 @@ use super::*;
 #[test]
 fn a_node_is_registered_before_its_first_boot() {
     let bench = Bench::new(UnknownPolicy::Ignore);
-    let new = || NewNode { name: "node-1".parse().ok(), macs: vec![(mac(1), Some(ADDRESS)), (mac(2), None)] };
+    let new = || NewNode {
+        name: "node-1".parse().ok(),
+        macs: vec![(mac(1), Some(ADDRESS)), (mac(2), None)],
+        quirks: None,
+    };
     let node = bench.registry.register(new(), START).unwrap();
     assert_eq!((node.origin, node.approved, node.state), (Origin::Registered, true, ProvisionState::Enroll));
     assert_eq!(bench.known(1, 0).reserved, Some(ADDRESS));
@@ -14,7 +18,7 @@ fn a_node_is_registered_before_its_first_boot() {
         assert_eq!(bench.registry.find(&reference.parse().unwrap()).unwrap().id, node.id, "{reference}");
     }
     let register = |name: &str, macs: Vec<(MacAddr, Option<Ipv4Addr>)>| {
-        bench.registry.register(NewNode { name: name.parse().ok(), macs }, START).unwrap_err()
+        bench.registry.register(NewNode { name: name.parse().ok(), macs, quirks: None }, START).unwrap_err()
     };
     let owner = "node-1".to_owned();
     assert_eq!(register("b", vec![(mac(2), None)]), RegisterError::PortTaken { mac: mac(2), owner });
@@ -45,7 +49,7 @@ fn a_node_is_registered_before_its_first_boot() {
 fn registering_a_node_that_was_seen_adopts_it() {
     let bench = Bench::new(UnknownPolicy::Approve);
     let id = bench.seen(1, 0);
-    let new = NewNode { name: "node-1".parse().ok(), macs: vec![(mac(1), None)] };
+    let new = NewNode { name: "node-1".parse().ok(), macs: vec![(mac(1), None)], quirks: None };
     bench.store.fail_next_commits(1);
     assert!(matches!(bench.registry.register(new.clone(), after(1)), Err(RegisterError::Store(_))));
     assert_eq!((bench.node(1).name, bench.node(1).approved), (None, false));
@@ -64,7 +68,7 @@ fn what_could_not_be_stored_is_undone() {
     assert!(bench.registry.approve(&by_mac, after(1)).is_err());
     assert!(bench.registry.order(&by_mac, Order::LocalBoot, after(1)).is_err());
     assert!(bench.registry.remove(&by_mac, after(1)).is_err());
-    let new = NewNode { name: None, macs: vec![(mac(2), None)] };
+    let new = NewNode { name: None, macs: vec![(mac(2), None)], quirks: None };
     assert!(bench.registry.register(new, after(1)).is_err());
     let node = bench.node(1);
     assert_eq!((node.approved, node.order, node.next_boot), (false, None, NextBoot::Ramdisk));
@@ -109,7 +113,7 @@ fn reservations_of_the_configuration_are_registered_nodes() {
 #[test]
 fn a_reservation_of_the_configuration_never_overrides_an_operators() {
     let bench = Bench::new(UnknownPolicy::Ignore);
-    let five = NewNode { name: "five".parse().ok(), macs: vec![(mac(5), Some(ADDRESS))] };
+    let five = NewNode { name: "five".parse().ok(), macs: vec![(mac(5), Some(ADDRESS))], quirks: None };
     bench.registry.register(five, START).unwrap();
     let mut settings = settings(UnknownPolicy::Ignore);
     settings.reservations = vec![reservation(6, ADDRESS, "six"), reservation(5, OTHER_ADDRESS, "five")];
@@ -132,7 +136,7 @@ fn a_reservation_of_the_configuration_never_overrides_an_operators() {
 #[test]
 fn a_refused_reservation_holds_once_its_address_is_free() {
     let bench = Bench::new(UnknownPolicy::Ignore);
-    let five = NewNode { name: "five".parse().ok(), macs: vec![(mac(5), Some(ADDRESS))] };
+    let five = NewNode { name: "five".parse().ok(), macs: vec![(mac(5), Some(ADDRESS))], quirks: None };
     bench.registry.register(five, START).unwrap();
     let mut settings = settings(UnknownPolicy::Ignore);
     settings.reservations = vec![reservation(6, ADDRESS, "six")];
