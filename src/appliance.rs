@@ -35,6 +35,7 @@ use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::operator::access::Access;
 use crate::operator::audit::AuditLog;
+use crate::operator::idempotency::Keys;
 use crate::operator::problems::ProblemLog;
 use crate::operator::sparing::Sparing;
 use crate::operator::{OperatorHandle, OperatorParts, SocketError};
@@ -155,6 +156,8 @@ impl Appliance {
         let addresses = Arc::new(address_book(&bridge, mode));
         let settings = registry_settings(&config);
         let audit = Arc::new(AuditLog::new(std::mem::take(&mut snapshot.audit), Arc::clone(&durable), clock));
+        let answers = std::mem::take(&mut snapshot.answers);
+        let keys = Arc::new(Keys::new(answers, Arc::clone(&durable), clock));
         let tokens = std::mem::take(&mut snapshot.tokens);
         let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
@@ -243,6 +246,7 @@ impl Appliance {
                 problems,
                 access,
                 audit,
+                keys,
                 config: Arc::clone(&config),
                 clock,
                 started_at: clock.now(),

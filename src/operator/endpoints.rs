@@ -168,7 +168,7 @@ fn reading_nodes() -> Vec<Endpoint> {
 
 fn changing_nodes() -> Vec<Endpoint> {
     let key = "A text of the client's own, at most 255 characters: the same request with the same key is done once, \
-               and answered the same for 24 hours while this appliance runs.";
+               and answered the same for 24 hours, also after a restart.";
     vec![
         change(
             Method::POST,

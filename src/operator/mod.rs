@@ -11,7 +11,7 @@
 //! - `routes`: the table as a router behind the gate; `pace`: the share of the processors it may take
 //! - `nodes`, `leases`, `images`, `monitoring`: handlers; `asked`: what a request says, `answer`: how it is answered
 //! - `roster`: import and export of whole lists
-//! - `idempotency`: a repeated POST is done once
+//! - [`idempotency`]: a repeated POST is done once
 //! - [`why`]: verdicts, and the dialogue a machine would have
 //! - `events`: the live event stream; `metrics`: Prometheus text
 //! - `socket`: the Unix socket and its peers; [`tls`]: certificates; `serve`: connections and their bounds
@@ -43,6 +43,7 @@ use crate::operator::api::{
     BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
 };
 use crate::operator::audit::AuditLog;
+use crate::operator::idempotency::Keys;
 use crate::operator::problems::ProblemLog;
 use crate::operator::serve::Served;
 use crate::operator::socket::{Group, SocketFile};
@@ -57,7 +58,7 @@ pub(crate) mod asked;
 pub mod audit;
 pub mod endpoints;
 mod events;
-mod idempotency;
+pub mod idempotency;
 mod images;
 mod leases;
 mod metrics;
@@ -144,6 +145,8 @@ pub struct OperatorParts {
     pub problems: Arc<ProblemLog>,
     pub access: Arc<Access>,
     pub audit: Arc<AuditLog>,
+    /// Answers that are given again to who sends the same request again.
+    pub keys: Arc<Keys>,
     pub config: Arc<ArcSwap<Config>>,
     pub clock: Clock,
     pub started_at: Timestamp,

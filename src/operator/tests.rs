@@ -22,7 +22,7 @@ use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::{Boot, Happening};
 use crate::node::token::TokenKey;
 use crate::operator::api::*;
-use crate::store::Snapshot;
+use crate::store::Store as _;
 use crate::store::memory::MemoryStore;
 
 mod access;
@@ -111,6 +111,11 @@ impl Rig {
 
     /// The same, with a configuration of its own.
     fn start_with(configure: impl FnOnce(&mut Config)) -> Rig {
+        Rig::start_on(Arc::new(MemoryStore::new()), configure)
+    }
+
+    /// The same, with what an earlier one left.
+    fn start_on(store: Arc<MemoryStore>, configure: impl FnOnce(&mut Config)) -> Rig {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("run/operator.sock");
         let text =
@@ -123,7 +128,9 @@ impl Rig {
         let mut listeners = Listeners::open(&config, HandedOver::default()).unwrap();
         listeners.keep_certificate().unwrap();
         let clock = Clock::start();
-        let store = Arc::new(MemoryStore::new());
+        let mut snapshot = store.load().unwrap();
+        let answers = std::mem::take(&mut snapshot.answers);
+        let keys = Arc::new(Keys::new(answers, Arc::clone(&store) as _, clock));
         let settings = RegistrySettings {
             unknown: UnknownPolicy::Approve,
             call_deadline: config.boot.call_deadline,
@@ -131,7 +138,7 @@ impl Rig {
         };
         let shared: Arc<dyn crate::store::Store> = Arc::clone(&store) as _;
         let key = TokenKey::from_bytes([7; 32]);
-        let registry = Arc::new(Registry::new(shared, Snapshot::default(), settings, key));
+        let registry = Arc::new(Registry::new(shared, snapshot, settings, key));
         let has_image = Arc::new(AtomicBool::new(true));
         let ailing = Arc::<Ailing>::default();
         let tally = Arc::<Tally>::default();
@@ -144,6 +151,7 @@ impl Rig {
                 listeners.door(),
             ),
             audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
+            keys,
             registry: Arc::clone(&registry),
             appliance: Arc::new(Quiet {
                 clock,

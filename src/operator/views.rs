@@ -117,6 +117,17 @@ pub fn node_detail(parts: &OperatorParts, node: &Node) -> NodeDetail {
     }
 }
 
+/// The same of a node that is being looked at.
+pub fn detail_of(view: &NodeView<'_>, leases: &Leases, now: Timestamp) -> NodeDetail {
+    NodeDetail {
+        summary: summary_of(view, leases, now),
+        uuid: view.node.uuid,
+        created_at: view.node.created_at,
+        inventory: view.node.inventory.clone(),
+        version: view.node.version,
+    }
+}
+
 fn summary_of(view: &NodeView<'_>, leases: &Leases, now: Timestamp) -> NodeSummary {
     let port = |port: &crate::node::Port| PortSummary {
         mac: port.mac,

@@ -16,6 +16,7 @@ use farrier::node::token::TokenKey;
 use farrier::operator::access::{Access, Role};
 use farrier::operator::api::{BlobEntry, BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
 use farrier::operator::audit::AuditLog;
+use farrier::operator::idempotency::Keys;
 use farrier::operator::problems::ProblemLog;
 use farrier::operator::views::Leases;
 use farrier::operator::{self, ApplianceView, HandedOver, Listeners, OperatorHandle, OperatorParts};
@@ -159,6 +160,7 @@ impl Rig {
             tally: Arc::clone(&tally),
             access: Arc::clone(&access),
             audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
+            keys: Arc::new(Keys::new(Vec::new(), Arc::clone(&store) as _, clock)),
             problems: ProblemLog::new(clock),
             config: Arc::new(ArcSwap::from_pointee(config)),
             clock,

@@ -380,7 +380,9 @@ impl LeaseTable {
                 | Change::PutToken(_)
                 | Change::DropToken(_)
                 | Change::PutAudit(_)
-                | Change::DropAuditBelow { .. } => {}
+                | Change::DropAuditBelow { .. }
+                | Change::PutAnswer(_)
+                | Change::DropAnswer(_) => {}
             }
         }
         still_stored

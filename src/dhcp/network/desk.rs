@@ -173,7 +173,9 @@ impl Desk {
                 | Change::PutToken(_)
                 | Change::DropToken(_)
                 | Change::PutAudit(_)
-                | Change::DropAuditBelow { .. } => {}
+                | Change::DropAuditBelow { .. }
+                | Change::PutAnswer(_)
+                | Change::DropAnswer(_) => {}
             }
         }
     }
@@ -409,6 +411,8 @@ fn grants(changes: &[Change], mac: MacAddr) -> bool {
         | Change::PutToken(_)
         | Change::DropToken(_)
         | Change::PutAudit(_)
-        | Change::DropAuditBelow { .. } => false,
+        | Change::DropAuditBelow { .. }
+        | Change::PutAnswer(_)
+        | Change::DropAnswer(_) => false,
     })
 }

@@ -47,7 +47,11 @@ pub struct NodeView<'a> {
     entry: &'a Entry,
 }
 
-impl NodeView<'_> {
+impl<'a> NodeView<'a> {
+    pub(super) fn of(book: &'a Book, entry: &'a Entry) -> NodeView<'a> {
+        NodeView { node: &entry.node, approved: book.lets_in(entry), book, entry }
+    }
+
     /// Address fixed for this port, by an operator or in the configuration.
     pub fn reserved(&self, mac: MacAddr) -> Option<Ipv4Addr> {
         self.book.reserved(self.entry, mac)
@@ -123,7 +127,7 @@ impl Registry {
             for cursor in book.from(at).take(TURN_NODES_MAX) {
                 (looked_at, at) = (looked_at + 1, Some(cursor));
                 let Some(entry) = book.get(cursor.id) else { continue };
-                let view = NodeView { node: &entry.node, approved: book.lets_in(entry), book: &book, entry };
+                let view = NodeView::of(&book, entry);
                 if !view.passes(filter) {
                     continue;
                 }
@@ -156,7 +160,7 @@ impl Registry {
             for (mac, id) in book.ports_from(at).take(TURN_NODES_MAX) {
                 (looked_at, at) = (looked_at + 1, Some(mac));
                 let Some(entry) = book.get(id) else { continue };
-                let view = NodeView { node: &entry.node, approved: book.lets_in(entry), book: &book, entry };
+                let view = NodeView::of(&book, entry);
                 let Some(item) = shown(&view, mac) else { continue };
                 if items.len() == limit {
                     return (items, last);
@@ -179,7 +183,7 @@ impl Registry {
     pub fn look<T>(&self, id: NodeId, shown: impl FnOnce(&NodeView<'_>) -> T) -> Option<T> {
         let book = self.lock();
         let entry = book.get(id)?;
-        Some(shown(&NodeView { node: &entry.node, approved: book.lets_in(entry), book: &book, entry }))
+        Some(shown(&NodeView::of(&book, entry)))
     }
 
     /// Names and ids of the nodes these MACs are ports of; one turn of the lock for a whole page of leases.

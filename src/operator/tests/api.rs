@@ -171,6 +171,26 @@ async fn a_repeated_post_registers_once() {
     assert_eq!(ask(&rig, "POST /api/v1/nodes", &[], &body).await.0, 409);
     let nodes: Vec<NodeSummary> = rig.client.list("/api/v1/nodes").await.unwrap();
     assert_eq!(nodes.len(), 1);
+
+    // Also if the first was answered by an earlier run, whatever has become of the node since.
+    let again = Rig::start_on(Arc::clone(&rig.store), |_| {});
+    assert_eq!(ask(&again, "DELETE /api/v1/nodes/once", &[], "").await.0, 200);
+    let (status, headers, repeated) = ask(&again, "POST /api/v1/nodes", &key, &body).await;
+    assert_eq!((status, repeated), (201, first));
+    let location = format!("/api/v1/nodes/{}", nodes[0].id);
+    assert_eq!(header(&headers, "location"), Some(location.as_str()));
+    assert_eq!(ask(&again, "POST /api/v1/nodes", &key, &body.replace("once", "twice")).await.0, 422);
+    assert!(again.registry.nodes().is_empty());
+
+    // Node and answer are on disk both, or neither is.
+    let key = [("Idempotency-Key", "7f0b")];
+    let answers = |rig: &Rig| rig.store.load().unwrap().answers.len();
+    let before = answers(&again);
+    again.store.fail_next_commits(1);
+    assert_eq!(ask(&again, "POST /api/v1/nodes", &key, &body).await.0, 503);
+    assert_eq!((answers(&again), again.store.load().unwrap().nodes.len()), (before, 0));
+    assert_eq!(ask(&again, "POST /api/v1/nodes", &key, &body).await.0, 201);
+    assert_eq!(answers(&again), before + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

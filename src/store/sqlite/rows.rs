@@ -13,6 +13,7 @@ use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
 use crate::operator::access::tokens::{SecretHash, Token};
 use crate::operator::audit::{AuditEntry, AuditRecord};
+use crate::operator::idempotency::{KeptAnswer, RequestKey};
 use crate::store::Change;
 
 pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusqlite::Error> {
@@ -105,6 +106,22 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusq
             connection
                 .prepare_cached("DELETE FROM audit WHERE sequence < ?")?
                 .execute([sequence_number(*sequence)])?;
+        }
+        Change::PutAnswer(answer) => {
+            connection.prepare_cached("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)")?.execute(
+                params![
+                    answer.key.who,
+                    answer.key.key,
+                    answer.request.to_string(),
+                    millis(answer.kept_until),
+                    serde_json::to_string(&answer.answer).map_err(json)?,
+                ],
+            )?;
+        }
+        Change::DropAnswer(RequestKey { who, key }) => {
+            connection
+                .prepare_cached("DELETE FROM answers WHERE who = ? AND key = ?")?
+                .execute(params![who, key])?;
         }
     }
     Ok(())
@@ -210,6 +227,18 @@ pub(super) fn decode_audit(row: &[Value]) -> Result<AuditRecord, String> {
         sequence: number(sequence, "sequence")?,
         at: Timestamp::from_millis(number(at, "at")?),
         entry: entry.into(),
+    })
+}
+
+pub(super) fn decode_answer(row: &[Value]) -> Result<KeptAnswer, String> {
+    let [who, key, request, kept_until, answer] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    Ok(KeptAnswer {
+        key: RequestKey { who: text(who, "who")?.to_owned(), key: text(key, "key")?.to_owned() },
+        request: text(request, "request")?.parse().map_err(|error| format!("{error}"))?,
+        kept_until: Timestamp::from_millis(number(kept_until, "kept_until")?),
+        answer: serde_json::from_str(text(answer, "answer")?).map_err(|error| error.to_string())?,
     })
 }
 
