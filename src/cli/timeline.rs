@@ -7,7 +7,9 @@ use super::text::{Style, Tone, bytes, duration, inert};
 use crate::boot::client::ClientClass;
 use crate::boot::decision::ScriptPlan;
 use crate::clock::Timestamp;
-use crate::node::timeline::{ADDRESS_ELSEWHERE, AgentCall, Boot, FileOutcome, Happening, Stage, Transport};
+use crate::node::timeline::{
+    ADDRESS_ELSEWHERE, AgentCall, Boot, FileOutcome, Happening, Stage, Transport, edited,
+};
 
 /// One event's cells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,6 +98,7 @@ pub fn describe(happening: &Happening) -> Line {
         }
         Happening::Approved => Line::new(Tone::Good, "approved", ""),
         Happening::Registered => Line::new(Tone::Plain, "registered", ""),
+        Happening::Edited { changes } => Line::new(Tone::Plain, "edited", edited::told(changes)),
         Happening::Removed { .. } => Line::new(Tone::Attention, "removed", ""),
         Happening::BootLoop { loaders } => {
             let detail = format!(

@@ -162,6 +162,7 @@ fn other_servers(boot: Option<&Boot>, trace: Option<&StrangerTrace>) -> BTreeSet
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

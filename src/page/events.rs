@@ -52,6 +52,7 @@ fn kind(happening: &Happening) -> &'static str {
         Happening::OrderGiven { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. } => "operator",
     }
 }

@@ -11,7 +11,7 @@ use crate::node::registry::book::Book;
 use crate::node::registry::entry::Act;
 use crate::node::registry::operator::{NewNode, OperatorError, RegisterError, locate_expected};
 use crate::node::registry::{NodeRef, Registry};
-use crate::node::timeline::Happening;
+use crate::node::timeline::{Happening, edited};
 use crate::node::transition::Event;
 use crate::node::{Node, NodeId, NodeName, Origin, PORTS_MAX, Port};
 use crate::store::CommitError;
@@ -187,8 +187,8 @@ fn check_ports(book: &Book, node: &Node, ports: &[(MacAddr, Option<Ipv4Addr>)]) 
 }
 
 pub(super) fn apply(act: &mut Act<'_>, edit: NodeEdit) {
+    let before = act.entry.node.clone();
     let node = &mut act.entry.node;
-    let before = (node.name.clone(), node.ports.clone(), node.approved, node.next_boot);
     if let Some(name) = edit.name {
         node.name = name;
     }
@@ -201,16 +201,21 @@ pub(super) fn apply(act: &mut Act<'_>, edit: NodeEdit) {
     if let Some(approved) = edit.approved {
         node.approved = approved;
     }
-    let now = (node.name.clone(), node.ports.clone(), node.approved, node.next_boot);
-    if before == now {
+    if before == *node {
         return;
     }
+    let changes = edited::between(&before, node);
     act.node_changed = true;
     // Whoever names it or lets it in vouches for it.
     if node.approved {
         node.origin = Origin::Registered;
     }
-    if node.approved && !before.2 {
+    let newly_approved = node.approved && !before.approved;
+    // The order of the same ports is no change worth an event.
+    if !changes.is_empty() {
+        act.note(Happening::Edited { changes });
+    }
+    if newly_approved {
         act.entry.loaders.forgive();
         act.approved = true;
         act.note(Happening::Approved);

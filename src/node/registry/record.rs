@@ -250,6 +250,7 @@ fn is_fetch(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
@@ -300,6 +301,7 @@ fn follow(act: &mut Act<'_>, mac: MacAddr, happening: &Happening) -> Option<Even
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

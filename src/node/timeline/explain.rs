@@ -57,6 +57,7 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }
         | Happening::ApplianceStarted => None,

@@ -202,6 +202,7 @@ impl History {
                 | Happening::State { .. }
                 | Happening::Approved
                 | Happening::Registered
+                | Happening::Edited { .. }
                 | Happening::Removed { .. }
                 | Happening::BootLoop { .. }
                 | Happening::PortConflict { .. }
@@ -310,7 +311,10 @@ fn fetched_text(happening: &Happening) -> Option<(&str, Option<ScriptPlan>, Opti
 /// What belongs to no boot, even while one is under way.
 fn is_outside(happening: &Happening) -> bool {
     match happening {
-        Happening::Approved | Happening::Registered | Happening::Removed { .. } => true,
+        Happening::Approved
+        | Happening::Registered
+        | Happening::Edited { .. }
+        | Happening::Removed { .. } => true,
         Happening::Dhcp { .. }
         | Happening::OtherServer { .. }
         | Happening::File { .. }
@@ -338,6 +342,7 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

@@ -209,6 +209,7 @@ pub(super) fn is_problem(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

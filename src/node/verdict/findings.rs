@@ -94,6 +94,7 @@ fn of_event(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> 
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }
         | Happening::ApplianceStarted => None,

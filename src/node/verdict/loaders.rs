@@ -73,6 +73,7 @@ fn is_sign_of_life(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::Approved
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

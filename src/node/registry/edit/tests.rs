@@ -67,6 +67,42 @@ fn ports_move_with_their_addresses_and_indexes_follow() {
 }
 
 #[test]
+fn an_edit_is_told_on_the_timeline_and_to_watchers() {
+    use crate::node::timeline::edited::{NodeChange, told};
+    let (store, registry) = registry(Vec::new());
+    let id = registry.register(new("a", &[(1, Some(ADDRESS)), (2, None)]), START).unwrap().id;
+    let mut watcher = registry.subscribe();
+    let edit = |edit| registry.edit(&NodeRef::Id(id), edit, &Expected::Anything, START).unwrap();
+    edit(NodeEdit { name: Some("b".parse().ok()), ..ports(&[(1, None), (3, Some(ADDRESS))]) });
+    let event = watcher.try_recv().unwrap();
+    let Happening::Edited { changes } = &event.happening else { panic!("{event:?}") };
+    assert_eq!(
+        *changes,
+        [
+            NodeChange::Name { from: "a".parse().ok(), to: "b".parse().ok() },
+            NodeChange::Address { port: mac(1), from: Some(ADDRESS), to: None },
+            NodeChange::PortRemoved { port: mac(2) },
+            NodeChange::PortAdded { port: mac(3), address: Some(ADDRESS) },
+        ]
+    );
+    assert_eq!(
+        told(changes),
+        "renamed from a to b; 192.168.2.50 no longer fixed for 52:54:00:00:00:01; port 52:54:00:00:00:02 removed; \
+         port 52:54:00:00:00:03 added with address 192.168.2.50"
+    );
+    // Outside any boot, and on disk like the rest.
+    assert_eq!(event.boot, 0);
+    assert!(store.load().unwrap().events.contains(&event));
+    edit(ports(&[(3, Some(ADDRESS)), (1, None)]));
+    edit(NodeEdit { name: Some("b".parse().ok()), ..NodeEdit::default() });
+    assert!(watcher.try_recv().is_err(), "nothing worth telling has changed");
+    edit(NodeEdit { approved: Some(false), next_boot: Some(NextBoot::LocalDisk), ..NodeEdit::default() });
+    let event = watcher.try_recv().unwrap();
+    let Happening::Edited { changes } = &event.happening else { panic!("{event:?}") };
+    assert_eq!(told(changes), "boots from its disk next; approval withdrawn");
+}
+
+#[test]
 fn what_the_disk_refuses_is_taken_back() {
     let (store, registry) = registry(Vec::new());
     let before = registry.register(new("a", &[(1, Some(ADDRESS))]), START).unwrap();
