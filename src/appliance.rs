@@ -137,7 +137,7 @@ impl Appliance {
         problems: Arc<ProblemLog>,
         clock: Clock,
     ) -> Result<Appliance, StartError> {
-        let Ground { bridge, table, dhcp: doors, files, mut listeners, confinement } = ground;
+        let Ground { bridge, table, dhcp: doors, files, listeners, confinement } = ground;
         let mode = config.dhcp.mode;
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
@@ -221,7 +221,7 @@ impl Appliance {
             }
         };
 
-        let page = listeners.describe_tcp();
+        let page = listeners.page();
         if let Some(page) = &page {
             tracing::info!("operators are served on {page}");
         }
@@ -247,6 +247,7 @@ impl Appliance {
                 access,
                 audit,
                 keys,
+                tls: listeners.tls(),
                 config: Arc::clone(&config),
                 clock,
                 started_at: clock.now(),
@@ -281,7 +282,7 @@ impl Appliance {
     }
 
     /// Takes over a configuration whose fixed keys are unchanged ([`Config::fixed_at_start`]). Files published since
-    /// the start are picked up as well.
+    /// the start, and certificates, are picked up as well.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
         let loaders = read_loaders(loader_table(&config)?, &config);
         if let Err(error) = self.library.reload() {
@@ -293,6 +294,7 @@ impl Appliance {
         self.content.reconfigure(ScriptSettings::from(&config), loaders);
         self.dhcp.reconfigure(&config, table);
         self.guard.set_policy(config.dhcp.on_rival);
+        self.operator.read_certificate();
         say_what_is_missing(&self.content);
         self.config.store(Arc::new(config));
         Ok(())

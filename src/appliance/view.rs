@@ -26,14 +26,14 @@ use crate::operator::api::{
 };
 use crate::operator::sparing::Sparing;
 use crate::operator::views::{self, Leases};
-use crate::operator::{ApplianceView, Premises};
+use crate::operator::{ApplianceView, PageAddress, Premises};
 use crate::privileges::Confinement;
 use crate::store::sqlite::SqliteStore;
 
 pub(super) struct View {
     pub(super) bridge: Bridge,
     /// Where operators are served by TCP.
-    pub(super) page: Option<String>,
+    pub(super) page: Option<PageAddress>,
     pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) store: Arc<SqliteStore>,
     pub(super) library: Arc<Library>,
@@ -81,7 +81,7 @@ impl ApplianceView for View {
         };
         services.push(service("operator", config.operator.socket.display().to_string(), true));
         if let Some(page) = &self.page {
-            services.push(service("page", page.clone(), true));
+            services.push(service("page", page.to_string(), true));
         }
         services
     }

@@ -17,6 +17,7 @@
 //! - `socket`: the Unix socket and its peers; [`tls`]: certificates; `serve`: connections and their bounds
 //! - [`problem`]: refusals as RFC 9457 documents; [`problems`]: what the appliance logged last
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
@@ -147,6 +148,7 @@ pub struct OperatorParts {
     pub audit: Arc<AuditLog>,
     /// Answers that are given again to who sends the same request again.
     pub keys: Arc<Keys>,
+    pub tls: Option<Arc<Tls>>,
     pub config: Arc<ArcSwap<Config>>,
     pub clock: Clock,
     pub started_at: Timestamp,
@@ -185,7 +187,7 @@ pub struct Listeners {
     /// Absent when the socket was handed over: whoever made the file removes it.
     file: Option<SocketFile>,
     tcp: Option<StdTcpListener>,
-    tls: Option<Tls>,
+    tls: Option<Arc<Tls>>,
     door: Door,
 }
 
@@ -205,7 +207,9 @@ impl Listeners {
         let failed = |which| move |source| SocketError::HandedOver { which, source };
         let address = tcp.as_ref().map(StdTcpListener::local_addr).transpose().map_err(failed("TCP"))?;
         let tls = match (&operator.tls, address) {
-            (Some(tls), Some(address)) => Some(Tls::load(tls, &config.store.path, address, &operator.names)?),
+            (Some(tls), Some(address)) => {
+                Some(Arc::new(Tls::load(tls, &config.store.path, address, &operator.names)?))
+            }
             (None, Some(address)) => {
                 check_plain(address)?;
                 None
@@ -245,20 +249,33 @@ impl Listeners {
     }
 
     /// Writes a certificate that was made just now into the state directory, which is there by now.
-    pub fn keep_certificate(&mut self) -> Result<(), SocketError> {
-        self.tls.as_mut().map_or(Ok(()), Tls::keep).map_err(SocketError::from)
+    pub fn keep_certificate(&self) -> Result<(), SocketError> {
+        self.tls.as_deref().map_or(Ok(()), Tls::keep).map_err(SocketError::from)
     }
 
-    /// Where the page is, for people: its address, and the fingerprint their browser should show.
-    pub fn describe_tcp(&self) -> Option<String> {
-        let address = self.door.address?;
-        Some(match &self.tls {
-            None => format!("http://{address}"),
-            Some(tls) => {
-                let kind = if tls.is_self_signed() { "self-signed certificate" } else { "certificate" };
-                format!("https://{address}, {kind} SHA-256 {}", tls.fingerprint())
-            }
-        })
+    /// The certificate operators are served with by TCP.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.clone()
+    }
+
+    /// Where the page is.
+    pub fn page(&self) -> Option<PageAddress> {
+        self.door.address.map(|address| PageAddress { address, tls: self.tls.clone() })
+    }
+}
+
+/// Where the page is, for people: its address, and the fingerprint their browser should show now.
+pub struct PageAddress {
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
+}
+
+impl fmt::Display for PageAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PageAddress { address, tls } = self;
+        let Some(tls) = tls else { return write!(formatter, "http://{address}") };
+        let kind = if tls.is_self_signed() { "self-signed certificate" } else { "certificate" };
+        write!(formatter, "https://{address}, {kind} SHA-256 {}", tls.fingerprint())
     }
 }
 
@@ -275,6 +292,7 @@ fn check_plain(address: SocketAddr) -> Result<(), SocketError> {
 pub struct OperatorHandle {
     stop: watch::Sender<bool>,
     servers: Vec<JoinHandle<()>>,
+    tls: Option<Arc<Tls>>,
     _file: Option<SocketFile>,
 }
 
@@ -291,13 +309,36 @@ pub fn start(parts: OperatorParts, listeners: Listeners) -> Result<OperatorHandl
     let mut servers = vec![tokio::spawn(serve::unix(unix, served()))];
     if let Some(tcp) = listeners.tcp {
         let tcp = tokio::net::TcpListener::from_std(tcp).map_err(failed("TCP"))?;
-        let acceptor = listeners.tls.as_ref().map(Tls::acceptor);
-        servers.push(tokio::spawn(serve::tcp(tcp, acceptor, bridge, served())));
+        let tls = listeners.tls.clone();
+        servers.push(tokio::spawn(serve::tcp(tcp, tls, bridge, served())));
     }
-    Ok(OperatorHandle { stop, servers, _file: listeners.file })
+    if let Some(tls) = &listeners.tls {
+        servers.push(tokio::spawn(follow_certificate(Arc::clone(tls), stopped)));
+    }
+    Ok(OperatorHandle { stop, servers, tls: listeners.tls, _file: listeners.file })
+}
+
+/// Looks at the certificate's files from time to time.
+async fn follow_certificate(tls: Arc<Tls>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(tls::LOOK_EVERY) => {}
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+        let looking = Arc::clone(&tls);
+        // Files may be on a disk that is slow.
+        let _ = tokio::task::spawn_blocking(move || looking.look()).await;
+    }
 }
 
 impl OperatorHandle {
+    /// Takes the certificate from its files again, if there is one.
+    pub fn read_certificate(&self) {
+        if let Some(tls) = &self.tls {
+            tls.read_again();
+        }
+    }
+
     /// Answers what is under way, ends event streams, and is gone within a second.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);

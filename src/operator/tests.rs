@@ -125,7 +125,7 @@ impl Rig {
         config.operator = OperatorConfig { socket: socket.clone(), listen, ..OperatorConfig::default() };
         config.store.path = directory.path().to_owned();
         configure(&mut config);
-        let mut listeners = Listeners::open(&config, HandedOver::default()).unwrap();
+        let listeners = Listeners::open(&config, HandedOver::default()).unwrap();
         listeners.keep_certificate().unwrap();
         let clock = Clock::start();
         let mut snapshot = store.load().unwrap();
@@ -152,6 +152,7 @@ impl Rig {
             ),
             audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
             keys,
+            tls: listeners.tls(),
             registry: Arc::clone(&registry),
             appliance: Arc::new(Quiet {
                 clock,
@@ -166,7 +167,7 @@ impl Rig {
         };
         parts.tally.count("dhcp", "ack");
         let loopback = listeners.tcp_address().unwrap();
-        let described = listeners.describe_tcp().unwrap();
+        let described = listeners.page().unwrap().to_string();
         let access = Arc::clone(&parts.access);
         let handle = start(parts, listeners).unwrap();
         let client = Client::new(socket);

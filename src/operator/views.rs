@@ -351,7 +351,8 @@ pub fn readiness(parts: &OperatorParts) -> Health {
             image.profile
         ))
     } else {
-        None
+        let problem = parts.tls.as_ref().and_then(|tls| tls.problem());
+        problem.map(|problem| format!("degraded: {problem}"))
     };
     Health { ok: reason.is_none(), reason }
 }

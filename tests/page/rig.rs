@@ -161,6 +161,7 @@ impl Rig {
             access: Arc::clone(&access),
             audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
             keys: Arc::new(Keys::new(Vec::new(), Arc::clone(&store) as _, clock)),
+            tls: listeners.tls(),
             problems: ProblemLog::new(clock),
             config: Arc::new(ArcSwap::from_pointee(config)),
             clock,
