@@ -19,6 +19,7 @@ use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::service::BootService;
+use crate::bridge_log::BridgeLog;
 use crate::clock::Clock;
 use crate::config::{BridgeName, Config, DhcpMode};
 use crate::dhcp::address_book::AddressBook;
@@ -47,9 +48,11 @@ use crate::telemetry::Tally;
 use crate::tftp::network::TftpHandle;
 use crate::{bootplane, dhcp, guard, net, operator, tftp};
 
+mod bridge_watch;
 mod ground;
 mod view;
 
+use bridge_watch::{BridgeWatch, Objection};
 use ground::FileDoors;
 pub use ground::Ground;
 use view::View;
@@ -158,6 +161,11 @@ impl Appliance {
         let audit = Arc::new(AuditLog::new(std::mem::take(&mut snapshot.audit), Arc::clone(&durable), clock));
         let answers = std::mem::take(&mut snapshot.answers);
         let keys = Arc::new(Keys::new(answers, Arc::clone(&durable), clock));
+        let events = std::mem::take(&mut snapshot.bridge_events);
+        let bridge_log = Arc::new(BridgeLog::new(events, Arc::clone(&durable), clock));
+        let objection = Arc::<Objection>::default();
+        let watch = BridgeWatch::open(bridge.clone(), Arc::clone(&bridge_log), Arc::clone(&objection));
+        let watch = watch.map_err(|source| StartError::Service { service: "bridge watch", source })?;
         let tokens = std::mem::take(&mut snapshot.tokens);
         let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
@@ -191,8 +199,14 @@ impl Appliance {
         // Beside another DHCP server there is nobody to warn of, and an observer asks nothing.
         let watchman = match mode {
             DhcpMode::Server => Some(
-                guard::network::start(bridge.clone(), Arc::clone(&guard), Arc::clone(&tally), clock)
-                    .map_err(guarding)?,
+                guard::network::start(
+                    bridge.clone(),
+                    Arc::clone(&guard),
+                    Arc::clone(&bridge_log),
+                    Arc::clone(&tally),
+                    clock,
+                )
+                .map_err(guarding)?,
             ),
             DhcpMode::Proxy | DhcpMode::Observe => None,
         };
@@ -237,6 +251,7 @@ impl Appliance {
             content: Arc::clone(&content),
             confinement,
             guard: Arc::clone(&guard),
+            objection,
         };
         let operator = operator::start(
             OperatorParts {
@@ -246,6 +261,7 @@ impl Appliance {
                 problems,
                 access,
                 audit,
+                bridge_log,
                 keys,
                 tls: listeners.tls(),
                 config: Arc::clone(&config),
@@ -265,7 +281,7 @@ impl Appliance {
             "serving"
         );
         drop(running);
-        let ticker = tokio::spawn(tick(Arc::clone(&registry), door, clock));
+        let ticker = tokio::spawn(tick(Arc::clone(&registry), door, watch, clock));
         Ok(Appliance {
             config,
             clock,
@@ -437,12 +453,13 @@ impl Door {
     }
 }
 
-async fn tick(registry: Arc<Registry>, mut door: Option<Door>, clock: Clock) {
+async fn tick(registry: Arc<Registry>, mut door: Option<Door>, mut watch: BridgeWatch, clock: Clock) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         registry.tick(clock.now());
+        watch.look(clock.now());
         if let Some(door) = &mut door {
             door.follow();
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::bridge_watch::{Objection, fault_of};
 use super::ground::HTTP_PORT;
 use crate::boot::loader::LoaderTable;
 use crate::bootplane::content::BootContent;
@@ -18,9 +19,8 @@ use crate::guard::Guard;
 use crate::image::library::Library;
 use crate::net;
 use crate::net::MacAddr;
-use crate::net::bridge::{Bridge, BridgeError};
+use crate::net::bridge::Bridge;
 use crate::net::link::Link;
-use crate::node::verdict::BridgeState;
 use crate::operator::api::{
     BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
 };
@@ -43,6 +43,7 @@ pub(super) struct View {
     pub(super) content: Arc<BootContent>,
     pub(super) confinement: Confinement,
     pub(super) guard: Arc<Guard>,
+    pub(super) objection: Arc<Objection>,
 }
 
 impl ApplianceView for View {
@@ -53,6 +54,7 @@ impl ApplianceView for View {
             address: self.bridge.address.to_string(),
             up: found.is_ok(),
             reason: found.as_ref().err().map(ToString::to_string),
+            objection: self.objection.load().as_deref().cloned(),
             // A bridge made anew has another MAC.
             mac: found.map_or(self.bridge.mac, |bridge| bridge.mac),
         }
@@ -136,21 +138,10 @@ impl ApplianceView for View {
     }
 
     fn premises(&self, mac: Option<MacAddr>) -> Premises {
-        let state = match self.bridge.state() {
-            Ok(_) => BridgeState::Up,
-            Err(BridgeError::Down { .. }) => BridgeState::Down,
-            Err(BridgeError::NoAddress { .. }) => BridgeState::WithoutAddress,
-            Err(
-                BridgeError::Missing { .. }
-                | BridgeError::NotABridge { .. }
-                | BridgeError::DefaultRoute { .. }
-                | BridgeError::Wireless { .. }
-                | BridgeError::Unreadable { .. },
-            ) => BridgeState::Gone,
-        };
+        let fault = fault_of(self.bridge.state().err().as_ref());
         let link = Link::find(&self.bridge.name.0).ok().flatten();
         let ports = link.and_then(|link| net::ports::of_bridge(link.index, mac).ok()).unwrap_or_default();
-        Premises { state, ports }
+        Premises { fault, ports }
     }
 
     fn neighbour(&self, address: Ipv4Addr) -> Option<MacAddr> {

@@ -265,6 +265,7 @@ fn the_status_says_what_is_wrong() {
             mac: MAC,
             up: true,
             reason: None,
+            objection: None,
         },
         services: vec![
             ServiceStatus { name: "dhcp".into(), listens: "192.168.2.2:67".into(), running: true },

@@ -6,6 +6,7 @@ use super::table::Table;
 use super::text::{Style, Tone, bytes, duration, inert};
 use crate::boot::client::ClientClass;
 use crate::boot::decision::ScriptPlan;
+use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::node::timeline::{
     ADDRESS_ELSEWHERE, AgentCall, Boot, FileOutcome, Happening, Stage, Transport, edited,
@@ -111,6 +112,13 @@ pub fn describe(happening: &Happening) -> Line {
             Line::new(Tone::Bad, "port", format!("{port} already belongs to node {owner}"))
         }
     }
+}
+
+/// An event of the bridge.
+pub fn describe_bridge(event: &BridgeEvent) -> Line {
+    let (what, detail) = event.happening.words(event.at);
+    let tone = if event.happening.is_trouble() { Tone::Bad } else { Tone::Good };
+    Line::new(tone, what, detail)
 }
 
 fn file_line(transport: Transport, name: &str, size: Option<u64>, outcome: &FileOutcome) -> Line {

@@ -17,6 +17,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
+use crate::bridge_log::BridgeLog;
+use crate::bridge_log::event::BridgeHappening;
 use crate::clock::{Clock, Timestamp};
 use crate::guard::probe::{self, Schedule};
 use crate::guard::rivals::{Kind, News, Rival};
@@ -57,13 +59,27 @@ impl Drop for GuardHandle {
 }
 
 /// Starts listening and asking on the bridge.
-pub fn start(bridge: Bridge, guard: Arc<Guard>, tally: Arc<Tally>, clock: Clock) -> io::Result<GuardHandle> {
+pub fn start(
+    bridge: Bridge,
+    guard: Arc<Guard>,
+    log: Arc<BridgeLog>,
+    tally: Arc<Tally>,
+    clock: Clock,
+) -> io::Result<GuardHandle> {
     let watch = LinkWatch::open()?;
     // Opened here, so that a lack of permission ends the start and does not go unnoticed.
     let ears = Ears::open(&bridge)?;
     let stop = Arc::new(AtomicBool::new(false));
-    let worker =
-        Worker { bridge, guard: Arc::clone(&guard), tally, clock, watch, stop: Arc::clone(&stop), looked: 0 };
+    let worker = Worker {
+        bridge,
+        guard: Arc::clone(&guard),
+        log,
+        tally,
+        clock,
+        watch,
+        stop: Arc::clone(&stop),
+        looked: 0,
+    };
     let thread = thread::Builder::new().name("guard".to_owned()).spawn(move || worker.run(ears))?;
     Ok(GuardHandle { guard, stop, thread: Some(thread) })
 }
@@ -127,6 +143,7 @@ impl Ears {
 struct Worker {
     bridge: Bridge,
     guard: Arc<Guard>,
+    log: Arc<BridgeLog>,
     tally: Arc<Tally>,
     clock: Clock,
     watch: LinkWatch,
@@ -288,10 +305,13 @@ impl Worker {
                     appeared |= kind == Kind::Dhcp;
                     self.tally.count(SERVICE, "rival-appeared");
                     self.warn(&rival);
+                    let Rival { mac, port, .. } = rival;
+                    self.log.record(BridgeHappening::RivalAppeared { kind, address, mac, port });
                 }
                 News::Gone(rival) => {
                     self.tally.count(SERVICE, "rival-gone");
-                    let Rival { kind, address, mac, .. } = rival;
+                    let Rival { kind, address, mac, first_at, .. } = rival;
+                    self.log.record(BridgeHappening::RivalGone { kind, address, mac, first_at });
                     tracing::info!(%address, mac = mac.map(tracing::field::display), kind = kind.as_str(), "gone quiet: the bridge is ours again as far as it goes");
                 }
             }

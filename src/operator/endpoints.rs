@@ -11,6 +11,7 @@ use super::openapi::Told;
 use super::routes::Shared;
 use super::{events, images, leases, monitoring, nodes, roster, why};
 use crate::boot::client::Firmware;
+use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::LeaseState;
 use crate::explain::{Dialogue, Machine};
@@ -354,13 +355,23 @@ fn images_and_events() -> Vec<Endpoint> {
             Told::answers::<BlobEntry>("show_blob", "images", "One blob").refuses(&[404]),
         ),
         read(
+            "/api/v1/bridge/events",
+            get(events::of_bridge),
+            Told::page_of::<BridgeEvent>(
+                "list_bridge_events",
+                "events",
+                "What happened to the bridge itself: outages, other servers; oldest first",
+            )
+            .listed(),
+        ),
+        read(
             "/api/v1/events",
             get(events::stream),
             Told::new("follow_events", "events", "What happens, as it happens")
                 .text(
                     200,
                     "text/event-stream",
-                    "`timeline` events (EventMessage), `lagged` (LaggedMessage) to who reads too slowly, `gap` \
+                    "`timeline` events (EventMessage), `bridge` (BridgeEvent) unless a node or a stage is asked for, `lagged` (LaggedMessage) to who reads too slowly, `gap` \
                      (GapMessage) to who resumes from further back than is kept; a comment every 15 s.",
                 )
                 .query("node", "Only events of this node: name, MAC address, id or UUID.", text())

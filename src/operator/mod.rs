@@ -29,6 +29,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::LoaderTable;
+use crate::bridge_log::BridgeLog;
+use crate::bridge_log::event::BridgeFault;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::lease::PoolUse;
@@ -37,7 +39,6 @@ use crate::explain::DeployImage;
 use crate::net::MacAddr;
 use crate::net::ports::BridgePort;
 use crate::node::registry::Registry;
-use crate::node::verdict::BridgeState;
 use crate::operator::access::names::Names;
 use crate::operator::access::{Access, Door};
 use crate::operator::api::{
@@ -113,7 +114,7 @@ pub trait ApplianceView: Send + Sync {
 
     /// The bridge, its ports, and which of them this MAC was heard behind.
     fn premises(&self, _mac: Option<MacAddr>) -> Premises {
-        Premises { state: BridgeState::Up, ports: Vec::new() }
+        Premises { fault: None, ports: Vec::new() }
     }
 
     /// The MAC of a station on the bridge, if it is known.
@@ -135,7 +136,8 @@ pub trait ApplianceView: Send + Sync {
 /// What the kernel tells of the bridge.
 #[derive(Clone, Debug)]
 pub struct Premises {
-    pub state: BridgeState,
+    /// Why nothing can be served there, if nothing can.
+    pub fault: Option<BridgeFault>,
     pub ports: Vec<BridgePort>,
 }
 
@@ -146,6 +148,7 @@ pub struct OperatorParts {
     pub problems: Arc<ProblemLog>,
     pub access: Arc<Access>,
     pub audit: Arc<AuditLog>,
+    pub bridge_log: Arc<BridgeLog>,
     /// Answers that are given again to who sends the same request again.
     pub keys: Arc<Keys>,
     pub tls: Option<Arc<Tls>>,

@@ -11,6 +11,7 @@ use super::*;
 use crate::boot;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::UnknownPolicy;
+use crate::bridge_log::BridgeLog;
 use crate::cli::client::{Client, WatchEvent};
 use crate::cli::error::CommandError;
 use crate::config::OperatorConfig;
@@ -53,7 +54,7 @@ impl ApplianceView for Quiet {
             false => (true, None),
         };
         let (name, address) = ("br-test".to_owned(), "192.168.2.2/24".to_owned());
-        BridgeStatus { name, address, mac: MAC, up, reason }
+        BridgeStatus { name, address, mac: MAC, up, reason, objection: None }
     }
 
     fn services(&self) -> Vec<ServiceStatus> {
@@ -93,6 +94,7 @@ impl ApplianceView for Quiet {
 struct Rig {
     directory: tempfile::TempDir,
     registry: Arc<Registry>,
+    bridge_log: Arc<BridgeLog>,
     store: Arc<MemoryStore>,
     handle: OperatorHandle,
     client: Client,
@@ -130,6 +132,7 @@ impl Rig {
         let clock = Clock::start();
         let mut snapshot = store.load().unwrap();
         let answers = std::mem::take(&mut snapshot.answers);
+        let bridge_events = std::mem::take(&mut snapshot.bridge_events);
         let keys = Arc::new(Keys::new(answers, Arc::clone(&store) as _, clock));
         let settings = RegistrySettings {
             unknown: UnknownPolicy::Approve,
@@ -142,6 +145,7 @@ impl Rig {
         let has_image = Arc::new(AtomicBool::new(true));
         let ailing = Arc::<Ailing>::default();
         let tally = Arc::<Tally>::default();
+        let bridge_log = Arc::new(BridgeLog::new(bridge_events, Arc::clone(&store) as _, clock));
         let parts = OperatorParts {
             access: Access::new(
                 Vec::new(),
@@ -151,6 +155,7 @@ impl Rig {
                 listeners.door(),
             ),
             audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
+            bridge_log: Arc::clone(&bridge_log),
             keys,
             tls: listeners.tls(),
             registry: Arc::clone(&registry),
@@ -171,7 +176,19 @@ impl Rig {
         let access = Arc::clone(&parts.access);
         let handle = start(parts, listeners).unwrap();
         let client = Client::new(socket);
-        Rig { directory, registry, store, handle, client, loopback, described, access, has_image, ailing }
+        Rig {
+            directory,
+            registry,
+            bridge_log,
+            store,
+            handle,
+            client,
+            loopback,
+            described,
+            access,
+            has_image,
+            ailing,
+        }
     }
 
     fn socket(&self) -> PathBuf {

@@ -340,6 +340,8 @@ pub fn readiness(parts: &OperatorParts) -> Health {
     } else if !bridge.up {
         let why = bridge.reason.unwrap_or_else(|| "it is down".to_owned());
         Some(format!("degraded: bridge {}: {why}", bridge.name))
+    } else if let Some(objection) = bridge.objection {
+        Some(format!("degraded: {objection}"))
     } else if let Some(rival) = parts.appliance.rivals().first() {
         let held = if rival.holding { "; nobody is answered until it is quiet" } else { "" };
         Some(format!("degraded: {}{held}: {}", rival.headline(), rival.way_out))

@@ -148,6 +148,7 @@ fn needs(visitor: &Visitor, parts: &PageParts, status: &Status, rows: &[Row]) ->
     let problems: Vec<&ReportedProblem> = status.problems.iter().rev().take(PROBLEMS_SHOWN).collect();
     let calm = status.rivals.is_empty()
         && status.bridge.up
+        && status.bridge.objection.is_none()
         && failed.is_empty()
         && stuck.is_empty()
         && waiting.is_empty()
@@ -164,6 +165,9 @@ fn needs(visitor: &Visitor, parts: &PageParts, status: &Status, rows: &[Row]) ->
             ul.need-list {
                 @if !status.bridge.up {
                     li.need.is-bad { p { b { "Bridge " (status.bridge.name) " is down: " } (words::wire(status.bridge.reason.as_deref().unwrap_or("no link"))) } a.button href="/status" { "Status" } }
+                }
+                @if let Some(objection) = &status.bridge.objection {
+                    li.need.is-bad { p { b { "Not a network of its own: " } (words::sentence(objection)) } a.button href="/status" { "Status" } }
                 }
                 @for rival in &status.rivals { (rival_told(rival)) }
                 @for service in down {

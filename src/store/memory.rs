@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::Binding;
 use crate::node::timeline::TimelineEvent;
@@ -28,6 +29,7 @@ struct State {
     tokens: BTreeMap<TokenId, Token>,
     audit: BTreeMap<u64, AuditRecord>,
     answers: BTreeMap<RequestKey, KeptAnswer>,
+    bridge_events: BTreeMap<u64, BridgeEvent>,
     failures: u32,
     held: Option<Vec<(Vec<Change>, WhenDurable)>>,
 }
@@ -50,6 +52,7 @@ impl MemoryStore {
             tokens: snapshot.tokens.into_iter().map(|token| (token.id, token)).collect(),
             audit: snapshot.audit.into_iter().map(|record| (record.sequence, record)).collect(),
             answers: snapshot.answers.into_iter().map(|answer| (answer.key.clone(), answer)).collect(),
+            bridge_events: snapshot.bridge_events.into_iter().map(|event| (event.sequence, event)).collect(),
             failures: 0,
             held: None,
         };
@@ -94,6 +97,7 @@ impl Store for MemoryStore {
             tokens: state.tokens.values().cloned().collect(),
             audit: state.audit.values().cloned().collect(),
             answers,
+            bridge_events: state.bridge_events.values().cloned().collect(),
             damage: Vec::new(),
         })
     }
@@ -161,6 +165,12 @@ impl State {
             }
             Change::DropAnswer(key) => {
                 self.answers.remove(&key);
+            }
+            Change::PutBridgeEvent(event) => {
+                self.bridge_events.insert(event.sequence, *event);
+            }
+            Change::DropBridgeEventsBelow { sequence } => {
+                self.bridge_events = self.bridge_events.split_off(&sequence);
             }
         }
     }

@@ -362,7 +362,9 @@ fn is_of_lease(change: &Change) -> bool {
         | Change::PutAudit(_)
         | Change::DropAuditBelow { .. }
         | Change::PutAnswer(_)
-        | Change::DropAnswer(_) => false,
+        | Change::DropAnswer(_)
+        | Change::PutBridgeEvent(_)
+        | Change::DropBridgeEventsBelow { .. } => false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! One battery for every store, and random histories told to two of them.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 
@@ -11,8 +12,10 @@ use super::sqlite::SqliteStore;
 use super::*;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::NextBoot;
+use crate::bridge_log::event::{BridgeFault, BridgeHappening};
 use crate::clock::Timestamp;
 use crate::dhcp::lease::{BindingState, ClientKey};
+use crate::guard::rivals::Kind;
 use crate::image::digest::Digest;
 use crate::net::MacAddr;
 use crate::node::Origin;
@@ -109,6 +112,19 @@ fn answer(who: &str, key: &str, until: u64) -> KeptAnswer {
             body: "{}".to_owned(),
         },
     }
+}
+
+fn bridge_event(sequence: u64) -> BridgeEvent {
+    let happening = match sequence % 2 {
+        0 => BridgeHappening::BridgeOut { fault: BridgeFault::WithoutAddress },
+        _ => BridgeHappening::RivalAppeared {
+            kind: Kind::Dhcp,
+            address: IpAddr::from([192, 168, 2, 9]),
+            mac: Some(MacAddr([2; 6])),
+            port: None,
+        },
+    };
+    BridgeEvent { sequence, at: Timestamp::from_millis(sequence), happening }
 }
 
 fn put_node(number: u128, version: u64) -> Change {
@@ -259,6 +275,8 @@ fn any_change() -> impl Strategy<Value = Change> {
             .prop_map(|(number, boot)| Change::DropBoot { node: NodeId(Uuid::from_u128(number)), boot }),
         1 => ("[ab]", "[ab]", 0..3u64).prop_map(|(who, key, until)| Change::PutAnswer(Box::new(answer(&who, &key, until)))),
         1 => ("[ab]", "[ab]").prop_map(|(who, key)| Change::DropAnswer(RequestKey { who, key })),
+        1 => (0..6u64).prop_map(|sequence| Change::PutBridgeEvent(Box::new(bridge_event(sequence)))),
+        1 => (0..6u64).prop_map(|sequence| Change::DropBridgeEventsBelow { sequence }),
         1 => any::<Vec<u8>>().prop_map(|value| Change::PutSecret { name: "key", value }),
     ]
 }

@@ -183,6 +183,14 @@ fn d_39_a_second_server_is_found_by_asking_and_named_with_its_process() {
         drop(server);
         eventually("it is gone", || rivals(&bed).is_empty().then_some(()));
         assert!(!readiness(&bed).contains("192.168.77.9"));
+        let told = bed.farrier_json(&["event", "bridge"]);
+        let told: Vec<_> =
+            told.as_array().unwrap().iter().filter(|event| event.get("kind").is_some()).collect();
+        let words: Vec<_> =
+            told.iter().map(|event| (&event["event"], &event["address"], &event["port"])).collect();
+        let address = "192.168.77.9".into();
+        let (came, gone) = ("rival-appeared".into(), "rival-gone".into());
+        assert_eq!(words, [(&came, &address, &"port1".into()), (&gone, &address, &serde_json::Value::Null)]);
     });
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use farrier::boot::decision::UnknownPolicy;
+use farrier::bridge_log::BridgeLog;
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::Config;
 use farrier::dhcp::lease::{LeaseState, LeaseView, PoolUse};
@@ -49,6 +50,7 @@ impl ApplianceView for Puppet {
             mac,
             up: true,
             reason: None,
+            objection: None,
         }
     }
 
@@ -162,6 +164,7 @@ impl Rig {
             audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
             keys: Arc::new(Keys::new(Vec::new(), Arc::clone(&store) as _, clock)),
             tls: listeners.tls(),
+            bridge_log: Arc::new(BridgeLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
             problems: ProblemLog::new(clock),
             config: Arc::new(ArcSwap::from_pointee(config)),
             clock,

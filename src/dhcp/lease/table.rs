@@ -382,7 +382,9 @@ impl LeaseTable {
                 | Change::PutAudit(_)
                 | Change::DropAuditBelow { .. }
                 | Change::PutAnswer(_)
-                | Change::DropAnswer(_) => {}
+                | Change::DropAnswer(_)
+                | Change::PutBridgeEvent(_)
+                | Change::DropBridgeEventsBelow { .. } => {}
             }
         }
         still_stored

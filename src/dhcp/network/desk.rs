@@ -175,7 +175,9 @@ impl Desk {
                 | Change::PutAudit(_)
                 | Change::DropAuditBelow { .. }
                 | Change::PutAnswer(_)
-                | Change::DropAnswer(_) => {}
+                | Change::DropAnswer(_)
+                | Change::PutBridgeEvent(_)
+                | Change::DropBridgeEventsBelow { .. } => {}
             }
         }
     }
@@ -413,6 +415,8 @@ fn grants(changes: &[Change], mac: MacAddr) -> bool {
         | Change::PutAudit(_)
         | Change::DropAuditBelow { .. }
         | Change::PutAnswer(_)
-        | Change::DropAnswer(_) => false,
+        | Change::DropAnswer(_)
+        | Change::PutBridgeEvent(_)
+        | Change::DropBridgeEventsBelow { .. } => false,
     })
 }

@@ -13,8 +13,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params, params_from_iter};
 
 use crate::store::sqlite::rows::{
-    apply, decode_answer, decode_audit, decode_binding, decode_event, decode_node, decode_secret,
-    decode_token,
+    apply, decode_answer, decode_audit, decode_binding, decode_bridge_event, decode_event, decode_node,
+    decode_secret, decode_token,
 };
 use crate::store::{Change, Snapshot};
 
@@ -79,6 +79,11 @@ CREATE TABLE IF NOT EXISTS audit (
   sequence   INTEGER PRIMARY KEY,
   at         INTEGER NOT NULL,
   entry      TEXT NOT NULL         -- JSON: who, what, before, after
+) STRICT;
+CREATE TABLE IF NOT EXISTS bridge_events (
+  sequence   INTEGER PRIMARY KEY,
+  at         INTEGER NOT NULL,
+  happening  TEXT NOT NULL         -- JSON
 ) STRICT;
 CREATE TABLE IF NOT EXISTS answers (  -- to requests with an Idempotency-Key
   who        TEXT NOT NULL,
@@ -183,6 +188,8 @@ const TOKENS: Table = Table {
 };
 const AUDIT: Table =
     Table { name: "audit", columns: &["sequence", "at", "entry"], key: 1, order: &["sequence"] };
+const BRIDGE_EVENTS: Table =
+    Table { name: "bridge_events", columns: &["sequence", "at", "happening"], key: 1, order: &["sequence"] };
 const ANSWERS: Table = Table {
     name: "answers",
     columns: &["who", "key", "request", "kept_until", "answer"],
@@ -198,7 +205,7 @@ impl Database {
         if verdict != "ok" {
             return Err(OpenFailure::Damaged(verdict));
         }
-        for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS, &TOKENS, &AUDIT, &ANSWERS] {
+        for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS, &TOKENS, &AUDIT, &ANSWERS, &BRIDGE_EVENTS] {
             database.connection.prepare(&table.select(""))?;
         }
         Ok(database)
@@ -289,6 +296,7 @@ impl Database {
             secrets: self.read_table(&SECRETS, decode_secret, &mut bad, &mut unread),
             tokens: self.read_added(&TOKENS, decode_token, &mut bad, &mut unread),
             audit: self.read_added(&AUDIT, decode_audit, &mut bad, &mut unread),
+            bridge_events: self.read_added(&BRIDGE_EVENTS, decode_bridge_event, &mut bad, &mut unread),
             answers: self.read_added(&ANSWERS, decode_answer, &mut bad, &mut unread),
             damage: Vec::new(),
         };

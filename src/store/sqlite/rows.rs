@@ -6,6 +6,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::{Binding, BindingState, ClientKey};
 use crate::net::MacAddr;
@@ -118,6 +119,20 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusq
                 ],
             )?;
         }
+        Change::PutBridgeEvent(event) => {
+            connection.prepare_cached("INSERT OR REPLACE INTO bridge_events VALUES (?, ?, ?)")?.execute(
+                params![
+                    sequence_number(event.sequence),
+                    millis(event.at),
+                    serde_json::to_string(&event.happening).map_err(json)?,
+                ],
+            )?;
+        }
+        Change::DropBridgeEventsBelow { sequence } => {
+            connection
+                .prepare_cached("DELETE FROM bridge_events WHERE sequence < ?")?
+                .execute([sequence_number(*sequence)])?;
+        }
         Change::DropAnswer(RequestKey { who, key }) => {
             connection
                 .prepare_cached("DELETE FROM answers WHERE who = ? AND key = ?")?
@@ -227,6 +242,17 @@ pub(super) fn decode_audit(row: &[Value]) -> Result<AuditRecord, String> {
         sequence: number(sequence, "sequence")?,
         at: Timestamp::from_millis(number(at, "at")?),
         entry: entry.into(),
+    })
+}
+
+pub(super) fn decode_bridge_event(row: &[Value]) -> Result<BridgeEvent, String> {
+    let [sequence, at, happening] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    Ok(BridgeEvent {
+        sequence: number(sequence, "sequence")?,
+        at: Timestamp::from_millis(number(at, "at")?),
+        happening: serde_json::from_str(text(happening, "happening")?).map_err(|error| error.to_string())?,
     })
 }
 
