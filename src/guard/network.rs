@@ -101,16 +101,20 @@ impl Ears {
         const JSET: u16 = 0x45;
         const LDXB_MSH: u16 = 0xb1;
         const LDH_X: u16 = 0x48;
+        const LDB_X: u16 = 0x50;
         const RETURN: u16 = 0x06;
-        // IPv4 by the socket's protocol; UDP, not a later fragment, from port 67.
+        // IPv4 by the socket's protocol; UDP, not a later fragment, from port 67, a BOOTREPLY: what relay agents ask
+        // comes from that port as well, and each of their requests would wake us.
         let dhcp = [
             SockFilter::new(LDB, 0, 0, 23),
-            SockFilter::new(JEQ, 0, 6, libc::IPPROTO_UDP as u32),
+            SockFilter::new(JEQ, 0, 8, libc::IPPROTO_UDP as u32),
             SockFilter::new(LDH, 0, 0, 20),
-            SockFilter::new(JSET, 4, 0, 0x1fff),
+            SockFilter::new(JSET, 6, 0, 0x1fff),
             SockFilter::new(LDXB_MSH, 0, 0, 14),
             SockFilter::new(LDH_X, 0, 0, 14),
-            SockFilter::new(JEQ, 0, 1, 67),
+            SockFilter::new(JEQ, 0, 3, 67),
+            SockFilter::new(LDB_X, 0, 0, 22),
+            SockFilter::new(JEQ, 0, 1, 2),
             SockFilter::new(RETURN, 0, 0, u32::MAX),
             SockFilter::new(RETURN, 0, 0, 0),
         ];

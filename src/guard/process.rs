@@ -314,7 +314,7 @@ mod tests {
         let found = Processes::new(proc.path()).find(address, &bridge).unwrap();
         assert_eq!(
             found.way_out,
-            "add the line except-interface=br0 to /etc/dnsmasq.conf and restart dnsmasq"
+            "add the line except-interface=virbr0 to /etc/dnsmasq.conf and restart dnsmasq"
         );
         process(proc.path(), 13, "2", "dhcpd", "dhcpd br0", None);
         assert_eq!(Processes::new(proc.path()).find(address, &bridge), None, "either of the two");
