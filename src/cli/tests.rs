@@ -54,6 +54,7 @@ pub(super) fn summary() -> NodeSummary {
         next_boot: NextBoot::Ramdisk,
         order: None,
         failure: None,
+        labels: Default::default(),
         last_seen_at: Some(after(8_000)),
         enrolled_at: Some(after(8_900)),
         boot: Some(BootSummary {

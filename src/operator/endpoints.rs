@@ -102,7 +102,12 @@ fn reading_nodes() -> Vec<Endpoint> {
             .query_of::<Firmware>("firmware", "Only nodes that last netbooted with this firmware.")
             .query(
                 "q",
-                "Only nodes with this in their name, a MAC, an address, id, UUID or serial number.",
+                "Only nodes with this in their name, a MAC, an address, a label, id, UUID or serial number.",
+                text(),
+            )
+            .query(
+                "label",
+                "Only nodes with all of these labels: `key=value`, or `key` for any value, with commas between.",
                 text(),
             ),
         ),
@@ -206,7 +211,7 @@ fn changing_nodes() -> Vec<Endpoint> {
             Told::answers::<NodeDetail>(
                 "edit_node",
                 "nodes",
-                "Rename a node, change its ports and reservations, approve it",
+                "Rename a node, change its ports and reservations, label it, approve it",
             )
             .reads::<NodePatch>()
             .conditional(),

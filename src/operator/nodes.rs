@@ -36,6 +36,7 @@ pub(super) async fn list(State(parts): State<Shared>, mut asked: Asked) -> Resul
         state: asked.word("state")?,
         approved: asked.read("approved", "true or false")?,
         firmware: asked.word("firmware")?,
+        labels: asked.read("label", "key=value, or key, with commas between")?.unwrap_or_default(),
         text: asked.text("q")?.map(|text| text.to_lowercase()).filter(|text| !text.is_empty()),
     };
     let paging = asked.paging()?;
@@ -199,6 +200,7 @@ pub(super) async fn patch(
         ports: request.ports.map(|ports| ports_of(&parts, ports)).transpose()?,
         approved: request.approved,
         next_boot: request.next_boot,
+        labels: request.labels,
     };
     waiting(parts, move |parts| {
         let edited = parts.registry.edit(&reference, edit, &expected, parts.clock.now())?;
@@ -373,6 +375,7 @@ impl From<RegisterError> for Problem {
             | RegisterError::TooManyPorts { .. }
             | RegisterError::NotAStation { .. }
             | RegisterError::PortTwice { .. } => Problem::new(ProblemKind::Invalid, detail).field("ports"),
+            RegisterError::Labels(_) => Problem::new(ProblemKind::Invalid, detail).field("labels"),
             RegisterError::PortTaken { .. } => Problem::new(ProblemKind::Conflict, detail).field("ports.mac"),
             RegisterError::NameTaken { .. } => Problem::new(ProblemKind::Conflict, detail).field("name"),
             RegisterError::AddressTaken { .. } => {

@@ -150,6 +150,7 @@ fn summary(node: &Node, approved: bool, ports: Vec<PortSummary>, boot: Option<Bo
         next_boot: node.next_boot,
         order: node.order,
         failure: node.failure.clone(),
+        labels: node.labels.clone(),
         last_seen_at: node.last_seen_at,
         enrolled_at: node.enrolled_at,
         boot,

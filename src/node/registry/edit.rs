@@ -7,6 +7,7 @@ use std::sync::MutexGuard;
 use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::labels::LabelEdit;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::Act;
 use crate::node::registry::operator::{NewNode, OperatorError, RegisterError, locate_expected};
@@ -25,6 +26,7 @@ pub struct NodeEdit {
     pub ports: Option<Vec<(MacAddr, Option<Ipv4Addr>)>>,
     pub approved: Option<bool>,
     pub next_boot: Option<NextBoot>,
+    pub labels: LabelEdit,
 }
 
 /// What a node must be for an edit to be made: one of these versions of its record.
@@ -130,6 +132,7 @@ impl Registry {
                 node.approved = recorded.approved;
                 node.next_boot = recorded.next_boot;
                 node.origin = recorded.origin;
+                node.labels = recorded.labels;
             });
             return Err(error.into());
         }
@@ -143,6 +146,7 @@ pub(super) fn check_edit(book: &Book, node: &Node, edit: &NodeEdit) -> Result<()
     {
         return Err(RegisterError::NameTaken { name: name.clone() }.into());
     }
+    node.labels.edited(&edit.labels).map_err(RegisterError::Labels)?;
     match &edit.ports {
         Some(ports) => check_ports(book, node, ports),
         None => Ok(()),
@@ -200,6 +204,10 @@ pub(super) fn apply(act: &mut Act<'_>, edit: NodeEdit) {
     }
     if let Some(approved) = edit.approved {
         node.approved = approved;
+    }
+    // What `check_edit` has let pass.
+    if let Ok(labels) = node.labels.edited(&edit.labels) {
+        node.labels = labels;
     }
     if before == *node {
         return;

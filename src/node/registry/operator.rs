@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::labels::LabelError;
 use crate::node::registry::book::{Book, NODES_MAX};
 use crate::node::registry::edit::Expected;
 use crate::node::registry::entry::{Act, Entry, new_node};
@@ -39,6 +40,8 @@ pub enum RegisterError {
     NameTaken { name: NodeName },
     #[error("{address} is already fixed for {owner}: choose another address")]
     AddressTaken { address: Ipv4Addr, owner: MacAddr },
+    #[error(transparent)]
+    Labels(LabelError),
     #[error("the registry is full: {limit} nodes are known; remove some first")]
     Full { limit: usize },
     #[error("the kernel gave no random bytes for the node's id")]

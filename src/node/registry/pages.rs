@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::boot::client::Firmware;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::labels::LabelSelector;
 use crate::node::registry::Registry;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::Entry;
@@ -35,8 +36,9 @@ pub struct NodeFilter {
     pub state: Option<ProvisionState>,
     pub approved: Option<bool>,
     pub firmware: Option<Firmware>,
-    /// In its name, a MAC, a reserved address, its id, its UUID or its serial number; lower case.
+    /// In its name, a MAC, a reserved address, a label, its id, its UUID or its serial number; lower case.
     pub text: Option<String>,
+    pub labels: LabelSelector,
 }
 
 /// A node while the book is open: with the configuration's reservations and the policy's approval.
@@ -66,6 +68,7 @@ impl<'a> NodeView<'a> {
         filter.state.is_none_or(|state| node.state == state)
             && filter.approved.is_none_or(|approved| self.approved == approved)
             && filter.firmware.is_none_or(|firmware| node.firmware == Some(firmware))
+            && filter.labels.selects(&node.labels)
             && filter.text.as_deref().is_none_or(|text| self.mentions(text))
     }
 
@@ -77,6 +80,7 @@ impl<'a> NodeView<'a> {
                     || port.mac.dashed().contains(text)
                     || self.reserved(port.mac).is_some_and(|at| at.to_string().contains(text))
             })
+            || node.labels.mention(text)
             || node.id.to_string().contains(text)
             || node.uuid.is_some_and(|uuid| uuid.to_string().contains(text))
             || node

@@ -1,5 +1,6 @@
 //! What an operator changed in a node's record, one thing at a time: found by comparing, told in words.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -7,9 +8,11 @@ use utoipa::ToSchema;
 
 use crate::boot::decision::NextBoot;
 use crate::net::MacAddr;
+use crate::node::labels::{LabelKey, LabelValue};
 use crate::node::{Node, NodeName};
 
-/// One difference between two records of a node. There are at most three, and two for each port it may have.
+/// One difference between two records of a node. There are at most three, and two for each port and each
+/// label it may have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "of")]
 pub enum NodeChange {
@@ -38,6 +41,11 @@ pub enum NodeChange {
         to: NextBoot,
     },
     ApprovalWithdrawn,
+    Label {
+        key: LabelKey,
+        from: Option<LabelValue>,
+        to: Option<LabelValue>,
+    },
 }
 
 /// What an edit made different; approval has an event of its own.
@@ -57,6 +65,14 @@ pub fn between(before: &Node, now: &Node) -> Vec<NodeChange> {
     }
     let added = now.ports.iter().filter(|port| before.ports.iter().all(|known| known.mac != port.mac));
     changes.extend(added.map(|port| NodeChange::PortAdded { port: port.mac, address: port.reserved }));
+    let keys: BTreeSet<&LabelKey> =
+        before.labels.iter().chain(now.labels.iter()).map(|(key, _)| key).collect();
+    for key in keys {
+        let (from, to) = (before.labels.get(key), now.labels.get(key));
+        if from != to {
+            changes.push(NodeChange::Label { key: key.clone(), from: from.cloned(), to: to.cloned() });
+        }
+    }
     if before.next_boot != now.next_boot {
         changes.push(NodeChange::NextBoot { to: now.next_boot });
     }
@@ -92,6 +108,8 @@ fn tell(change: &NodeChange) -> String {
         NodeChange::Address { port, from: None, to: None } => format!("no address fixed for {port}"),
         NodeChange::NextBoot { to: NextBoot::Ramdisk } => "boots the deploy ramdisk next".to_owned(),
         NodeChange::NextBoot { to: NextBoot::LocalDisk } => "boots from its disk next".to_owned(),
+        NodeChange::Label { key, to: Some(to), .. } => format!("labelled {key}={to}"),
+        NodeChange::Label { key, to: None, .. } => format!("label {key} taken away"),
         NodeChange::ApprovalWithdrawn => "approval withdrawn".to_owned(),
     }
 }

@@ -4,7 +4,7 @@
 use crate::bridge_log::outages::{Outage, OutageOf};
 use crate::clock::Timestamp;
 use crate::node::timeline::Happening;
-use crate::node::verdict::chain::Chain;
+use crate::node::verdict::chain::{Chain, is_news};
 use crate::node::verdict::{Cause, Evidence, Finding, Outcome, Surroundings, cite, silence};
 
 /// What the finding comes to if the bridge was out when the next step was due.
@@ -12,7 +12,8 @@ pub(super) fn behind(finding: &Finding, chain: &Chain<'_>, around: &Surroundings
     if finding.outcome != Outcome::Stopped || !is_of_silence(finding.cause) {
         return None;
     }
-    let last = chain.last_news()?;
+    // A restart in between is no sign of the machine.
+    let last = chain.last(|happening| is_news(happening) && *happening != Happening::ApplianceStarted)?;
     let took = match &last.happening {
         Happening::File { took_millis, .. } => std::time::Duration::from_millis(*took_millis),
         _ => std::time::Duration::ZERO,
@@ -59,6 +60,7 @@ fn is_of_silence(cause: Cause) -> bool {
             | Cause::AgentNoDriver
             | Cause::AgentNoRoute
             | Cause::InventoryMissing
+            | Cause::ApplianceRestarted
     )
 }
 
