@@ -162,7 +162,7 @@ impl Appliance {
         let answers = std::mem::take(&mut snapshot.answers);
         let keys = Arc::new(Keys::new(answers, Arc::clone(&durable), clock));
         let events = std::mem::take(&mut snapshot.bridge_events);
-        let bridge_log = Arc::new(BridgeLog::new(events, Arc::clone(&durable), clock));
+        let bridge_log = Arc::new(BridgeLog::new(events, Arc::clone(&durable)));
         let objection = Arc::<Objection>::default();
         let watch = BridgeWatch::open(bridge.clone(), Arc::clone(&bridge_log), Arc::clone(&objection));
         let watch = watch.map_err(|source| StartError::Service { service: "bridge watch", source })?;

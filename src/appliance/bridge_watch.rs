@@ -70,7 +70,7 @@ impl BridgeWatch {
         let look = Look { fault, ports, default_route: self.default_route.clone() };
         for happening in self.observer.look(look, now) {
             self.tell(&happening);
-            self.log.record(happening);
+            self.log.record(happening, now);
         }
     }
 

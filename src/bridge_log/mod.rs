@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Timestamp;
 use crate::store::{Change, CommitError, Store};
 use event::{BridgeEvent, BridgeHappening};
 use outages::Outage;
@@ -35,7 +35,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 pub struct BridgeLog {
     store: Arc<dyn Store>,
-    clock: Clock,
     watchers: broadcast::Sender<Arc<BridgeEvent>>,
     state: Arc<Mutex<State>>,
 }
@@ -53,17 +52,16 @@ struct State {
 
 impl BridgeLog {
     /// `events` as the store held them, in order.
-    pub fn new(events: Vec<BridgeEvent>, store: Arc<dyn Store>, clock: Clock) -> BridgeLog {
+    pub fn new(events: Vec<BridgeEvent>, store: Arc<dyn Store>) -> BridgeLog {
         let next = events.last().map_or(1, |event| event.sequence + 1);
         let events = events.into_iter().map(Arc::new).collect();
         let mut state = State { events, next, ..State::default() };
         state.trim();
         let watchers = broadcast::channel(WATCH_BACKLOG).0;
-        BridgeLog { store, clock, watchers, state: Arc::new(Mutex::new(state)) }
+        BridgeLog { store, watchers, state: Arc::new(Mutex::new(state)) }
     }
 
-    pub fn record(&self, happening: BridgeHappening) {
-        let at = self.clock.now();
+    pub fn record(&self, happening: BridgeHappening, at: Timestamp) {
         let mut state = lock(&self.state);
         if happening.is_of_rival() && !state.may_tell_of_rival(at) {
             return;

@@ -17,7 +17,7 @@ fn port(state: PortState, carrier: bool) -> BridgePort {
 
 fn log(store: &Arc<MemoryStore>) -> BridgeLog {
     let events = store.load().unwrap().bridge_events;
-    BridgeLog::new(events, Arc::clone(store) as _, Clock::start())
+    BridgeLog::new(events, Arc::clone(store) as _)
 }
 
 #[test]
@@ -56,8 +56,8 @@ fn the_log_outlives_a_restart_and_what_was_out_is_looked_for_again() {
     let store = Arc::new(MemoryStore::new());
     let first = log(&store);
     let mut watcher = first.subscribe();
-    first.record(BridgeHappening::BridgeOut { fault: BridgeFault::Gone });
-    first.record(BridgeHappening::PortHeld { port: "tap3".to_owned(), state: PortState::Blocking });
+    first.record(BridgeHappening::BridgeOut { fault: BridgeFault::Gone }, at(0));
+    first.record(BridgeHappening::PortHeld { port: "tap3".to_owned(), state: PortState::Blocking }, at(0));
     assert_eq!(watcher.try_recv().unwrap().sequence, 1);
 
     let again = log(&store);
@@ -66,7 +66,7 @@ fn the_log_outlives_a_restart_and_what_was_out_is_looked_for_again() {
     assert!(open.len() == 2 && open.iter().all(|outage| outage.to.is_none()));
     let mut observer = Observer::from_events(again.events().iter().map(|event| &**event));
     for happening in observer.look(Look::default(), at(9)) {
-        again.record(happening);
+        again.record(happening, at(9));
     }
     let over = again.outages();
     assert!(over.iter().all(|outage| outage.to.is_some()), "{over:?}");
@@ -79,9 +79,9 @@ fn what_the_disk_refused_is_written_with_the_next_event() {
     let store = Arc::new(MemoryStore::new());
     let log = log(&store);
     store.fail_next_commits(1);
-    log.record(BridgeHappening::BridgeOut { fault: BridgeFault::Down });
+    log.record(BridgeHappening::BridgeOut { fault: BridgeFault::Down }, at(0));
     assert!(store.load().unwrap().bridge_events.is_empty());
-    log.record(BridgeHappening::DefaultRoute { route: "default".to_owned() });
+    log.record(BridgeHappening::DefaultRoute { route: "default".to_owned() }, at(0));
     let kept: Vec<u64> = store.load().unwrap().bridge_events.iter().map(|event| event.sequence).collect();
     assert_eq!(kept, [1, 2]);
 }
@@ -90,17 +90,17 @@ fn what_the_disk_refused_is_written_with_the_next_event() {
 fn the_log_is_bounded_and_rivals_cannot_fill_it() {
     let store = Arc::new(MemoryStore::new());
     let log = log(&store);
-    log.record(BridgeHappening::BridgeOut { fault: BridgeFault::Down });
+    log.record(BridgeHappening::BridgeOut { fault: BridgeFault::Down }, at(0));
     let rival = || BridgeHappening::RivalAppeared {
         kind: Kind::Dhcp,
         address: IpAddr::from([192, 168, 2, 9]),
         mac: None,
         port: None,
     };
-    (0..2 * RIVALS_PER_MINUTE).for_each(|_| log.record(rival()));
+    (0..2 * RIVALS_PER_MINUTE).for_each(|_| log.record(rival(), at(0)));
     assert_eq!(log.events().len(), 1 + RIVALS_PER_MINUTE as usize);
     for _ in 0..EVENTS_MAX {
-        log.record(BridgeHappening::DefaultRoute { route: "default".to_owned() });
+        log.record(BridgeHappening::DefaultRoute { route: "default".to_owned() }, at(0));
     }
     let kept = store.load().unwrap().bridge_events;
     assert_eq!((kept.len(), log.events().len()), (EVENTS_MAX, EVENTS_MAX));

@@ -310,12 +310,18 @@ impl Worker {
                     self.tally.count(SERVICE, "rival-appeared");
                     self.warn(&rival);
                     let Rival { mac, port, .. } = rival;
-                    self.log.record(BridgeHappening::RivalAppeared { kind, address, mac, port });
+                    self.log.record(
+                        BridgeHappening::RivalAppeared { kind, address, mac, port },
+                        self.clock.now(),
+                    );
                 }
                 News::Gone(rival) => {
                     self.tally.count(SERVICE, "rival-gone");
                     let Rival { kind, address, mac, first_at, .. } = rival;
-                    self.log.record(BridgeHappening::RivalGone { kind, address, mac, first_at });
+                    self.log.record(
+                        BridgeHappening::RivalGone { kind, address, mac, first_at },
+                        self.clock.now(),
+                    );
                     tracing::info!(%address, mac = mac.map(tracing::field::display), kind = kind.as_str(), "gone quiet: the bridge is ours again as far as it goes");
                 }
             }

@@ -145,7 +145,7 @@ impl Rig {
         let has_image = Arc::new(AtomicBool::new(true));
         let ailing = Arc::<Ailing>::default();
         let tally = Arc::<Tally>::default();
-        let bridge_log = Arc::new(BridgeLog::new(bridge_events, Arc::clone(&store) as _, clock));
+        let bridge_log = Arc::new(BridgeLog::new(bridge_events, Arc::clone(&store) as _));
         let parts = OperatorParts {
             access: Access::new(
                 Vec::new(),

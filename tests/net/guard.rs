@@ -38,7 +38,7 @@ fn bench(on_rival: OnRival) -> Bench {
     let (bridge, wire) = make_bridge("br0", "192.168.2.2/24");
     let (guard, tally) = (Arc::new(Guard::new(on_rival).unwrap()), Arc::new(Tally::default()));
     let clock = Clock::start();
-    let log = Arc::new(BridgeLog::new(Vec::new(), Arc::new(MemoryStore::new()), clock));
+    let log = Arc::new(BridgeLog::new(Vec::new(), Arc::new(MemoryStore::new())));
     let told = log.subscribe();
     let handle = network::start(bridge.clone(), Arc::clone(&guard), log, Arc::clone(&tally), clock).unwrap();
     Bench { guard, tally, wire, bridge, told, _handle: handle }

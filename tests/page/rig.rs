@@ -164,7 +164,7 @@ impl Rig {
             audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
             keys: Arc::new(Keys::new(Vec::new(), Arc::clone(&store) as _, clock)),
             tls: listeners.tls(),
-            bridge_log: Arc::new(BridgeLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
+            bridge_log: Arc::new(BridgeLog::new(Vec::new(), Arc::clone(&store) as _)),
             problems: ProblemLog::new(clock),
             config: Arc::new(ArcSwap::from_pointee(config)),
             clock,

@@ -133,6 +133,16 @@ impl Strangers {
         self.held.insert(address, Held { mac, port });
     }
 
+    /// Whether a stranger is known to hold it.
+    pub(super) fn holds(&self, address: Ipv4Addr) -> bool {
+        self.held.contains_key(&address)
+    }
+
+    /// Whether one behind this port of the bridge does.
+    pub(super) fn holds_behind(&self, address: Ipv4Addr, port: Option<u32>) -> bool {
+        port.is_some() && self.held.get(&address).is_some_and(|held| held.port == port)
+    }
+
     /// Nobody holds it any more, or somebody we know.
     pub(super) fn left(&mut self, address: Ipv4Addr) {
         self.held.remove(&address);
