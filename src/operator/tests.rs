@@ -437,3 +437,18 @@ async fn the_command_line_works_over_the_socket() {
     assert_eq!((gone.code, gone.stdout.as_str()), (3, ""));
     assert!(gone.stderr.contains("farrier node list"), "{}", gone.stderr);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_a_proxy_speak_of_no_pool() {
+    let page = async |rig: &Rig, path: &str| rig.raw(&get(path, "localhost")).await;
+    let server = Rig::start();
+    let proxy = Rig::start_with(|config| config.dhcp.mode = crate::config::DhcpMode::Proxy);
+    let (overview, leases) = (page(&server, "/").await, page(&server, "/leases").await);
+    assert!(overview.contains("1 of 127 addresses") && leases.contains("of 127 addresses"), "{leases}");
+    let (overview, leases) = (page(&proxy, "/").await, page(&proxy, "/leases").await);
+    assert!(overview.contains("another server gives the addresses"), "{overview}");
+    assert!(leases.contains("farrier gives out no addresses here"), "{leases}");
+    for page in [overview, leases, page(&proxy, "/status").await] {
+        assert!(!page.contains("of 127") && !page.contains("in use"), "{page}");
+    }
+}
