@@ -10,6 +10,7 @@
 //! - `descriptors`: the limit of open files
 //! - `neighbours`: the size of the host's neighbour table
 //! - `overheard`: what other DHCP servers say there
+//! - `tap`: packet sockets that hear some frames of a link, and the filters that choose them
 //! - `urgency`: which packets leave first when the link is full
 //! - `sys`: the raw socket calls; the only file of the crate with `unsafe`
 
@@ -25,6 +26,7 @@ pub mod neighbours;
 pub mod overheard;
 pub mod ports;
 pub mod sys;
+pub mod tap;
 pub mod urgency;
 
 pub use bridge::Bridge;

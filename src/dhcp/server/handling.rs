@@ -143,14 +143,11 @@ impl DhcpServer {
 
     /// Takes back an offer that nobody came for, if that helps a stranger who is refused for this.
     fn recall_for(&mut self, visit: &Visit<'_>, refused: Silence) -> bool {
-        match refused {
-            Silence::StrangerLimit => self.recall(visit.now, |strangers, address| strangers.holds(address)),
-            Silence::PortLimit => {
-                let port = visit.directory.behind(visit.request.mac);
-                self.recall(visit.now, |strangers, address| strangers.holds_behind(address, port))
-            }
-            _ => false,
+        if refused == Silence::PortLimit {
+            let port = visit.directory.behind(visit.request.mac);
+            return self.recall(visit.now, |strangers, address| strangers.holds_behind(address, port));
         }
+        self.recall(visit.now, |strangers, address| strangers.holds(address))
     }
 
     /// Takes back the oldest offer of a wanted address that nobody came for.
