@@ -1,4 +1,6 @@
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 
 use super::*;
 use crate::operator::access::{Means, Role};
@@ -24,14 +26,13 @@ async fn body_of(response: Response) -> (u16, String) {
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
+type Done = Pin<Box<dyn Future<Output = Result<Answer, Problem>> + Send>>;
+
 /// What a handler does: the change and its answer in one batch.
 fn work(
     store: &Arc<MemoryStore>,
     done: &Arc<AtomicU32>,
-) -> impl FnOnce(Option<Ticket>) -> std::pin::Pin<Box<dyn Future<Output = Result<Answer, Problem>> + Send>>
-+ Send
-+ 'static
-+ use<> {
+) -> impl FnOnce(Option<Ticket>) -> Done + Send + 'static + use<> {
     let (store, done) = (Arc::clone(store), Arc::clone(done));
     move |ticket| {
         Box::pin(async move {
@@ -78,7 +79,7 @@ async fn an_answer_outlives_a_restart_and_whoever_hung_up() {
         let first = keys.once(&principal, &headers, b"{}", work(&store, &done));
         // Polled once, and given up: the connection is gone.
         tokio::pin!(first);
-        assert!(futures_poll_once(first.as_mut()).await.is_none());
+        assert!(polled_once(first.as_mut()).await.is_none());
     }
     let again = keys.once(&principal, &headers, b"{}", work(&store, &done)).await;
     assert_eq!(body_of(again).await, (201, "0".to_owned()));
@@ -133,13 +134,11 @@ async fn a_failure_of_ours_may_be_tried_again_and_keys_are_bounded() {
 }
 
 /// One turn of a future; `None` if it is not through.
-async fn futures_poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
-    let mut future = Some(future);
+async fn polled_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     std::future::poll_fn(|context| {
-        let polled = future.take().map(|future| future.poll(context));
-        std::task::Poll::Ready(match polled {
-            Some(std::task::Poll::Ready(output)) => Some(output),
-            Some(std::task::Poll::Pending) | None => None,
+        Poll::Ready(match future.as_mut().poll(context) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
         })
     })
     .await
