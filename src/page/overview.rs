@@ -74,7 +74,7 @@ fn numbers(parts: &PageParts, status: &Status, rows: &[Row]) -> Markup {
             (number("Booted, last 24 h", &words::grouped(today), if today == 1 { "machine" } else { "machines" }, "/nodes?sort=boot&dir=desc", html! {}))
             (number("Failed or stuck", &words::grouped(troubled), if troubled == 0 { "nothing to do" } else { "need a look" }, "/nodes?condition=failed,stuck", html! {}))
             @if status.dhcp.mode == DhcpMode::Proxy {
-                (number("Pool in use", "none", "as a proxy: another server gives the addresses", "/leases", html! {}))
+                (number("Pool", "none", "as a proxy: another server gives the addresses", "/leases", html! {}))
             } @else {
                 (number("Pool in use", &format!("{} %", percent(taken, pool.size)), &format!("{} of {}", words::grouped(taken), words::plural(pool.size, "address", "addresses")), "/leases", meter(taken, pool.size)))
             }
