@@ -20,6 +20,7 @@ use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::service::BootService;
+use crate::bridge_log::BridgeLog;
 use crate::clock::Clock;
 use crate::config::{BridgeName, Config, DhcpMode};
 use crate::dhcp::address_book::AddressBook;
@@ -31,11 +32,12 @@ use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
-use crate::net::link::{Link, Netlink};
+use crate::net::link::Netlink;
 use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::operator::access::Access;
 use crate::operator::audit::AuditLog;
+use crate::operator::idempotency::Keys;
 use crate::operator::problems::ProblemLog;
 use crate::operator::sparing::Sparing;
 use crate::operator::{OperatorHandle, OperatorParts, SocketError};
@@ -47,9 +49,11 @@ use crate::telemetry::Tally;
 use crate::tftp::network::TftpHandle;
 use crate::{bootplane, dhcp, guard, net, operator, tftp};
 
+mod bridge_watch;
 mod ground;
 mod view;
 
+use bridge_watch::{BridgeWatch, Objection};
 use ground::FileDoors;
 pub use ground::Ground;
 use view::View;
@@ -137,7 +141,7 @@ impl Appliance {
         problems: Arc<ProblemLog>,
         clock: Clock,
     ) -> Result<Appliance, StartError> {
-        let Ground { bridge, table, dhcp: doors, files, mut listeners, confinement } = ground;
+        let Ground { bridge, table, dhcp: doors, files, listeners, confinement } = ground;
         let mode = config.dhcp.mode;
         let database = config.store.path.join("farrier.db");
         let store = Arc::new(SqliteStore::open(&database).map_err(StartError::Store)?);
@@ -156,6 +160,13 @@ impl Appliance {
         let addresses = Arc::new(address_book(&bridge, mode));
         let settings = registry_settings(&config);
         let audit = Arc::new(AuditLog::new(std::mem::take(&mut snapshot.audit), Arc::clone(&durable), clock));
+        let answers = std::mem::take(&mut snapshot.answers);
+        let keys = Arc::new(Keys::new(answers, Arc::clone(&durable), clock));
+        let events = std::mem::take(&mut snapshot.bridge_events);
+        let bridge_log = Arc::new(BridgeLog::new(events, Arc::clone(&durable)));
+        let objection = Arc::<Objection>::default();
+        let watch = BridgeWatch::open(bridge.clone(), Arc::clone(&bridge_log), Arc::clone(&objection));
+        let watch = watch.map_err(|source| StartError::Service { service: "bridge watch", source })?;
         let tokens = std::mem::take(&mut snapshot.tokens);
         let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
@@ -189,8 +200,14 @@ impl Appliance {
         // Beside another DHCP server there is nobody to warn of, and an observer asks nothing.
         let watchman = match mode {
             DhcpMode::Server => Some(
-                guard::network::start(bridge.clone(), Arc::clone(&guard), Arc::clone(&tally), clock)
-                    .map_err(guarding)?,
+                guard::network::start(
+                    bridge.clone(),
+                    Arc::clone(&guard),
+                    Arc::clone(&bridge_log),
+                    Arc::clone(&tally),
+                    clock,
+                )
+                .map_err(guarding)?,
             ),
             DhcpMode::Proxy | DhcpMode::Observe => None,
         };
@@ -219,7 +236,7 @@ impl Appliance {
             }
         };
 
-        let page = listeners.describe_tcp();
+        let page = listeners.page();
         if let Some(page) = &page {
             tracing::info!("operators are served on {page}");
         }
@@ -235,6 +252,7 @@ impl Appliance {
             content: Arc::clone(&content),
             confinement,
             guard: Arc::clone(&guard),
+            objection,
         };
         let operator = operator::start(
             OperatorParts {
@@ -244,6 +262,9 @@ impl Appliance {
                 problems,
                 access,
                 audit,
+                bridge_log,
+                keys,
+                tls: listeners.tls(),
                 config: Arc::clone(&config),
                 clock,
                 started_at: clock.now(),
@@ -261,7 +282,7 @@ impl Appliance {
             "serving"
         );
         drop(running);
-        let ticker = tokio::spawn(tick(Arc::clone(&registry), door, clock));
+        let ticker = tokio::spawn(tick(Arc::clone(&registry), door, watch, clock));
         Ok(Appliance {
             config,
             clock,
@@ -278,7 +299,7 @@ impl Appliance {
     }
 
     /// Takes over a configuration whose fixed keys are unchanged ([`Config::fixed_at_start`]). Files published since
-    /// the start are picked up as well.
+    /// the start, and certificates, are picked up as well.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
         let loaders = read_loaders(loader_table(&config)?, &config);
         if let Err(error) = self.library.reload() {
@@ -290,6 +311,7 @@ impl Appliance {
         self.content.reconfigure(ScriptSettings::from(&config), loaders);
         self.dhcp.reconfigure(&config, table);
         self.guard.set_policy(config.dhcp.on_rival);
+        self.operator.read_certificate();
         say_what_is_missing(&self.content);
         self.config.store(Arc::new(config));
         Ok(())
@@ -432,12 +454,13 @@ impl Door {
     }
 }
 
-async fn tick(registry: Arc<Registry>, mut door: Option<Door>, clock: Clock) {
+async fn tick(registry: Arc<Registry>, mut door: Option<Door>, mut watch: BridgeWatch, clock: Clock) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         registry.tick(clock.now());
+        watch.look(clock.now());
         if let Some(door) = &mut door {
             door.follow();
         }

@@ -17,6 +17,7 @@ pub mod explain;
 pub mod image;
 pub mod store;
 
+pub mod bridge_log;
 pub mod guard;
 pub mod net;
 

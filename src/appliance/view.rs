@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::bridge_watch::{Objection, fault_of};
 use super::ground::HTTP_PORT;
 use crate::boot::loader::LoaderTable;
 use crate::bootplane::content::BootContent;
@@ -19,22 +20,21 @@ use crate::image::executable::Signature;
 use crate::image::library::Library;
 use crate::net;
 use crate::net::MacAddr;
-use crate::net::bridge::{Bridge, BridgeError};
+use crate::net::bridge::Bridge;
 use crate::net::link::Link;
-use crate::node::verdict::BridgeState;
 use crate::operator::api::{
     BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
 };
 use crate::operator::sparing::Sparing;
 use crate::operator::views::{self, Leases};
-use crate::operator::{ApplianceView, Premises};
+use crate::operator::{ApplianceView, PageAddress, Premises};
 use crate::privileges::Confinement;
 use crate::store::sqlite::SqliteStore;
 
 pub(super) struct View {
     pub(super) bridge: Bridge,
     /// Where operators are served by TCP.
-    pub(super) page: Option<String>,
+    pub(super) page: Option<PageAddress>,
     pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) store: Arc<SqliteStore>,
     pub(super) library: Arc<Library>,
@@ -44,6 +44,7 @@ pub(super) struct View {
     pub(super) content: Arc<BootContent>,
     pub(super) confinement: Confinement,
     pub(super) guard: Arc<Guard>,
+    pub(super) objection: Arc<Objection>,
 }
 
 impl ApplianceView for View {
@@ -54,6 +55,7 @@ impl ApplianceView for View {
             address: self.bridge.address.to_string(),
             up: found.is_ok(),
             reason: found.as_ref().err().map(ToString::to_string),
+            objection: self.objection.load().as_deref().cloned(),
             // A bridge made anew has another MAC.
             mac: found.map_or(self.bridge.mac, |bridge| bridge.mac),
         }
@@ -82,7 +84,7 @@ impl ApplianceView for View {
         };
         services.push(service("operator", config.operator.socket.display().to_string(), true));
         if let Some(page) = &self.page {
-            services.push(service("page", page.clone(), true));
+            services.push(service("page", page.to_string(), true));
         }
         services
     }
@@ -137,21 +139,10 @@ impl ApplianceView for View {
     }
 
     fn premises(&self, mac: Option<MacAddr>) -> Premises {
-        let state = match self.bridge.state() {
-            Ok(_) => BridgeState::Up,
-            Err(BridgeError::Down { .. }) => BridgeState::Down,
-            Err(BridgeError::NoAddress { .. }) => BridgeState::WithoutAddress,
-            Err(
-                BridgeError::Missing { .. }
-                | BridgeError::NotABridge { .. }
-                | BridgeError::DefaultRoute { .. }
-                | BridgeError::Wireless { .. }
-                | BridgeError::Unreadable { .. },
-            ) => BridgeState::Gone,
-        };
+        let fault = fault_of(self.bridge.state().err().as_ref());
         let link = Link::find(&self.bridge.name.0).ok().flatten();
         let ports = link.and_then(|link| net::ports::of_bridge(link.index, mac).ok()).unwrap_or_default();
-        Premises { state, ports }
+        Premises { fault, ports }
     }
 
     fn neighbour(&self, address: Ipv4Addr) -> Option<MacAddr> {

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::error::CommandError;
+use crate::bridge_log::event::BridgeEvent;
 use crate::operator::api::{EventMessage, LaggedMessage, Page, ProblemDocument};
 use crate::operator::views::PAGE_MAX;
 
@@ -195,6 +196,7 @@ pub fn segment(text: &str) -> String {
 #[derive(Clone, Debug, PartialEq)]
 pub enum WatchEvent {
     Timeline(Box<EventMessage>),
+    Bridge(Box<BridgeEvent>),
     Lagged(LaggedMessage),
 }
 
@@ -212,6 +214,7 @@ impl EventStream {
             while let Some((kind, data)) = self.parser.next_event() {
                 let understood = match kind.as_str() {
                     "timeline" => serde_json::from_str(&data).map(|event| Some(WatchEvent::Timeline(event))),
+                    "bridge" => serde_json::from_str(&data).map(|event| Some(WatchEvent::Bridge(event))),
                     "lagged" => serde_json::from_str(&data).map(|event| Some(WatchEvent::Lagged(event))),
                     // A newer appliance may have more to tell.
                     _ => Ok(None),

@@ -1,4 +1,5 @@
-//! `farrier event follow`, `farrier event list`: what happens, as it happens, and what happened to one node.
+//! `farrier event follow`, `farrier event list`, `farrier event bridge`: what happens, as it happens, and what happened to
+//! one node, or to the bridge.
 
 use clap::{Args, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
@@ -6,16 +7,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::client::{Client, segment};
 use super::error::CommandError;
 use super::json_text;
+use super::table::Table;
 use super::text::Style;
-use super::timeline::render_boot;
+use super::timeline::{describe_bridge, render_boot};
 use super::view::View;
 use super::watch::{event_json, event_line};
+use crate::bridge_log::event::BridgeEvent;
 use crate::node::timeline::Boot;
 
 #[derive(Debug, Subcommand)]
 pub enum EventCommand {
     /// Print each event as it happens, until Ctrl-C
     Follow(FollowArgs),
+    /// Print what happened to the bridge itself: outages, held ports, other servers
+    Bridge,
     /// Print the events kept of one node, boot by boot
     List {
         /// Name, MAC address, id or SMBIOS UUID
@@ -44,6 +49,18 @@ pub(super) async fn run(
 ) -> Result<String, CommandError> {
     match command {
         EventCommand::Follow(arguments) => follow(arguments, client, json, style).await,
+        EventCommand::Bridge => {
+            let events: Vec<BridgeEvent> = client.list("/api/v1/bridge/events").await?;
+            if json {
+                return Ok(json_text(&events));
+            }
+            let mut table = Table::new(&["TIME", "WHAT", "DETAIL"]);
+            for event in &events {
+                let line = describe_bridge(event);
+                table.row(line.tone, [event.at.to_string(), line.what, line.detail]);
+            }
+            Ok(table.render(style))
+        }
         EventCommand::List { node, boot } => {
             let boots: Vec<Boot> = client.list(&format!("/api/v1/nodes/{}/boots", segment(node))).await?;
             let wanted = |kept: &Boot| boot.is_none_or(|number| kept.number == number);

@@ -1,4 +1,4 @@
-//! `farrier node add|list|show|approve|quirks|remove|order`
+//! `farrier node add|list|show|label|approve|quirks|remove|order`
 
 use std::net::Ipv4Addr;
 
@@ -15,6 +15,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::net::MacAddr;
 use crate::node::NodeName;
 use crate::node::inventory::{BootedBy, Inventory};
+use crate::node::labels::{LabelError, LabelKey, LabelValue, parse_label};
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::Boot;
 use crate::operator::api::{NodeDetail, NodePatch, NodeSummary, OrderRequest, PortRequest, RegisterRequest};
@@ -31,7 +32,20 @@ pub enum NodeCommand {
         name: Option<NodeName>,
     },
     /// List all nodes
-    List,
+    List {
+        /// Only nodes with these labels: `rack=r1,owner` is all of rack r1 that have an owner
+        #[arg(long, value_name = "KEY[=VALUE],…")]
+        label: Option<String>,
+    },
+    /// Set labels of a node, and take some away
+    Label {
+        /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
+        node: String,
+        /// `rack=r1` sets a label, `rack-` takes it away
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-", value_parser = parse_label_change)]
+        labels: Vec<(LabelKey, Option<LabelValue>)>,
+    },
     /// Show one node: record, ports, inventory, and where its last boot got to
     Show {
         /// Name, MAC address, id or SMBIOS UUID
@@ -133,6 +147,14 @@ fn parse_port(text: &str) -> Result<PortRequest, String> {
     Ok(PortRequest { mac, address })
 }
 
+/// `key=value` sets, `key-` takes away.
+fn parse_label_change(text: &str) -> Result<(LabelKey, Option<LabelValue>), LabelError> {
+    match text.strip_suffix('-') {
+        Some(key) if !text.contains('=') => Ok((key.parse()?, None)),
+        Some(_) | None => parse_label(text).map(|(key, value)| (key, Some(value))),
+    }
+}
+
 pub(super) async fn run(
     command: NodeCommand,
     client: &Client,
@@ -145,8 +167,9 @@ pub(super) async fn run(
             let node = client.post("/api/v1/nodes", &RegisterRequest { name, ports, quirks: None }).await?;
             Ok(done(&node, "registered", json))
         }
-        NodeCommand::List => {
-            let nodes: Vec<NodeSummary> = client.list("/api/v1/nodes").await?;
+        NodeCommand::List { label } => {
+            let query = label.map(|label| format!("?label={}", segment(&label))).unwrap_or_default();
+            let nodes: Vec<NodeSummary> = client.list(&format!("/api/v1/nodes{query}")).await?;
             Ok(if json { json_text(&nodes) } else { render_list(&nodes, style, now) })
         }
         NodeCommand::Show { node, boot } => show(&node, boot, client, json, style).await,
@@ -167,6 +190,15 @@ pub(super) async fn run(
             Ok(done(&node, "changed", json))
         }
         NodeCommand::Quirks { node, quirks } => super::quirks::run(&node, &quirks, client, json).await,
+        NodeCommand::Label { node, labels } => {
+            let patch = NodePatch { labels: labels.into_iter().collect(), ..NodePatch::default() };
+            let node: NodeDetail = client.patch(&path(&node, ""), &patch).await?;
+            let labels = match node.summary.labels.to_string() {
+                none if none.is_empty() => "has no labels".to_owned(),
+                labels => format!("is labelled {labels}"),
+            };
+            Ok(done(&node, &labels, json))
+        }
         NodeCommand::Remove { node } => {
             let node = client.delete(&path(&node, "")).await?;
             Ok(done(&node, "removed", json))
@@ -314,6 +346,9 @@ pub(super) fn render_detail(node: &NodeDetail, boot: Option<&Boot>, style: Style
         crate::node::Origin::Seen => "first seen",
     };
     line("known", Tone::Plain, &format!("{origin} {}", node.created_at));
+    if !summary.labels.is_empty() {
+        line("labels", Tone::Plain, &summary.labels.to_string());
+    }
     line("seen", Tone::Plain, &or_dash(summary.last_seen_at.map(|at| format!("{at}, {}", ago(at, now)))));
     line("enrolled", Tone::Plain, &or_dash(summary.enrolled_at));
     let mut ports = Table::new(&["PORT", "ADDRESS", "RESERVED"]);

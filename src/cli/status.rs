@@ -25,6 +25,9 @@ pub(super) fn render(status: &Status, style: Style, now: Timestamp) -> String {
     line("farrier", Tone::Plain, &format!("{}, up {up}", status.version));
     let bridge = &status.bridge;
     line("bridge", Tone::Plain, &format!("{} {} {}", bridge.name, bridge.address, bridge.mac));
+    if let Some(objection) = &bridge.objection {
+        line("", Tone::Bad, objection);
+    }
     if !bridge.up {
         let reason = bridge.reason.as_deref().unwrap_or("it is down");
         line("", Tone::Bad, &format!("nothing is served: {reason}"));

@@ -54,6 +54,7 @@ pub(super) fn summary() -> NodeSummary {
         next_boot: NextBoot::Ramdisk,
         order: None,
         failure: None,
+        labels: Default::default(),
         last_seen_at: Some(after(8_000)),
         enrolled_at: Some(after(8_900)),
         boot: Some(BootSummary {
@@ -266,6 +267,7 @@ fn the_status_says_what_is_wrong() {
             mac: MAC,
             up: true,
             reason: None,
+            objection: None,
         },
         services: vec![
             ServiceStatus { name: "dhcp".into(), listens: "192.168.2.2:67".into(), running: true },

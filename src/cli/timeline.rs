@@ -6,8 +6,11 @@ use super::table::Table;
 use super::text::{Style, Tone, bytes, duration, inert};
 use crate::boot::client::ClientClass;
 use crate::boot::decision::ScriptPlan;
+use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
-use crate::node::timeline::{ADDRESS_ELSEWHERE, AgentCall, Boot, FileOutcome, Happening, Stage, Transport};
+use crate::node::timeline::{
+    ADDRESS_ELSEWHERE, AgentCall, Boot, FileOutcome, Happening, Stage, Transport, edited,
+};
 
 /// One event's cells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,6 +100,7 @@ pub fn describe(happening: &Happening) -> Line {
         Happening::Approved => Line::new(Tone::Good, "approved", ""),
         Happening::QuirksSet { quirks } => Line::new(Tone::Plain, "quirks", quirks.summary()),
         Happening::Registered => Line::new(Tone::Plain, "registered", ""),
+        Happening::Edited { changes } => Line::new(Tone::Plain, "edited", edited::told(changes)),
         Happening::Removed { .. } => Line::new(Tone::Attention, "removed", ""),
         Happening::BootLoop { loaders } => {
             let detail = format!(
@@ -109,6 +113,13 @@ pub fn describe(happening: &Happening) -> Line {
             Line::new(Tone::Bad, "port", format!("{port} already belongs to node {owner}"))
         }
     }
+}
+
+/// An event of the bridge.
+pub fn describe_bridge(event: &BridgeEvent) -> Line {
+    let (what, detail) = event.happening.words(event.at);
+    let tone = if event.happening.is_trouble() { Tone::Bad } else { Tone::Good };
+    Line::new(tone, what, detail)
 }
 
 fn file_line(transport: Transport, name: &str, size: Option<u64>, outcome: &FileOutcome) -> Line {

@@ -14,7 +14,7 @@ use super::error::CommandError;
 use super::node::node_cells;
 use super::table::Table;
 use super::text::{Style, Tone, inert};
-use super::timeline::describe;
+use super::timeline::{Line, describe, describe_bridge};
 use super::view::View;
 use crate::clock::{Clock, Timestamp};
 use crate::operator::api::{EventMessage, NodeSummary};
@@ -74,6 +74,7 @@ async fn follow(
 pub(super) fn event_json(event: &WatchEvent) -> String {
     let text = match event {
         WatchEvent::Timeline(message) => serde_json::to_string(message),
+        WatchEvent::Bridge(event) => serde_json::to_string(event),
         WatchEvent::Lagged(message) => serde_json::to_string(message),
     };
     text.unwrap_or_default()
@@ -83,16 +84,21 @@ pub(super) fn event_line(event: &WatchEvent, style: Style) -> String {
     match event {
         WatchEvent::Timeline(message) => {
             let line = describe(&message.event.happening);
-            let at = message.event.at.to_string();
-            // The date does not change often enough to repeat it on every line.
-            let time = at.split_once('T').map_or(at.as_str(), |(_, time)| time).trim_end_matches('Z');
-            style.paint(line.tone, &format!("{time}  {:<17}  {}", whose(message), line.sentence()))
+            timed_line(message.event.at, &whose(message), &line, style)
         }
+        WatchEvent::Bridge(event) => timed_line(event.at, "bridge", &describe_bridge(event), style),
         WatchEvent::Lagged(message) => style.paint(
             Tone::Attention,
             &format!("{} events were left out: this watcher is too slow", message.left_out),
         ),
     }
+}
+
+fn timed_line(at: Timestamp, whose: &str, line: &Line, style: Style) -> String {
+    let at = at.to_string();
+    // The date does not change often enough to repeat it on every line.
+    let time = at.split_once('T').map_or(at.as_str(), |(_, time)| time).trim_end_matches('Z');
+    style.paint(line.tone, &format!("{time}  {whose:<17}  {}", line.sentence()))
 }
 
 fn whose(message: &EventMessage) -> String {

@@ -33,7 +33,8 @@ use crate::dhcp::server::{Answer, DhcpServer, Directory, Outcome, Report, Settin
 use crate::guard::Guard;
 use crate::guard::process::LocalServer;
 use crate::net::link::{LinkWatch, Netlink};
-use crate::net::overheard::{Ear, Reach};
+use crate::net::overheard::Ear;
+use crate::net::tap::Reach;
 use crate::net::{Bridge, MacAddr};
 use crate::node::registry::{Registry, TraceStep};
 use crate::node::timeline::Happening;
@@ -232,7 +233,7 @@ fn open_ear(bridge: &Bridge, mode: DhcpMode) -> Result<Option<Ear>, BindError> {
     let reach = match mode {
         DhcpMode::Server => return Ok(None),
         // Who takes which address is known from requests and from ARP: not worth a look at every frame.
-        DhcpMode::Proxy => Reach::Broadcasts,
+        DhcpMode::Proxy => Reach::Ours,
         DhcpMode::Observe => Reach::Everything,
     };
     Ear::open(bridge, reach).map(Some).map_err(|source| {

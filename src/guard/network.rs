@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use socket2::Socket;
 
+use crate::bridge_log::BridgeLog;
+use crate::bridge_log::event::BridgeHappening;
 use crate::clock::{Clock, Timestamp};
 use crate::guard::probe::{self, Schedule};
 use crate::guard::rivals::{Kind, News, Rival};
@@ -24,12 +26,15 @@ use crate::guard::sighting::{self, Own};
 use crate::guard::{Guard, process};
 use crate::net::frame::{Delivery, FrameSender};
 use crate::net::link::LinkWatch;
-use crate::net::{Bridge, MacAddr, ports, sys};
+use crate::net::tap::{Reach, Test};
+use crate::net::{Bridge, MacAddr, ports, tap};
 use crate::telemetry::Tally;
 
 /// The word for this service in counters.
 const SERVICE: &str = "guard";
 const FRAME_BYTES_MAX: usize = 2048;
+/// ICMPv6 type (RFC 4861 §4.2).
+const ROUTER_ADVERTISEMENT: u8 = 134;
 /// Frames of one kind looked at before the others get their turn.
 const FRAMES_PER_TURN: usize = 256;
 /// Frames looked at in a second: more are a flood, and tell nothing that the first did not.
@@ -57,13 +62,27 @@ impl Drop for GuardHandle {
 }
 
 /// Starts listening and asking on the bridge.
-pub fn start(bridge: Bridge, guard: Arc<Guard>, tally: Arc<Tally>, clock: Clock) -> io::Result<GuardHandle> {
+pub fn start(
+    bridge: Bridge,
+    guard: Arc<Guard>,
+    log: Arc<BridgeLog>,
+    tally: Arc<Tally>,
+    clock: Clock,
+) -> io::Result<GuardHandle> {
     let watch = LinkWatch::open()?;
     // Opened here, so that a lack of permission ends the start and does not go unnoticed.
     let ears = Ears::open(&bridge)?;
     let stop = Arc::new(AtomicBool::new(false));
-    let worker =
-        Worker { bridge, guard: Arc::clone(&guard), tally, clock, watch, stop: Arc::clone(&stop), looked: 0 };
+    let worker = Worker {
+        bridge,
+        guard: Arc::clone(&guard),
+        log,
+        tally,
+        clock,
+        watch,
+        stop: Arc::clone(&stop),
+        looked: 0,
+    };
     let thread = thread::Builder::new().name("guard".to_owned()).spawn(move || worker.run(ears))?;
     Ok(GuardHandle { guard, stop, thread: Some(thread) })
 }
@@ -78,50 +97,14 @@ struct Ears {
 
 impl Ears {
     fn open(bridge: &Bridge) -> io::Result<Ears> {
-        // Classic BPF; offsets from the Ethernet header.
-        const LDH: u16 = 0x28;
-        const LDB: u16 = 0x30;
-        const JEQ: u16 = 0x15;
-        const JSET: u16 = 0x45;
-        const LDXB_MSH: u16 = 0xb1;
-        const LDH_X: u16 = 0x48;
-        const LDB_X: u16 = 0x50;
-        const RETURN: u16 = 0x06;
-        // IPv4 by the socket's protocol; UDP, not a later fragment, from port 67, a BOOTREPLY: what relay agents ask
-        // comes from that port as well, and each of their requests would wake us.
-        let dhcp = [
-            SockFilter::new(LDB, 0, 0, 23),
-            SockFilter::new(JEQ, 0, 8, libc::IPPROTO_UDP as u32),
-            SockFilter::new(LDH, 0, 0, 20),
-            SockFilter::new(JSET, 6, 0, 0x1fff),
-            SockFilter::new(LDXB_MSH, 0, 0, 14),
-            SockFilter::new(LDH_X, 0, 0, 14),
-            SockFilter::new(JEQ, 0, 3, 67),
-            SockFilter::new(LDB_X, 0, 0, 22),
-            SockFilter::new(JEQ, 0, 1, 2),
-            SockFilter::new(RETURN, 0, 0, u32::MAX),
-            SockFilter::new(RETURN, 0, 0, 0),
-        ];
-        // IPv6 by the socket's protocol; ICMPv6, router advertisement.
-        let routers = [
-            SockFilter::new(LDB, 0, 0, 20),
-            SockFilter::new(JEQ, 0, 3, libc::IPPROTO_ICMPV6 as u32),
-            SockFilter::new(LDB, 0, 0, 54),
-            SockFilter::new(JEQ, 0, 1, 134),
-            SockFilter::new(RETURN, 0, 0, u32::MAX),
-            SockFilter::new(RETURN, 0, 0, 0),
-        ];
-        let tap = |ethertype: libc::c_int, filter: &[SockFilter]| {
-            // Without a protocol it hears nothing until it is bound, and by then the filter is there.
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
-            socket.attach_filter(filter)?;
-            socket.set_nonblocking(true)?;
-            sys::listen_to_link(&socket, bridge.index, ethertype as u16)?;
-            Ok::<_, io::Error>(socket)
+        // A BOOTREPLY: what relay agents ask comes from that port as well, and each of their requests would wake us.
+        let replies = [Test::Udp, Test::UdpFrom(&[67]), Test::UdpPayload { at: 0, is: 2 }];
+        let open = |ethertype, tests: &[Test<'_>]| {
+            tap::open(bridge.index, ethertype, &tap::filter(ethertype, tests), Reach::Everything)
         };
         Ok(Ears {
-            dhcp: tap(libc::ETH_P_IP, &dhcp)?,
-            routers: tap(libc::ETH_P_IPV6, &routers)?,
+            dhcp: open(libc::ETH_P_IP, &replies)?,
+            routers: open(libc::ETH_P_IPV6, &[Test::Icmpv6(ROUTER_ADVERTISEMENT)])?,
             voice: FrameSender::open_from(bridge, Ipv4Addr::UNSPECIFIED)?,
             mac: bridge.link().and_then(|link| link.mac).unwrap_or(bridge.mac),
         })
@@ -131,6 +114,7 @@ impl Ears {
 struct Worker {
     bridge: Bridge,
     guard: Arc<Guard>,
+    log: Arc<BridgeLog>,
     tally: Arc<Tally>,
     clock: Clock,
     watch: LinkWatch,
@@ -292,10 +276,19 @@ impl Worker {
                     appeared |= kind == Kind::Dhcp;
                     self.tally.count(SERVICE, "rival-appeared");
                     self.warn(&rival);
+                    let Rival { mac, port, .. } = rival;
+                    self.log.record(
+                        BridgeHappening::RivalAppeared { kind, address, mac, port },
+                        self.clock.now(),
+                    );
                 }
                 News::Gone(rival) => {
                     self.tally.count(SERVICE, "rival-gone");
-                    let Rival { kind, address, mac, .. } = rival;
+                    let Rival { kind, address, mac, first_at, .. } = rival;
+                    self.log.record(
+                        BridgeHappening::RivalGone { kind, address, mac, first_at },
+                        self.clock.now(),
+                    );
                     tracing::info!(%address, mac = mac.map(tracing::field::display), kind = kind.as_str(), "gone quiet: the bridge is ours again as far as it goes");
                 }
             }

@@ -135,7 +135,7 @@ impl Follower {
             Ok(Some(WatchEvent::Timeline(message))) => {
                 message.node_mac.map_or(Changed::Anything, Changed::Machine)
             }
-            Ok(Some(WatchEvent::Lagged(_))) => Changed::Anything,
+            Ok(Some(WatchEvent::Bridge(_) | WatchEvent::Lagged(_))) => Changed::Anything,
             Ok(None) | Err(_) => {
                 self.stream = None;
                 Changed::Anything

@@ -298,25 +298,34 @@ pub struct LinkWatch {
 
 impl LinkWatch {
     pub fn open() -> io::Result<LinkWatch> {
+        LinkWatch::of(libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR)
+    }
+
+    /// The same for routes.
+    pub fn of_routes() -> io::Result<LinkWatch> {
+        LinkWatch::of(libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE)
+    }
+
+    fn of(groups: libc::c_int) -> io::Result<LinkWatch> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups as u32))?;
         Ok(LinkWatch { socket })
     }
 
-    /// Discards what is queued, so that only later changes wake the reader again.
-    pub fn clear(&self) {
+    /// Discards what is queued, so that only later changes wake the reader again; true if there was something.
+    pub fn clear(&self) -> bool {
         /// What remains wakes the reader once more.
         const NOTICES_MAX: usize = 1024;
         let mut notice = [0; 4096];
-        for _ in 0..NOTICES_MAX {
+        for taken in 0..NOTICES_MAX {
             match recv(self.socket.as_raw_fd(), &mut notice, MsgFlags::MSG_DONTWAIT) {
                 // ENOBUFS: the kernel dropped notices because we were slow; that too means "something changed".
                 Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
-                Err(_) => return,
+                Err(_) => return taken > 0,
             }
         }
+        true
     }
 }
 

@@ -11,6 +11,7 @@
 //! - `neighbours`: the size of the host's neighbour table
 //! - `pace`: how fast one machine is sent files
 //! - `overheard`: what other DHCP servers say there
+//! - `tap`: packet sockets that hear some frames of a link, and the filters that choose them
 //! - `urgency`: which packets leave first when the link is full
 //! - `sys`: the raw socket calls; the only file of the crate with `unsafe`
 
@@ -27,6 +28,7 @@ pub mod overheard;
 pub mod pace;
 pub mod ports;
 pub mod sys;
+pub mod tap;
 pub mod urgency;
 
 pub use bridge::Bridge;

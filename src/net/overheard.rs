@@ -3,7 +3,7 @@
 //! Their replies go to port 68 of a client, as often as not as a frame to its MAC, so no UDP socket of ours gets them.
 //! A packet socket does: it takes IPv4 on this one link, and a filter in the kernel leaves of that only what comes from
 //! port 67 or 4011 and is not ours. Frames between two ports pass the bridge by unless it is promiscuous; who wants to
-//! hear every reply ([`Reach::Everything`]) pays with a look of the kernel at every frame.
+//! hear every reply ([`Reach::Everything`](super::tap::Reach::Everything)) pays with a look of the kernel at every frame.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -14,23 +14,15 @@ use pnet_packet::ethernet::EthernetPacket;
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv4::Ipv4Packet;
 use pnet_packet::udp::UdpPacket;
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use socket2::Socket;
 
-use crate::net::sys;
+use crate::net::tap::{self, Reach, Test};
 use crate::net::{Bridge, MacAddr};
 
 const DHCP_PORT: u16 = 67;
 const BOOT_SERVER_PORT: u16 = 4011;
 /// An Ethernet frame; what is longer is no DHCP.
 const FRAME_BYTES_MAX: usize = 2048;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Replies sent to everybody.
-    Broadcasts,
-    /// Those between two ports as well.
-    Everything,
-}
 
 /// One datagram of another server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +39,10 @@ pub struct Ear {
 
 impl Ear {
     pub fn open(bridge: &Bridge, reach: Reach) -> io::Result<Ear> {
-        // Protocol 0 until the filter stands: nothing of another link is ever queued.
-        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
-        socket.set_nonblocking(true)?;
-        socket.attach_filter(&filter(bridge.ip()))?;
-        sys::bind_to_link(&socket, bridge.index, libc::ETH_P_IP as u16)?;
-        if reach == Reach::Everything {
-            sys::hear_every_frame(&socket, bridge.index)?;
-        }
+        let sayings =
+            [Test::Udp, Test::Ipv4NotFrom(bridge.ip()), Test::UdpFrom(&[DHCP_PORT, BOOT_SERVER_PORT])];
+        let filter = tap::filter(libc::ETH_P_IP, &sayings);
+        let socket = tap::open(bridge.index, libc::ETH_P_IP, &filter, reach)?;
         Ok(Ear { socket, buffer: Box::new([0; FRAME_BYTES_MAX]) })
     }
 
@@ -79,30 +67,6 @@ impl AsFd for Ear {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-/// Classic BPF: IPv4 over Ethernet, UDP, first fragment, not from us, from a server's port.
-fn filter(own: Ipv4Addr) -> [SockFilter; 14] {
-    let (load_half, load_byte, load_word) = (0x28, 0x30, 0x20);
-    let (jump_equal, jump_set) = (0x15, 0x45);
-    let (index_header_length, load_half_indexed, accept) = (0xb1, 0x48, 0x06);
-    let step = SockFilter::new;
-    [
-        step(load_half, 0, 0, 12),
-        step(jump_equal, 0, 11, libc::ETH_P_IP as u32),
-        step(load_byte, 0, 0, 23),
-        step(jump_equal, 0, 9, 17),
-        step(load_half, 0, 0, 20),
-        step(jump_set, 7, 0, 0x1fff),
-        step(load_word, 0, 0, 26),
-        step(jump_equal, 5, 0, u32::from(own)),
-        step(index_header_length, 0, 0, 14),
-        step(load_half_indexed, 0, 0, 14),
-        step(jump_equal, 1, 0, u32::from(DHCP_PORT)),
-        step(jump_equal, 0, 1, u32::from(BOOT_SERVER_PORT)),
-        step(accept, 0, 0, FRAME_BYTES_MAX as u32),
-        step(accept, 0, 0, 0),
-    ]
 }
 
 fn read_frame(frame: &[u8]) -> Option<Saying<'_>> {

@@ -7,6 +7,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::net::MacAddr;
 use crate::net::link::{Attributes, Netlink, ask, u32_at};
@@ -23,7 +24,7 @@ const NEIGHBOUR_MAC: u16 = 2;
 const PERMANENT: u16 = 0x80;
 
 /// What a bridge port does with frames (IEEE 802.1D §8.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PortState {
     Disabled,

@@ -8,7 +8,7 @@
 //! - [`peer_groups`]: the groups of whoever connected to a Unix socket
 //! - [`checksum_offload`], [`set_checksum_offload`]: whether a device's checksums are left to it
 //! - [`clock_is_kept`]: whether a time service keeps the kernel's clock
-//! - [`listen_to_link`]: frames of one kind, as they pass on one link
+//! - [`bind_to_link`], [`hear_every_frame`]: frames of one kind, as they pass on one link
 //! - [`admit_router_solicitations_only`] sets `ICMP6_FILTER`, [`never_fragment`] sets `IP_MTU_DISCOVER`
 
 #![allow(unsafe_code)]
@@ -192,45 +192,6 @@ pub fn send_frames(socket: &impl AsFd, frames: &[Frame<'_>]) -> Vec<io::Result<(
         Prepared { address: Address::Link(address), payload: frame.packet, from: None }
     });
     send_prepared(socket, &prepared.collect::<Vec<_>>())
-}
-
-/// Lets an `AF_PACKET` socket hear frames of this kind as they come in on one link, also those between others there.
-pub fn listen_to_link(socket: &impl AsFd, interface: u32, ethertype: u16) -> io::Result<()> {
-    let index = libc::c_int::try_from(interface).map_err(io::Error::other)?;
-    let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as libc::c_ushort,
-        sll_protocol: ethertype.to_be(),
-        sll_ifindex: index,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    let membership = libc::packet_mreq {
-        mr_ifindex: index,
-        mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
-        mr_alen: 0,
-        mr_address: [0; 8],
-    };
-    let descriptor = socket.as_fd().as_raw_fd();
-    // SAFETY: the kernel reads a sockaddr_ll from a live one of the stated size.
-    let bound = unsafe {
-        libc::bind(descriptor, (&raw const address).cast(), mem::size_of_val(&address) as libc::socklen_t)
-    };
-    if bound != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel reads a packet_mreq from a live one of the stated size.
-    let joined = unsafe {
-        libc::setsockopt(
-            descriptor,
-            libc::SOL_PACKET,
-            libc::PACKET_ADD_MEMBERSHIP,
-            (&raw const membership).cast(),
-            mem::size_of_val(&membership) as libc::socklen_t,
-        )
-    };
-    if joined == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A datagram in pieces; or several of one length, of which the last may be shorter, in the pieces of one buffer.

@@ -3,6 +3,7 @@
 //! - [`state`]: provision states and power orders, in Ironic's words
 //! - [`transition`]: `apply(state, event) → state` or a refusal; pure and exhaustive
 //! - [`inventory`]: what the agent found in the machine; bounded, validated
+//! - [`labels`]: what operators know of a node and we do not
 //! - [`timeline`]: boots and their events; bounded
 //! - [`token`]: one-time boot tokens and agent sessions that need no write when issued
 //! - [`verdict`]: why a boot ended where it did, with evidence and what to do; pure
@@ -25,10 +26,12 @@ use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
+use crate::node::labels::Labels;
 use crate::node::state::{Order, ProvisionState};
 use crate::node::token::Redeemer;
 
 pub mod inventory;
+pub mod labels;
 pub mod registry;
 pub mod roster;
 pub mod state;
@@ -155,6 +158,8 @@ pub struct Node {
     pub redeemed_by: Option<Redeemer>,
     /// Why it is in a failed state, in the agent's or the appliance's words.
     pub failure: Option<String>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Grows by one with every stored change.
     pub version: u64,
 }

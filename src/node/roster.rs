@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::net::MacAddr;
+use crate::node::labels::Labels;
 use crate::node::registry::NODES_MAX;
 use crate::node::{Node, NodeName, PORTS_MAX, Port};
 
@@ -42,12 +43,19 @@ pub struct RosterEntry {
     pub line: usize,
     pub name: Option<NodeName>,
     pub ports: Vec<RosterPort>,
+    /// Set on the node; those the list does not name stay.
+    pub labels: Labels,
 }
 
 impl From<&Node> for RosterEntry {
     fn from(node: &Node) -> RosterEntry {
         let port = |port: &Port| RosterPort { mac: port.mac, address: port.reserved };
-        RosterEntry { line: 0, name: node.name.clone(), ports: node.ports.iter().map(port).collect() }
+        RosterEntry {
+            line: 0,
+            name: node.name.clone(),
+            ports: node.ports.iter().map(port).collect(),
+            labels: node.labels.clone(),
+        }
     }
 }
 
@@ -75,9 +83,9 @@ pub struct Roster {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// Comma, semicolon or tab separated, with a header: mac, name, address
+    /// Comma, semicolon or tab separated, with a header: mac, name, address, labels
     Csv,
-    /// Our own: `[{"name": …, "ports": [{"mac": …, "address": …}]}]`
+    /// Our own: `[{"name": …, "ports": [{"mac": …, "address": …}], "labels": {…}}]`
     Json,
     /// `dhcp-host=` lines of a dnsmasq configuration
     Dnsmasq,
@@ -245,12 +253,27 @@ impl Draft {
         name: Option<NodeName>,
         ports: Vec<RosterPort>,
     ) -> Result<(), RosterError> {
+        self.add_labelled(line, name, ports, Labels::default())
+    }
+
+    /// The same, from a list that knows of labels.
+    fn add_labelled(
+        &mut self,
+        line: usize,
+        name: Option<NodeName>,
+        ports: Vec<RosterPort>,
+        labels: Labels,
+    ) -> Result<(), RosterError> {
         if ports.is_empty() {
             return Err(RosterError::at(line, "no MAC address: a node is known by the MACs of its ports"));
         }
         let known = name.as_ref().and_then(|name| self.by_name.get(name)).copied();
         match known.and_then(|index| self.entries.get_mut(index)) {
-            Some(entry) => entry.ports.extend(ports),
+            Some(entry) => {
+                entry.ports.extend(ports);
+                let both = entry.labels.edited(&labels.as_edit());
+                entry.labels = both.map_err(|error| RosterError::at(line, error))?;
+            }
             None => {
                 if self.entries.len() == ENTRIES_MAX {
                     return Err(RosterError::at(
@@ -261,7 +284,7 @@ impl Draft {
                 if let Some(name) = &name {
                     self.by_name.insert(name.clone(), self.entries.len());
                 }
-                self.entries.push(RosterEntry { line, name, ports });
+                self.entries.push(RosterEntry { line, name, ports, labels });
             }
         }
         Ok(())

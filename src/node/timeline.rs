@@ -5,6 +5,7 @@
 //! and duration, each call of the agent, each change of state.
 //!
 //! - `history`: one node's boots in memory: where a boot begins, what is kept of it
+//! - [`edited`]: what an operator changed in a node's record
 //! - `explain`: the line that says why a boot is no further
 
 use std::collections::BTreeMap;
@@ -20,8 +21,10 @@ use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::inventory::clean_text;
 use crate::node::state::{Order, ProvisionState};
+use crate::node::timeline::edited::NodeChange;
 use crate::node::{NodeId, NodeName};
 
+pub mod edited;
 mod explain;
 pub(in crate::node) mod history;
 
@@ -144,6 +147,10 @@ pub enum Happening {
         quirks: Quirks,
     },
     Registered,
+    /// An operator changed its record.
+    Edited {
+        changes: Vec<NodeChange>,
+    },
     /// The node is known no more, nor is its timeline: watchers are told, nothing is kept.
     Removed {
         name: Option<NodeName>,
@@ -270,6 +277,7 @@ impl Happening {
             | Happening::Approved
             | Happening::QuirksSet { .. }
             | Happening::Registered
+            | Happening::Edited { .. }
             | Happening::Removed { .. }
             | Happening::BootLoop { .. }
             | Happening::PortConflict { .. }
@@ -300,6 +308,7 @@ impl Happening {
             | Happening::Approved
             | Happening::QuirksSet { .. }
             | Happening::Registered
+            | Happening::Edited { .. }
             | Happening::Removed { .. }
             | Happening::BootLoop { .. }
             | Happening::PortConflict { .. }

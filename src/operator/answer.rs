@@ -1,12 +1,13 @@
 //! Answers: pages of a list with their `Link`, nodes with their tag.
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::api::{NodeDetail, Page};
 use super::asked::{Asked, Tags, tags};
+use super::idempotency::Answer;
 use super::problem::{Problem, ProblemKind};
 use crate::image::digest::Digest;
 
@@ -32,6 +33,21 @@ pub(super) fn node(status: StatusCode, node: &NodeDetail) -> Result<Response, Pr
     Ok((status, headers, Body::from(text)).into_response())
 }
 
+/// A node that is known now, and where it is found.
+pub(super) fn new_node(node: &NodeDetail) -> Result<Answer, Problem> {
+    let (text, tag) = tagged(node)?;
+    let header = |name: HeaderName, value: &str| (name.to_string(), value.to_owned());
+    Ok(Answer {
+        status: StatusCode::CREATED.as_u16(),
+        headers: vec![
+            header(header::CONTENT_TYPE, "application/json"),
+            header(header::ETAG, tag.to_str().unwrap_or_default()),
+            header(header::LOCATION, &format!("/api/v1/nodes/{}", node.summary.id)),
+        ],
+        body: String::from_utf8(text).map_err(|_| unwritten())?,
+    })
+}
+
 /// The same for GET: nothing but the tag if the client has it already (RFC 9110 §13.1.2).
 pub(super) fn node_unless_known(headers: &HeaderMap, detail: &NodeDetail) -> Result<Response, Problem> {
     let (text, tag) = tagged(detail)?;
@@ -49,9 +65,12 @@ pub(super) fn node_unless_known(headers: &HeaderMap, detail: &NodeDetail) -> Res
 }
 
 fn tagged(detail: &NodeDetail) -> Result<(Vec<u8>, HeaderValue), Problem> {
-    let failed = || Problem::new(ProblemKind::Unavailable, "the document could not be written");
-    let text = serde_json::to_vec(detail).map_err(|_| failed())?;
+    let text = serde_json::to_vec(detail).map_err(|_| unwritten())?;
     let digest = Digest::of(&text).to_string();
     let tag = format!("\"v{}-{}\"", detail.version, &digest[..TAG_DIGITS]);
-    Ok((text, HeaderValue::try_from(tag).map_err(|_| failed())?))
+    Ok((text, HeaderValue::try_from(tag).map_err(|_| unwritten())?))
+}
+
+fn unwritten() -> Problem {
+    Problem::new(ProblemKind::Unavailable, "the document could not be written")
 }

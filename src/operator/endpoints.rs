@@ -11,6 +11,7 @@ use super::openapi::Told;
 use super::routes::Shared;
 use super::{events, images, leases, monitoring, nodes, roster, why};
 use crate::boot::client::Firmware;
+use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::LeaseState;
 use crate::explain::{Dialogue, Machine};
@@ -101,7 +102,12 @@ fn reading_nodes() -> Vec<Endpoint> {
             .query_of::<Firmware>("firmware", "Only nodes that last netbooted with this firmware.")
             .query(
                 "q",
-                "Only nodes with this in their name, a MAC, an address, id, UUID or serial number.",
+                "Only nodes with this in their name, a MAC, an address, a label, id, UUID or serial number.",
+                text(),
+            )
+            .query(
+                "label",
+                "Only nodes with all of these labels: `key=value`, or `key` for any value, with commas between.",
                 text(),
             ),
         ),
@@ -168,7 +174,7 @@ fn reading_nodes() -> Vec<Endpoint> {
 
 fn changing_nodes() -> Vec<Endpoint> {
     let key = "A text of the client's own, at most 255 characters: the same request with the same key is done once, \
-               and answered the same for 24 hours while this appliance runs.";
+               and answered the same for 24 hours, also after a restart.";
     vec![
         change(
             Method::POST,
@@ -205,7 +211,7 @@ fn changing_nodes() -> Vec<Endpoint> {
             Told::answers::<NodeDetail>(
                 "edit_node",
                 "nodes",
-                "Rename a node, change its ports, reservations and quirks, approve it",
+                "Rename a node, change its ports, reservations and quirks, label it, approve it",
             )
             .reads::<NodePatch>()
             .conditional(),
@@ -354,13 +360,23 @@ fn images_and_events() -> Vec<Endpoint> {
             Told::answers::<BlobEntry>("show_blob", "images", "One blob").refuses(&[404]),
         ),
         read(
+            "/api/v1/bridge/events",
+            get(events::of_bridge),
+            Told::page_of::<BridgeEvent>(
+                "list_bridge_events",
+                "events",
+                "What happened to the bridge itself: outages, other servers; oldest first",
+            )
+            .listed(),
+        ),
+        read(
             "/api/v1/events",
             get(events::stream),
             Told::new("follow_events", "events", "What happens, as it happens")
                 .text(
                     200,
                     "text/event-stream",
-                    "`timeline` events (EventMessage), `lagged` (LaggedMessage) to who reads too slowly, `gap` \
+                    "`timeline` events (EventMessage), `bridge` (BridgeEvent) unless a node or a stage is asked for, `lagged` (LaggedMessage) to who reads too slowly, `gap` \
                      (GapMessage) to who resumes from further back than is kept; a comment every 15 s.",
                 )
                 .query("node", "Only events of this node: name, MAC address, id or UUID.", text())

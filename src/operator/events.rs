@@ -1,6 +1,6 @@
-//! `GET /api/v1/events`: the timeline as it happens, as server-sent events.
+//! `GET /api/v1/events`: the timeline as it happens, as server-sent events, and what happens to the bridge.
 //!
-//! Each is a `timeline` event with the id `<run>-<number>`: the run is when the appliance started, the number counts
+//! Each is a `timeline` or a `bridge` event with the id `<run>-<number>`: the run is when the appliance started, the number counts
 //! up by one. The last [`KEPT`] are kept, so that who comes back with `Last-Event-ID` misses nothing; who comes back
 //! from further behind, or from another run, is told so by a `gap` event, and reads the timelines instead.
 //!
@@ -23,13 +23,14 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::OperatorParts;
 use super::access::Principal;
 use super::api::{EventMessage, GapMessage, GapReason, LaggedMessage};
 use super::asked::{Asked, reference};
 use super::nodes::found;
 use super::problem::{Problem, ProblemKind};
 use super::routes::Shared;
+use super::{OperatorParts, answer, views};
+use crate::bridge_log::event::BridgeEvent;
 use crate::node::NodeId;
 use crate::node::timeline::{Happening, Stage, TimelineEvent};
 
@@ -45,10 +46,17 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// What a browser waits before it comes back.
 const RETRY_MILLIS: u32 = 2000;
 
+/// What is told.
+#[derive(Clone)]
+enum Told {
+    Timeline(Arc<TimelineEvent>),
+    Bridge(Arc<BridgeEvent>),
+}
+
 /// One event, shared by all who watch.
 struct Frame {
     number: u64,
-    event: Arc<TimelineEvent>,
+    event: Told,
     encoded: OnceLock<Bytes>,
 }
 
@@ -81,12 +89,13 @@ impl Watchers {
             recent: Mutex::default(),
             happened: broadcast::channel(BEHIND_MAX).0,
         });
-        let mut happened = parts.registry.subscribe();
+        let (mut happened, mut on_bridge) = (parts.registry.subscribe(), parts.bridge_log.subscribe());
         let (gathered, mut until) = (Arc::clone(&hub), stopped.clone());
         tokio::spawn(async move {
             loop {
                 let received = tokio::select! {
-                    received = happened.recv() => received,
+                    received = happened.recv() => received.map(Told::Timeline),
+                    received = on_bridge.recv() => received.map(Told::Bridge),
                     _ = until.wait_for(|stop| *stop) => return,
                 };
                 match received {
@@ -101,7 +110,7 @@ impl Watchers {
 }
 
 impl Hub {
-    fn add(&self, event: Arc<TimelineEvent>) {
+    fn add(&self, event: Told) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.last += 1;
         let frame = Arc::new(Frame { number: recent.last, event, encoded: OnceLock::new() });
@@ -160,9 +169,15 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn wants(&self, event: &TimelineEvent) -> bool {
-        self.node.is_none_or(|node| event.node == node)
-            && self.stage.is_none_or(|stage| event.happening.stage() == Some(stage))
+    fn wants(&self, event: &Told) -> bool {
+        match event {
+            Told::Timeline(event) => {
+                self.node.is_none_or(|node| event.node == node)
+                    && self.stage.is_none_or(|stage| event.happening.stage() == Some(stage))
+            }
+            // No node's, and no boot's.
+            Told::Bridge(_) => self.node.is_none() && self.stage.is_none(),
+        }
     }
 }
 
@@ -199,6 +214,16 @@ pub(super) async fn stream(
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     ];
     Ok((headers, Body::from_stream(ReceiverStream::new(receiver))).into_response())
+}
+
+/// `GET /api/v1/bridge/events`; the cursor is the number of the last one shown.
+pub(super) async fn of_bridge(State(parts): State<Shared>, mut asked: Asked) -> Result<Response, Problem> {
+    let paging = asked.paging::<u64>()?;
+    asked.finish()?;
+    let events = parts.bridge_log.events().into_iter();
+    let wanted = events.filter(|event| paging.after.is_none_or(|after| event.sequence > after));
+    let page = views::page(wanted, paging.limit, |event| event.sequence.to_string());
+    Ok(answer::listed(&asked, page.map(|event| (*event).clone())))
 }
 
 /// One connection.
@@ -272,7 +297,11 @@ impl Watcher {
 }
 
 fn encoded(parts: &OperatorParts, run: &str, frame: &Frame) -> Bytes {
-    let event = &frame.event;
+    let id = format!("{run}-{}", frame.number);
+    let event = match &frame.event {
+        Told::Timeline(event) => event,
+        Told::Bridge(event) => return block("bridge", Some(&id), &**event),
+    };
     let (node_name, node_mac) = match &event.happening {
         // Nobody else knows it any more.
         Happening::Removed { name, port } => (name.clone(), *port),
@@ -284,7 +313,7 @@ fn encoded(parts: &OperatorParts, run: &str, frame: &Frame) -> Bytes {
         }
     };
     let message = EventMessage { node_name, node_mac, event: (**event).clone() };
-    block("timeline", Some(&format!("{run}-{}", frame.number)), &message)
+    block("timeline", Some(&id), &message)
 }
 
 /// JSON text has no raw line ends, so one data line always holds it.

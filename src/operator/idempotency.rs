@@ -1,25 +1,29 @@
 //! Idempotency-Key: a POST whose answer was lost is sent again, and is done once.
 //!
 //! The first request with a key is done, and its answer kept for [`KEPT_FOR`]; the same request with the same key gets
-//! that answer. One that comes while the first is still under way waits for it. Another request with the same key is
-//! refused (422). Keys belong to who sent them: nobody learns of another's answers.
+//! that answer. One that comes while the first is still under way waits for it, also if whoever sent the first has gone
+//! away. Another request with the same key is refused (422). Keys belong to who sent them: nobody learns of another's
+//! answers.
 //!
-//! Answers are kept in memory: a repetition after a restart is done anew. Registering twice is refused then as well,
-//! for a MAC address is a port of one node only; but the answer is that refusal.
+//! The answer is in the same transaction of the store as what it tells of, so a repetition after a restart finds both
+//! or neither. A refusal changed nothing and has a transaction of its own.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, StatusCode};
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::OnceCell;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OnceCell, oneshot};
 
 use super::access::{BODY_BYTES_MAX, Principal};
 use super::problem::{Problem, ProblemKind};
+use crate::clock::{Clock, Timestamp};
 use crate::image::digest::Digest;
+use crate::store::{Change, Store};
 
 /// As long as a client may be expected to try again.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -30,81 +34,206 @@ const KEY_BYTES_MAX: usize = 255;
 
 pub(super) const HEADER: &str = "idempotency-key";
 
-#[derive(Default)]
-pub(super) struct Keys(Mutex<Book>);
+/// A key, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestKey {
+    pub who: String,
+    pub key: String,
+}
+
+/// An answer as it is given again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+/// An answer as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptAnswer {
+    pub key: RequestKey,
+    /// Of the request's body.
+    pub request: Digest,
+    pub kept_until: Timestamp,
+    pub answer: Answer,
+}
+
+pub struct Keys {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    book: Mutex<Book>,
+}
 
 #[derive(Default)]
 struct Book {
-    slots: HashMap<(String, String), Slot>,
-    by_age: VecDeque<(Instant, (String, String))>,
+    slots: HashMap<RequestKey, Slot>,
+    by_age: VecDeque<(Timestamp, RequestKey)>,
 }
 
 #[derive(Clone)]
 struct Slot {
     request: Digest,
-    answer: Arc<OnceCell<Kept>>,
+    kept_until: Timestamp,
+    answer: Arc<OnceCell<Answer>>,
 }
 
-#[derive(Clone)]
-struct Kept {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
+/// A request with a key that is being done: what is to be written together with its change.
+#[derive(Clone, Debug)]
+pub(super) struct Ticket {
+    key: RequestKey,
+    request: Digest,
+    kept_until: Timestamp,
 }
 
-/// The answer was none that may be repeated: the store failed, say.
-struct NotKept(Response);
+impl Ticket {
+    pub(super) fn keep(&self, answer: &Answer) -> Change {
+        Change::PutAnswer(Box::new(KeptAnswer {
+            key: self.key.clone(),
+            request: self.request,
+            kept_until: self.kept_until,
+            answer: answer.clone(),
+        }))
+    }
+}
 
 impl Keys {
-    /// Does `work` unless this request was done before; `body` is what came with it.
-    pub(super) async fn once(
-        &self,
+    /// `answers` as the store held them.
+    pub fn new(answers: Vec<KeptAnswer>, store: Arc<dyn Store>, clock: Clock) -> Keys {
+        let mut book = Book::default();
+        for KeptAnswer { key, request, kept_until, answer } in answers {
+            let answer = Arc::new(OnceCell::new_with(Some(answer)));
+            book.by_age.push_back((kept_until, key.clone()));
+            book.slots.insert(key, Slot { request, kept_until, answer });
+        }
+        Keys { store, clock, book: Mutex::new(book) }
+    }
+
+    /// Does `work` unless this request was done before; `body` is what came with it. With a ticket, `work` sees to it
+    /// that its answer is written together with what it changes; what it refuses is written here.
+    pub(super) async fn once<W>(
+        self: &Arc<Self>,
         principal: &Principal,
         headers: &HeaderMap,
         body: &[u8],
-        work: impl Future<Output = Response>,
-    ) -> Response {
+        work: impl FnOnce(Option<Ticket>) -> W + Send + 'static,
+    ) -> Response
+    where
+        W: Future<Output = Result<Answer, Problem>> + Send,
+    {
         let key = match key(headers) {
-            Ok(Some(key)) => key,
-            Ok(None) => return work.await,
+            Ok(Some(key)) => RequestKey { who: principal.name.clone(), key },
+            Ok(None) => return work(None).await.into_response(),
             Err(problem) => return problem.into_response(),
         };
-        let slot = match self.slot((principal.name.clone(), key), Digest::of(body)) {
+        let slot = match self.slot(key.clone(), Digest::of(body)) {
             Ok(slot) => slot,
             Err(problem) => return problem.into_response(),
         };
-        let kept = slot.answer.get_or_try_init(|| async { keep(work.await).await }).await;
-        match kept {
-            Ok(kept) => (kept.status, kept.headers.clone(), Body::from(kept.body.clone())).into_response(),
-            Err(NotKept(response)) => response,
+        let ticket = Ticket { key, request: slot.request, kept_until: slot.kept_until };
+        let keys = Arc::clone(self);
+        // A task of its own: who hangs up in the middle is the very one that will ask again.
+        let done = tokio::spawn(async move {
+            let first = || async {
+                match work(Some(ticket.clone())).await {
+                    Ok(answer) => Ok(answer),
+                    Err(problem) => keys.refused(&ticket, problem).await,
+                }
+            };
+            slot.answer.get_or_try_init(first).await.cloned()
+        });
+        match done.await {
+            Ok(Ok(answer)) => answer.into_response(),
+            Ok(Err(problem)) => problem.into_response(),
+            Err(_) => Problem::new(
+                ProblemKind::Unavailable,
+                "the request failed inside the appliance; its log says why",
+            )
+            .into_response(),
         }
     }
 
-    fn slot(&self, key: (String, String), request: Digest) -> Result<Slot, Problem> {
-        let now = Instant::now();
-        let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while book
-            .by_age
-            .front()
-            .is_some_and(|(since, _)| now.duration_since(*since) > KEPT_FOR || book.slots.len() >= KEYS_MAX)
-        {
+    /// A refusal is kept as well, unless the fault is ours: then the same request may succeed next time.
+    async fn refused(&self, ticket: &Ticket, problem: Problem) -> Result<Answer, Problem> {
+        if problem.is_ours() {
+            return Err(problem);
+        }
+        let answer = Answer::of(problem.into_response()).await?;
+        let (sender, written) = oneshot::channel();
+        let when_durable = move |result| {
+            let _ = sender.send(result);
+        };
+        self.store.submit(vec![ticket.keep(&answer)], Box::new(when_durable));
+        if let Ok(Err(error)) = written.await {
+            // It is right all the same, and kept as long as this run lasts.
+            tracing::warn!(reason = %error, "a refused request is forgotten with the next start");
+        }
+        Ok(answer)
+    }
+
+    fn slot(&self, key: RequestKey, request: Digest) -> Result<Slot, Problem> {
+        let now = self.clock.now();
+        let mut book = self.lock();
+        let mut dropped = Vec::new();
+        while book.by_age.front().is_some_and(|(until, _)| *until < now || book.slots.len() >= KEYS_MAX) {
             if let Some((_, old)) = book.by_age.pop_front() {
                 book.slots.remove(&old);
+                dropped.push(Change::DropAnswer(old));
             }
         }
-        if let Some(slot) = book.slots.get(&key) {
-            if slot.request == request {
-                return Ok(slot.clone());
+        let found = match book.slots.get(&key) {
+            Some(slot) if slot.request == request => Ok(slot.clone()),
+            Some(_) => {
+                let detail = "this Idempotency-Key came with another request before";
+                Err(Problem::new(ProblemKind::KeyReused, detail)
+                    .field("Idempotency-Key")
+                    .way_out("choose a new key for a new request, such as a random UUID"))
             }
-            let detail = "this Idempotency-Key came with another request before";
-            return Err(Problem::new(ProblemKind::KeyReused, detail)
-                .field("Idempotency-Key")
-                .way_out("choose a new key for a new request, such as a random UUID"));
+            None => {
+                let slot = Slot { request, kept_until: now.plus(KEPT_FOR), answer: Arc::default() };
+                book.by_age.push_back((slot.kept_until, key.clone()));
+                book.slots.insert(key, slot.clone());
+                Ok(slot)
+            }
+        };
+        drop(book);
+        if !dropped.is_empty() {
+            // What the disk does not drop now is dropped after the next start: it is too old, or too many, then as well.
+            self.store.submit(dropped, Box::new(|_| {}));
         }
-        let slot = Slot { request, answer: Arc::default() };
-        book.by_age.push_back((now, key.clone()));
-        book.slots.insert(key, slot.clone());
-        Ok(slot)
+        found
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Answer {
+    /// What a response says, if it can be said again.
+    async fn of(response: Response) -> Result<Answer, Problem> {
+        let failed = || Problem::new(ProblemKind::Unavailable, "the answer could not be kept");
+        let (parts, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, 8 * BODY_BYTES_MAX).await.map_err(|_| failed())?;
+        let header = |(name, value): (&HeaderName, &HeaderValue)| {
+            Some((name.to_string(), value.to_str().ok()?.to_owned()))
+        };
+        Ok(Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers.iter().filter_map(header).collect(),
+            body: String::from_utf8(body.to_vec()).map_err(|_| failed())?,
+        })
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let header = |(name, value): (String, String)| {
+            Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
+        };
+        let headers: HeaderMap = self.headers.into_iter().filter_map(header).collect();
+        (status, headers, Body::from(self.body)).into_response()
     }
 }
 
@@ -121,82 +250,5 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     Ok(Some(text.to_owned()))
 }
 
-async fn keep(response: Response) -> Result<Kept, NotKept> {
-    if response.status().is_server_error() {
-        return Err(NotKept(response));
-    }
-    let (parts, body) = response.into_parts();
-    match axum::body::to_bytes(body, 8 * BODY_BYTES_MAX).await {
-        Ok(body) => Ok(Kept { status: parts.status, headers: parts.headers, body }),
-        Err(_) => {
-            let problem = Problem::new(ProblemKind::Unavailable, "the answer could not be kept");
-            Err(NotKept(problem.into_response()))
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::*;
-    use crate::operator::access::{Means, Role};
-
-    fn somebody(name: &str) -> Principal {
-        Principal { name: name.to_owned(), role: Role::Admin, means: Means::Socket { uid: 0 } }
-    }
-
-    fn with_key(key: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(HEADER, key.parse().unwrap());
-        headers
-    }
-
-    async fn body_of(response: Response) -> (u16, String) {
-        let status = response.status().as_u16();
-        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-        (status, String::from_utf8(body.to_vec()).unwrap())
-    }
-
-    #[tokio::test]
-    async fn the_same_request_is_done_once_also_at_the_same_time() {
-        let (keys, done) = (Keys::default(), AtomicU32::new(0));
-        let (principal, headers) = (somebody("ann"), with_key("k1"));
-        let work = || async {
-            tokio::task::yield_now().await;
-            (StatusCode::CREATED, done.fetch_add(1, Ordering::Relaxed).to_string()).into_response()
-        };
-        let once = || keys.once(&principal, &headers, b"{}", work());
-        let (first, second) = tokio::join!(once(), once());
-        for response in [first, second, once().await] {
-            assert_eq!(body_of(response).await, (201, "0".to_owned()));
-        }
-        let another = keys.once(&principal, &headers, b"{\"x\":1}", work()).await;
-        assert_eq!(another.status(), StatusCode::UNPROCESSABLE_ENTITY);
-        // Somebody else's key is another key, and without one everything is done.
-        assert_eq!(body_of(keys.once(&somebody("bob"), &headers, b"{}", work()).await).await.1, "1");
-        assert_eq!(body_of(keys.once(&principal, &HeaderMap::new(), b"{}", work()).await).await.1, "2");
-    }
-
-    #[tokio::test]
-    async fn a_failure_of_ours_may_be_tried_again_and_keys_are_bounded() {
-        let (keys, principal) = (Keys::default(), somebody("ann"));
-        let headers = with_key("k");
-        let failed = async { StatusCode::SERVICE_UNAVAILABLE.into_response() };
-        assert_eq!(keys.once(&principal, &headers, b"", failed).await.status(), 503);
-        let well = async { StatusCode::CREATED.into_response() };
-        assert_eq!(keys.once(&principal, &headers, b"", well).await.status(), 201);
-        for number in 0..2 * KEYS_MAX {
-            let well = async { StatusCode::CREATED.into_response() };
-            keys.once(&principal, &with_key(&number.to_string()), b"", well).await;
-        }
-        let (slots, ages) = {
-            let book = keys.0.lock().unwrap();
-            (book.slots.len(), book.by_age.len())
-        };
-        assert!(slots <= KEYS_MAX && ages == slots);
-        let too_long = with_key(&"x".repeat(KEY_BYTES_MAX + 1));
-        let refused = keys.once(&principal, &too_long, b"", async { StatusCode::OK.into_response() }).await;
-        assert_eq!(refused.status(), 400);
-    }
-}
+mod tests;

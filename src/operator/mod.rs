@@ -11,12 +11,13 @@
 //! - `routes`: the table as a router behind the gate; `pace`: the share of the processors it may take
 //! - `nodes`, `leases`, `images`, `monitoring`: handlers; `asked`: what a request says, `answer`: how it is answered
 //! - `roster`: import and export of whole lists
-//! - `idempotency`: a repeated POST is done once
+//! - [`idempotency`]: a repeated POST is done once
 //! - [`why`]: verdicts, and the dialogue a machine would have
 //! - `events`: the live event stream; `metrics`: Prometheus text
 //! - `socket`: the Unix socket and its peers; [`tls`]: certificates; `serve`: connections and their bounds
 //! - [`problem`]: refusals as RFC 9457 documents; [`problems`]: what the appliance logged last
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::LoaderTable;
+use crate::bridge_log::BridgeLog;
+use crate::bridge_log::event::BridgeFault;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::lease::PoolUse;
@@ -36,13 +39,13 @@ use crate::explain::DeployImage;
 use crate::net::MacAddr;
 use crate::net::ports::BridgePort;
 use crate::node::registry::Registry;
-use crate::node::verdict::BridgeState;
 use crate::operator::access::names::Names;
 use crate::operator::access::{Access, Door};
 use crate::operator::api::{
     BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
 };
 use crate::operator::audit::AuditLog;
+use crate::operator::idempotency::Keys;
 use crate::operator::problems::ProblemLog;
 use crate::operator::serve::Served;
 use crate::operator::socket::{Group, SocketFile};
@@ -57,7 +60,7 @@ pub(crate) mod asked;
 pub mod audit;
 pub mod endpoints;
 mod events;
-mod idempotency;
+pub mod idempotency;
 mod images;
 mod leases;
 mod metrics;
@@ -111,7 +114,7 @@ pub trait ApplianceView: Send + Sync {
 
     /// The bridge, its ports, and which of them this MAC was heard behind.
     fn premises(&self, _mac: Option<MacAddr>) -> Premises {
-        Premises { state: BridgeState::Up, ports: Vec::new() }
+        Premises { fault: None, ports: Vec::new() }
     }
 
     /// The MAC of a station on the bridge, if it is known.
@@ -138,7 +141,8 @@ pub trait ApplianceView: Send + Sync {
 /// What the kernel tells of the bridge.
 #[derive(Clone, Debug)]
 pub struct Premises {
-    pub state: BridgeState,
+    /// Why nothing can be served there, if nothing can.
+    pub fault: Option<BridgeFault>,
     pub ports: Vec<BridgePort>,
 }
 
@@ -149,6 +153,10 @@ pub struct OperatorParts {
     pub problems: Arc<ProblemLog>,
     pub access: Arc<Access>,
     pub audit: Arc<AuditLog>,
+    pub bridge_log: Arc<BridgeLog>,
+    /// Answers that are given again to who sends the same request again.
+    pub keys: Arc<Keys>,
+    pub tls: Option<Arc<Tls>>,
     pub config: Arc<ArcSwap<Config>>,
     pub clock: Clock,
     pub started_at: Timestamp,
@@ -187,7 +195,7 @@ pub struct Listeners {
     /// Absent when the socket was handed over: whoever made the file removes it.
     file: Option<SocketFile>,
     tcp: Option<StdTcpListener>,
-    tls: Option<Tls>,
+    tls: Option<Arc<Tls>>,
     door: Door,
 }
 
@@ -207,7 +215,9 @@ impl Listeners {
         let failed = |which| move |source| SocketError::HandedOver { which, source };
         let address = tcp.as_ref().map(StdTcpListener::local_addr).transpose().map_err(failed("TCP"))?;
         let tls = match (&operator.tls, address) {
-            (Some(tls), Some(address)) => Some(Tls::load(tls, &config.store.path, address, &operator.names)?),
+            (Some(tls), Some(address)) => {
+                Some(Arc::new(Tls::load(tls, &config.store.path, address, &operator.names)?))
+            }
             (None, Some(address)) => {
                 check_plain(address)?;
                 None
@@ -247,20 +257,33 @@ impl Listeners {
     }
 
     /// Writes a certificate that was made just now into the state directory, which is there by now.
-    pub fn keep_certificate(&mut self) -> Result<(), SocketError> {
-        self.tls.as_mut().map_or(Ok(()), Tls::keep).map_err(SocketError::from)
+    pub fn keep_certificate(&self) -> Result<(), SocketError> {
+        self.tls.as_deref().map_or(Ok(()), Tls::keep).map_err(SocketError::from)
     }
 
-    /// Where the page is, for people: its address, and the fingerprint their browser should show.
-    pub fn describe_tcp(&self) -> Option<String> {
-        let address = self.door.address?;
-        Some(match &self.tls {
-            None => format!("http://{address}"),
-            Some(tls) => {
-                let kind = if tls.is_self_signed() { "self-signed certificate" } else { "certificate" };
-                format!("https://{address}, {kind} SHA-256 {}", tls.fingerprint())
-            }
-        })
+    /// The certificate operators are served with by TCP.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.clone()
+    }
+
+    /// Where the page is.
+    pub fn page(&self) -> Option<PageAddress> {
+        self.door.address.map(|address| PageAddress { address, tls: self.tls.clone() })
+    }
+}
+
+/// Where the page is, for people: its address, and the fingerprint their browser should show now.
+pub struct PageAddress {
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
+}
+
+impl fmt::Display for PageAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PageAddress { address, tls } = self;
+        let Some(tls) = tls else { return write!(formatter, "http://{address}") };
+        let kind = if tls.is_self_signed() { "self-signed certificate" } else { "certificate" };
+        write!(formatter, "https://{address}, {kind} SHA-256 {}", tls.fingerprint())
     }
 }
 
@@ -277,6 +300,7 @@ fn check_plain(address: SocketAddr) -> Result<(), SocketError> {
 pub struct OperatorHandle {
     stop: watch::Sender<bool>,
     servers: Vec<JoinHandle<()>>,
+    tls: Option<Arc<Tls>>,
     _file: Option<SocketFile>,
 }
 
@@ -293,13 +317,36 @@ pub fn start(parts: OperatorParts, listeners: Listeners) -> Result<OperatorHandl
     let mut servers = vec![tokio::spawn(serve::unix(unix, served()))];
     if let Some(tcp) = listeners.tcp {
         let tcp = tokio::net::TcpListener::from_std(tcp).map_err(failed("TCP"))?;
-        let acceptor = listeners.tls.as_ref().map(Tls::acceptor);
-        servers.push(tokio::spawn(serve::tcp(tcp, acceptor, bridge, served())));
+        let tls = listeners.tls.clone();
+        servers.push(tokio::spawn(serve::tcp(tcp, tls, bridge, served())));
     }
-    Ok(OperatorHandle { stop, servers, _file: listeners.file })
+    if let Some(tls) = &listeners.tls {
+        servers.push(tokio::spawn(follow_certificate(Arc::clone(tls), stopped)));
+    }
+    Ok(OperatorHandle { stop, servers, tls: listeners.tls, _file: listeners.file })
+}
+
+/// Looks at the certificate's files from time to time.
+async fn follow_certificate(tls: Arc<Tls>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(tls::LOOK_EVERY) => {}
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+        let looking = Arc::clone(&tls);
+        // Files may be on a disk that is slow.
+        let _ = tokio::task::spawn_blocking(move || looking.look()).await;
+    }
 }
 
 impl OperatorHandle {
+    /// Takes the certificate from its files again, if there is one.
+    pub fn read_certificate(&self) {
+        if let Some(tls) = &self.tls {
+            tls.read_again();
+        }
+    }
+
     /// Answers what is under way, ends event streams, and is gone within a second.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);

@@ -6,10 +6,10 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use serde_json::Value;
 
 use super::OperatorParts;
@@ -19,7 +19,7 @@ use super::api::{NodeDetail, NodePatch, NodePut, OrderRequest, PortEntry, PortRe
 use super::asked::{
     Asked, Conditions, Document, JsonBytes, NoQuery, NodeAndBoot, Reference, Segment, document, reference,
 };
-use super::idempotency::Keys;
+use super::idempotency::{Answer, Ticket};
 use super::problem::{Problem, ProblemKind};
 use super::routes::Shared;
 use super::views::{self, BootFilter, PortFilter};
@@ -36,6 +36,7 @@ pub(super) async fn list(State(parts): State<Shared>, mut asked: Asked) -> Resul
         state: asked.word("state")?,
         approved: asked.read("approved", "true or false")?,
         firmware: asked.word("firmware")?,
+        labels: asked.read("label", "key=value, or key, with commas between")?.unwrap_or_default(),
         text: asked.text("q")?.map(|text| text.to_lowercase()).filter(|text| !text.is_empty()),
     };
     let paging = asked.paging()?;
@@ -107,41 +108,35 @@ pub(super) fn mac(text: &str) -> Result<MacAddr, Problem> {
 pub(super) async fn register(
     State(parts): State<Shared>,
     principal: Principal,
-    Extension(keys): Extension<Arc<Keys>>,
     _: NoQuery,
     body: JsonBytes,
 ) -> Response {
     let JsonBytes { headers, bytes } = body;
-    let work = async {
-        match register_once(parts, principal.clone(), document(&bytes)).await {
-            Ok(response) => response,
-            Err(problem) => problem.into_response(),
-        }
-    };
-    keys.once(&principal, &headers, &bytes, work).await
+    let (keys, who, request) = (Arc::clone(&parts.keys), principal.clone(), document(&bytes));
+    keys.once(&principal, &headers, &bytes, |ticket| register_once(parts, who, request, ticket)).await
 }
 
 async fn register_once(
     parts: Shared,
     principal: Principal,
     request: Result<RegisterRequest, Problem>,
-) -> Result<Response, Problem> {
+    ticket: Option<Ticket>,
+) -> Result<Answer, Problem> {
     let request = request?;
     let new = NewNode { name: request.name, macs: ports_of(&parts, request.ports)?, quirks: request.quirks };
     waiting(parts, move |parts| {
-        let node = registered(parts, &principal, new)?;
-        let location = HeaderValue::try_from(format!("/api/v1/nodes/{}", node.id));
-        let mut answer = answer::node(StatusCode::CREATED, &views::node_detail(parts, &node))?;
-        answer.headers_mut().extend(location.ok().map(|location| (header::LOCATION, location)));
-        Ok(answer)
+        let (leases, now) = (parts.appliance.leases(), parts.clock.now());
+        let mut answer = None;
+        let node = parts.registry.register_with(new, now, |view| {
+            let made = answer::new_node(&views::detail_of(view, &leases, now));
+            let kept = made.as_ref().ok().zip(ticket.as_ref()).map(|(answer, ticket)| ticket.keep(answer));
+            answer = Some(made);
+            kept.into_iter().collect()
+        })?;
+        audit(parts, &principal, "node.register", None, Some(&node));
+        answer.unwrap_or_else(|| answer::new_node(&views::node_detail(parts, &node)))
     })
     .await
-}
-
-fn registered(parts: &OperatorParts, principal: &Principal, new: NewNode) -> Result<Node, Problem> {
-    let node = parts.registry.register(new, parts.clock.now())?;
-    audit(parts, principal, "node.register", None, Some(&node));
-    Ok(node)
 }
 
 /// What the page's form asks for.
@@ -151,7 +146,12 @@ pub(crate) async fn register_now(
     request: RegisterRequest,
 ) -> Result<NodeDetail, Problem> {
     let new = NewNode { name: request.name, macs: ports_of(&parts, request.ports)?, quirks: request.quirks };
-    waiting(parts, move |parts| Ok(views::node_detail(parts, &registered(parts, &principal, new)?))).await
+    waiting(parts, move |parts| {
+        let node = parts.registry.register(new, parts.clock.now())?;
+        audit(parts, &principal, "node.register", None, Some(&node));
+        Ok(views::node_detail(parts, &node))
+    })
+    .await
 }
 
 /// A name in the path makes the node of that name what the request says, be it new or not; anything else names a node
@@ -203,6 +203,7 @@ pub(super) async fn patch(
         approved: request.approved,
         next_boot: request.next_boot,
         quirks: request.quirks,
+        labels: request.labels,
     };
     waiting(parts, move |parts| {
         let edited = parts.registry.edit(&reference, edit, &expected, parts.clock.now())?;
@@ -377,6 +378,7 @@ impl From<RegisterError> for Problem {
             | RegisterError::TooManyPorts { .. }
             | RegisterError::NotAStation { .. }
             | RegisterError::PortTwice { .. } => Problem::new(ProblemKind::Invalid, detail).field("ports"),
+            RegisterError::Labels(_) => Problem::new(ProblemKind::Invalid, detail).field("labels"),
             RegisterError::PortTaken { .. } => Problem::new(ProblemKind::Conflict, detail).field("ports.mac"),
             RegisterError::NameTaken { .. } => Problem::new(ProblemKind::Conflict, detail).field("name"),
             RegisterError::AddressTaken { .. } => {

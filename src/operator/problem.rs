@@ -60,6 +60,11 @@ impl Problem {
         Problem { detail: format!("line {line}: {}", self.detail), ..self }
     }
 
+    /// Whether the fault is the appliance's, so that the same request may succeed later.
+    pub(super) fn is_ours(&self) -> bool {
+        matches!(self.kind, ProblemKind::Unavailable)
+    }
+
     pub(crate) fn document(self) -> (StatusCode, ProblemDocument) {
         let (status, kind, title) = match self.kind {
             ProblemKind::Invalid => (StatusCode::BAD_REQUEST, "invalid", "The request is not valid"),

@@ -74,7 +74,7 @@ fn report(format: Format, dry_run: bool, planned: Vec<Planned>, notes: Vec<roste
 
 fn listed(entry: RosterEntry) -> ListedNode {
     let ports = entry.ports.iter().map(|port| PortRequest { mac: port.mac, address: port.address });
-    ListedNode { name: entry.name, ports: ports.collect() }
+    ListedNode { name: entry.name, ports: ports.collect(), labels: entry.labels }
 }
 
 impl From<RosterError> for Problem {

@@ -6,7 +6,6 @@ use axum::extract::DefaultBodyLimit;
 use axum::{Extension, Router};
 use tokio::sync::watch;
 
-use super::idempotency::Keys;
 use super::problem::{Problem, ProblemKind};
 use super::{OperatorParts, access, endpoints, events, pace};
 
@@ -22,7 +21,6 @@ pub(super) fn all(parts: Shared, stopped: watch::Receiver<bool>) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(Extension(watchers))
-        .layer(Extension(Arc::new(Keys::default())))
         // The gate has read and bounded the body.
         .layer(DefaultBodyLimit::disable())
         .with_state(parts);

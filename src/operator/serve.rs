@@ -23,9 +23,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
-use tokio_rustls::TlsAcceptor;
 
 use super::socket::{CONNECTIONS_MAX, Peer, UnixPeer};
+use super::tls::Tls;
 use crate::telemetry::Tally;
 
 /// A request's head, and the pause before the next one on the same connection.
@@ -62,14 +62,9 @@ pub(super) async fn unix(listener: UnixListener, served: Served) {
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves TCP, with TLS if there is an acceptor. Machines of the bridge are not served: nothing that can change the
+/// Serves TCP, with TLS if there is a certificate. Machines of the bridge are not served: nothing that can change the
 /// appliance is reachable from there, whatever address it is asked under.
-pub(super) async fn tcp(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    bridge: Ipv4Network,
-    served: Served,
-) {
+pub(super) async fn tcp(listener: TcpListener, tls: Option<Arc<Tls>>, bridge: Ipv4Network, served: Served) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     while let Some((accepted, place)) = next(listener.accept(), &places, &served, &mut connections).await {
@@ -90,7 +85,7 @@ pub(super) async fn tcp(
         match tls.clone() {
             None => drop(connections.spawn(serve(stream, peer, served, place))),
             Some(tls) => drop(connections.spawn(async move {
-                match tokio::time::timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await {
+                match tokio::time::timeout(HANDSHAKE_WITHIN, tls.acceptor().accept(stream)).await {
                     Ok(Ok(stream)) => serve(stream, peer, served, place).await,
                     Ok(Err(_)) | Err(_) => served.tally.count("operator", "handshake-failed"),
                 }

@@ -11,6 +11,7 @@ use super::*;
 use crate::boot;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::UnknownPolicy;
+use crate::bridge_log::BridgeLog;
 use crate::cli::client::{Client, WatchEvent};
 use crate::cli::error::CommandError;
 use crate::config::OperatorConfig;
@@ -22,7 +23,7 @@ use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::{Boot, Happening};
 use crate::node::token::TokenKey;
 use crate::operator::api::*;
-use crate::store::Snapshot;
+use crate::store::Store as _;
 use crate::store::memory::MemoryStore;
 
 mod access;
@@ -53,7 +54,7 @@ impl ApplianceView for Quiet {
             false => (true, None),
         };
         let (name, address) = ("br-test".to_owned(), "192.168.2.2/24".to_owned());
-        BridgeStatus { name, address, mac: MAC, up, reason }
+        BridgeStatus { name, address, mac: MAC, up, reason, objection: None }
     }
 
     fn services(&self) -> Vec<ServiceStatus> {
@@ -93,6 +94,7 @@ impl ApplianceView for Quiet {
 struct Rig {
     directory: tempfile::TempDir,
     registry: Arc<Registry>,
+    bridge_log: Arc<BridgeLog>,
     store: Arc<MemoryStore>,
     handle: OperatorHandle,
     client: Client,
@@ -111,6 +113,11 @@ impl Rig {
 
     /// The same, with a configuration of its own.
     fn start_with(configure: impl FnOnce(&mut Config)) -> Rig {
+        Rig::start_on(Arc::new(MemoryStore::new()), configure)
+    }
+
+    /// The same, with what an earlier one left.
+    fn start_on(store: Arc<MemoryStore>, configure: impl FnOnce(&mut Config)) -> Rig {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("run/operator.sock");
         let text =
@@ -120,10 +127,13 @@ impl Rig {
         config.operator = OperatorConfig { socket: socket.clone(), listen, ..OperatorConfig::default() };
         config.store.path = directory.path().to_owned();
         configure(&mut config);
-        let mut listeners = Listeners::open(&config, HandedOver::default()).unwrap();
+        let listeners = Listeners::open(&config, HandedOver::default()).unwrap();
         listeners.keep_certificate().unwrap();
         let clock = Clock::start();
-        let store = Arc::new(MemoryStore::new());
+        let mut snapshot = store.load().unwrap();
+        let answers = std::mem::take(&mut snapshot.answers);
+        let bridge_events = std::mem::take(&mut snapshot.bridge_events);
+        let keys = Arc::new(Keys::new(answers, Arc::clone(&store) as _, clock));
         let settings = RegistrySettings {
             unknown: UnknownPolicy::Approve,
             call_deadline: config.boot.call_deadline,
@@ -131,10 +141,11 @@ impl Rig {
         };
         let shared: Arc<dyn crate::store::Store> = Arc::clone(&store) as _;
         let key = TokenKey::from_bytes([7; 32]);
-        let registry = Arc::new(Registry::new(shared, Snapshot::default(), settings, key));
+        let registry = Arc::new(Registry::new(shared, snapshot, settings, key));
         let has_image = Arc::new(AtomicBool::new(true));
         let ailing = Arc::<Ailing>::default();
         let tally = Arc::<Tally>::default();
+        let bridge_log = Arc::new(BridgeLog::new(bridge_events, Arc::clone(&store) as _));
         let parts = OperatorParts {
             access: Access::new(
                 Vec::new(),
@@ -144,6 +155,9 @@ impl Rig {
                 listeners.door(),
             ),
             audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
+            bridge_log: Arc::clone(&bridge_log),
+            keys,
+            tls: listeners.tls(),
             registry: Arc::clone(&registry),
             appliance: Arc::new(Quiet {
                 clock,
@@ -158,11 +172,23 @@ impl Rig {
         };
         parts.tally.count("dhcp", "ack");
         let loopback = listeners.tcp_address().unwrap();
-        let described = listeners.describe_tcp().unwrap();
+        let described = listeners.page().unwrap().to_string();
         let access = Arc::clone(&parts.access);
         let handle = start(parts, listeners).unwrap();
         let client = Client::new(socket);
-        Rig { directory, registry, store, handle, client, loopback, described, access, has_image, ailing }
+        Rig {
+            directory,
+            registry,
+            bridge_log,
+            store,
+            handle,
+            client,
+            loopback,
+            described,
+            access,
+            has_image,
+            ailing,
+        }
     }
 
     fn socket(&self) -> PathBuf {
@@ -410,4 +436,19 @@ async fn the_command_line_works_over_the_socket() {
     let gone = farrier(&["node", "show", "anvil"]).await.unwrap();
     assert_eq!((gone.code, gone.stdout.as_str()), (3, ""));
     assert!(gone.stderr.contains("farrier node list"), "{}", gone.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_a_proxy_speak_of_no_pool() {
+    let page = async |rig: &Rig, path: &str| rig.raw(&get(path, "localhost")).await;
+    let server = Rig::start();
+    let proxy = Rig::start_with(|config| config.dhcp.mode = crate::config::DhcpMode::Proxy);
+    let (overview, leases) = (page(&server, "/").await, page(&server, "/leases").await);
+    assert!(overview.contains("1 of 127 addresses") && leases.contains("of 127 addresses"), "{leases}");
+    let (overview, leases) = (page(&proxy, "/").await, page(&proxy, "/leases").await);
+    assert!(overview.contains("another server gives the addresses"), "{overview}");
+    assert!(leases.contains("farrier gives out no addresses here"), "{leases}");
+    for page in [overview, leases, page(&proxy, "/status").await] {
+        assert!(!page.contains("of 127") && !page.contains("in use"), "{page}");
+    }
 }

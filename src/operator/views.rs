@@ -118,6 +118,18 @@ pub fn node_detail(parts: &OperatorParts, node: &Node) -> NodeDetail {
     }
 }
 
+/// The same of a node that is being looked at.
+pub fn detail_of(view: &NodeView<'_>, leases: &Leases, now: Timestamp) -> NodeDetail {
+    NodeDetail {
+        summary: summary_of(view, leases, now),
+        uuid: view.node.uuid,
+        created_at: view.node.created_at,
+        inventory: view.node.inventory.clone(),
+        quirks: view.node.quirks,
+        version: view.node.version,
+    }
+}
+
 fn summary_of(view: &NodeView<'_>, leases: &Leases, now: Timestamp) -> NodeSummary {
     let port = |port: &crate::node::Port| PortSummary {
         mac: port.mac,
@@ -140,6 +152,7 @@ fn summary(node: &Node, approved: bool, ports: Vec<PortSummary>, boot: Option<Bo
         next_boot: node.next_boot,
         order: node.order,
         failure: node.failure.clone(),
+        labels: node.labels.clone(),
         last_seen_at: node.last_seen_at,
         enrolled_at: node.enrolled_at,
         boot,
@@ -330,6 +343,8 @@ pub fn readiness(parts: &OperatorParts) -> Health {
     } else if !bridge.up {
         let why = bridge.reason.unwrap_or_else(|| "it is down".to_owned());
         Some(format!("degraded: bridge {}: {why}", bridge.name))
+    } else if let Some(objection) = bridge.objection {
+        Some(format!("degraded: {objection}"))
     } else if let Some(rival) = parts.appliance.rivals().first() {
         let held = if rival.holding { "; nobody is answered until it is quiet" } else { "" };
         Some(format!("degraded: {}{held}: {}", rival.headline(), rival.way_out))
@@ -341,7 +356,8 @@ pub fn readiness(parts: &OperatorParts) -> Health {
             image.profile
         ))
     } else {
-        None
+        let problem = parts.tls.as_ref().and_then(|tls| tls.problem());
+        problem.map(|problem| format!("degraded: {problem}"))
     };
     Health { ok: reason.is_none(), reason }
 }

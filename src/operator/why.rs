@@ -132,8 +132,9 @@ fn surroundings(
         mode: config.dhcp.mode,
         unknown: config.dhcp.unknown,
         call_deadline: config.boot.call_deadline,
-        bridge: BridgeView { name: status.name, address: status.address, state: premises.state },
+        bridge: BridgeView { name: status.name, address: status.address, fault: premises.fault },
         ports: premises.ports,
+        outages: parts.bridge_log.outages(),
         servers: servers
             .filter_map(|server| Some((server, mac_of(parts, server)?)))
             .collect::<BTreeMap<_, _>>(),
@@ -164,6 +165,7 @@ fn other_servers(boot: Option<&Boot>, trace: Option<&StrangerTrace>) -> BTreeSet
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

@@ -1,5 +1,6 @@
 //! `/events`: what happens on the bridge, newest first, as it happens.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use axum::extract::{Query, State};
@@ -7,8 +8,10 @@ use axum::response::Response;
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use crate::bridge_log::event::BridgeEvent;
 use crate::cli::text::{self, Tone};
-use crate::cli::timeline::{Line, describe};
+use crate::cli::timeline::{Line, describe, describe_bridge};
+use crate::clock::Timestamp;
 use crate::node::NodeId;
 use crate::node::timeline::{Happening, TimelineEvent};
 use crate::page::layout::{self, Live, Tab};
@@ -30,13 +33,14 @@ pub(super) struct Wanted {
     trouble: String,
 }
 
-const KINDS: [(&str, &str); 6] = [
+const KINDS: [(&str, &str); 7] = [
     ("dhcp", "addresses (DHCP)"),
     ("file", "files"),
     ("script", "scripts"),
     ("agent", "agent"),
     ("state", "changes of state"),
     ("operator", "operators' doings"),
+    ("bridge", "the bridge itself"),
 ];
 
 fn kind(happening: &Happening) -> &'static str {
@@ -53,6 +57,7 @@ fn kind(happening: &Happening) -> &'static str {
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. } => "operator",
     }
 }
@@ -64,14 +69,18 @@ pub(super) async fn show(
 ) -> Response {
     let names: HashMap<NodeId, String> =
         parts.rows().into_iter().map(|row| (row.node.id, words::title_of(&row.node))).collect();
-    let recent = parts.recent.newest_first();
-    let total = recent.len();
-    let shown: Vec<_> = recent
+    let of_nodes = parts.recent.newest_first();
+    let of_bridge = parts.operator.bridge_log.events();
+    let total = of_nodes.len() + of_bridge.len();
+    let mut shown: Vec<Shown> = of_nodes
         .iter()
-        .map(|event| (event, describe(&event.happening), name_of(&names, event)))
-        .filter(|(event, line, name)| wanted.lets_pass(event, line, name))
-        .take(SHOWN_MAX)
+        .map(|event| Shown::of_node(event, &names))
+        .chain(of_bridge.iter().rev().map(|event| Shown::of_bridge(event)))
+        .filter(|shown| wanted.lets_pass(shown))
         .collect();
+    // Stable: what happened in one millisecond stays in its order.
+    shown.sort_by_key(|shown| Reverse(shown.at));
+    shown.truncate(SHOWN_MAX);
     let body = html! {
         div.page-head {
             h1 { "Events" }
@@ -89,7 +98,7 @@ pub(super) async fn show(
                     table.grid.events {
                         thead { tr { th scope="col" { "Time" } th scope="col" { "Node" } th scope="col" { "What" } th scope="col" { "Detail" } th.number-cell scope="col" { "Bytes" } th.number-cell scope="col" { "Took" } } }
                         tbody {
-                            @for (event, line, name) in &shown { (row(event, line, name, names.contains_key(&event.node))) }
+                            @for shown in &shown { (row(shown)) }
                         }
                     }
                 }
@@ -99,13 +108,48 @@ pub(super) async fn show(
     layout::page(&visitor, Tab::Events, "Events", Live::Everything, body)
 }
 
+/// A row.
+struct Shown {
+    id: String,
+    at: Timestamp,
+    kind: &'static str,
+    /// The node's page, if it has one.
+    node: Option<NodeId>,
+    name: String,
+    line: Line,
+}
+
+impl Shown {
+    fn of_node(event: &TimelineEvent, names: &HashMap<NodeId, String>) -> Shown {
+        Shown {
+            id: format!("e-{}-{}-{}", event.node, event.boot, event.sequence),
+            at: event.at,
+            kind: kind(&event.happening),
+            node: names.contains_key(&event.node).then_some(event.node),
+            name: name_of(names, event),
+            line: describe(&event.happening),
+        }
+    }
+
+    fn of_bridge(event: &BridgeEvent) -> Shown {
+        Shown {
+            id: format!("b-{}", event.sequence),
+            at: event.at,
+            kind: "bridge",
+            node: None,
+            name: "the bridge".to_owned(),
+            line: describe_bridge(event),
+        }
+    }
+}
+
 impl Wanted {
-    fn lets_pass(&self, event: &TimelineEvent, line: &Line, name: &str) -> bool {
+    fn lets_pass(&self, Shown { kind, line, name, .. }: &Shown) -> bool {
         let trouble = match line.tone {
             Tone::Attention | Tone::Bad => true,
             Tone::Plain | Tone::Good | Tone::Heading => false,
         };
-        (self.kind.is_empty() || kind(&event.happening) == self.kind)
+        (self.kind.is_empty() || *kind == self.kind)
             && (self.trouble.is_empty() || trouble)
             && self.q.split_whitespace().all(|word| {
                 let word = word.to_lowercase();
@@ -146,11 +190,11 @@ fn filters(wanted: &Wanted) -> Markup {
     }
 }
 
-fn row(event: &TimelineEvent, line: &Line, name: &str, known: bool) -> Markup {
+fn row(Shown { id, at, node, name, line, .. }: &Shown) -> Markup {
     html! {
-        tr id={ "e-" (event.node) "-" (event.boot) "-" (event.sequence) } class=(tone_class(line.tone)) {
-            td { (words::clock(event.at)) }
-            td { @if known { a href={ "/nodes/" (event.node) } { (name) } } @else { (words::wire(name)) } }
+        tr id=(id) class=(tone_class(line.tone)) {
+            td { (words::clock(*at)) }
+            td { @if let Some(node) = node { a href={ "/nodes/" (node) } { (name) } } @else { (words::wire(name)) } }
             th scope="row" { (words::wire(&line.what)) }
             td.detail { (words::sentence(&line.detail)) }
             td.number-cell { (line.bytes.map(text::bytes).unwrap_or_default()) }

@@ -7,6 +7,7 @@ use axum::response::Response;
 use maud::{Markup, html};
 
 use crate::clock::Timestamp;
+use crate::config::DhcpMode;
 use crate::dhcp::lease::LeaseView;
 use crate::net::MacAddr;
 use crate::page::layout::{self, Live, Tab};
@@ -29,7 +30,10 @@ pub(super) async fn show(State(parts): State<Shared>, visitor: Visitor) -> Respo
             .or_else(|| lease.hostname.clone())
             .unwrap_or_else(|| lease.mac.to_string())
     };
-    let pool = parts.operator.config.load().dhcp.pool;
+    let (pool, mode) = {
+        let config = parts.operator.config.load();
+        (config.dhcp.pool, config.dhcp.mode)
+    };
     let used = parts.operator.appliance.pool_use();
     let taken_count = u64::from(used.bound) + u64::from(used.offered) + u64::from(used.quarantined);
     let mut taken: Taken = leases
@@ -44,10 +48,14 @@ pub(super) async fn show(State(parts): State<Shared>, visitor: Visitor) -> Respo
         section #pool.panel aria-labelledby="pool-title" data-live {
             div.panel-head {
                 h2 #pool-title { "Pool" }
-                p { b { (words::grouped(taken_count)) } " of " (words::plural(used.size.into(), "address", "addresses")) " in use" }
+                @if mode != DhcpMode::Proxy {
+                    p { b { (words::grouped(taken_count)) } " of " (words::plural(used.size.into(), "address", "addresses")) " in use" }
+                }
             }
-            (overview::meter(taken_count, used.size.into()))
-            div.pool {
+            @if mode == DhcpMode::Proxy {
+                p.empty { "farrier gives out no addresses here: " code { "dhcp.mode = \"proxy\"" } " leaves that to another DHCP server. Those it was heard to give are below." }
+            } @else { (overview::meter(taken_count, used.size.into())) }
+            @if mode != DhcpMode::Proxy { div.pool {
                 (pool_map::draw(pool.first, pool.last, &taken))
                 ul.legend {
                     @for cell in Cell::ALL {
@@ -55,7 +63,7 @@ pub(super) async fn show(State(parts): State<Shared>, visitor: Visitor) -> Respo
                         li { (cell.glyph()) b { (words::grouped(count)) } " " (cell.word()) }
                     }
                 }
-            }
+            } }
         }
         section #leases.panel aria-labelledby="leases-title" data-live {
             div.panel-head {
@@ -63,11 +71,19 @@ pub(super) async fn show(State(parts): State<Shared>, visitor: Visitor) -> Respo
                 @if leases.len() > ROWS_MAX { p.quiet { "The first " (ROWS_MAX) " of " (words::grouped(leases.len() as u64)) ". " code { "farrier lease list" } " has them all." } }
             }
             @if leases.is_empty() {
-                p.empty { "No address has been given out. One is when a machine on the bridge asks for it." }
+                p.empty { (nothing(mode)) }
             } @else { (table(&names, leases, now)) }
         }
     };
     layout::page(&visitor, Tab::Leases, "Leases", Live::Slowly, body)
+}
+
+fn nothing(mode: DhcpMode) -> &'static str {
+    match mode {
+        DhcpMode::Server => "No address has been given out. One is when a machine on the bridge asks for it.",
+        DhcpMode::Proxy => "The other DHCP server was not heard to give an address yet.",
+        DhcpMode::Observe => "Nobody is answered: dhcp.mode = \"observe\".",
+    }
 }
 
 fn table(names: &HashMap<MacAddr, String>, leases: &[LeaseView], now: Timestamp) -> Markup {

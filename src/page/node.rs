@@ -244,6 +244,7 @@ fn record(parts: &PageParts, node: &NodeDetail) -> Markup {
             (inventory::fact("Next netboot", next))
             (inventory::fact("Order", &order))
             @if node.quirks != Quirks::default() { (inventory::fact("Quirks", &node.quirks.summary())) }
+            @if !node.summary.labels.is_empty() { div { dt { "Labels" } dd { (nodes::labels(&node.summary)) } } }
             div { dt { "First seen" } dd { (words::ago(node.created_at, now)) } }
             div { dt { "Enrolled" } dd { (words::ago_or_never(node.summary.enrolled_at, now)) } }
             div { dt { "Id" } dd.mono { (node.summary.id) } }

@@ -169,6 +169,7 @@ fn contains(row: &Row, word: &str) -> bool {
                 || port.address.or(port.reserved).is_some_and(|address| address.to_string().contains(word))
         })
         || row.condition.word().contains(word)
+        || node.labels.mention(word)
         || node.id.to_string().starts_with(word)
 }
 
@@ -254,7 +255,7 @@ fn filters(wanted: &Wanted, census: &[(Condition, u64)], firmwares: &[String]) -
         form #filters.filters method="get" action="/nodes" role="search" data-submit-on-input {
             div.field {
                 label for="q" { "Search" }
-                input #q type="search" name="q" value=(wanted.q) placeholder="name, MAC, address" autocomplete="off" maxlength="200";
+                input #q type="search" name="q" value=(wanted.q) placeholder="name, MAC, address, label" autocomplete="off" maxlength="200";
             }
             div.field {
                 label for="condition" { "State" }
@@ -325,7 +326,10 @@ fn table<'a>(
                                 }
                             }
                             td { (row.condition.badge()) }
-                            th scope="row" { a href={ "/nodes/" (row.node.id) } { (words::title_of(&row.node)) } }
+                            th scope="row" {
+                                a href={ "/nodes/" (row.node.id) } { (words::title_of(&row.node)) }
+                                (labels(&row.node))
+                            }
                             td.mono { (row.address().map(|address| address.to_string()).unwrap_or_default()) }
                             td.mono {
                                 (row.mac().map(|mac| mac.to_string()).unwrap_or_default())
@@ -336,6 +340,20 @@ fn table<'a>(
                             td { (words::ago_or_never(row.node.last_seen_at, now)) }
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+/// What it is labelled with; each finds those that are labelled alike.
+pub(super) fn labels(node: &NodeSummary) -> Markup {
+    html! {
+        @if !node.labels.is_empty() {
+            span.labels {
+                @for (key, value) in node.labels.iter() {
+                    @let label = format!("{key}={value}");
+                    " " a.label href={ "/nodes?q=" (encoded(&label)) } { (label) }
                 }
             }
         }

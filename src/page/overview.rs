@@ -7,6 +7,7 @@ use axum::response::Response;
 use maud::{Markup, html};
 
 use crate::cli::text;
+use crate::config::DhcpMode;
 use crate::operator::api::{ReportedProblem, RivalStatus, Severity, Status};
 use crate::page::fleet::{Condition, Row, census};
 use crate::page::layout::{self, Live, Tab};
@@ -72,7 +73,11 @@ fn numbers(parts: &PageParts, status: &Status, rows: &[Row]) -> Markup {
             (number("Enrolled", &words::grouped(enrolled), &format!("of {}", words::plural(rows.len() as u64, "node", "nodes")), "/nodes?condition=enrolled", share_bar(rows)))
             (number("Booted, last 24 h", &words::grouped(today), if today == 1 { "machine" } else { "machines" }, "/nodes?sort=boot&dir=desc", html! {}))
             (number("Failed or stuck", &words::grouped(troubled), if troubled == 0 { "nothing to do" } else { "need a look" }, "/nodes?condition=failed,stuck", html! {}))
-            (number("Pool in use", &format!("{} %", percent(taken, pool.size)), &format!("{} of {}", words::grouped(taken), words::plural(pool.size, "address", "addresses")), "/leases", meter(taken, pool.size)))
+            @if status.dhcp.mode == DhcpMode::Proxy {
+                (number("Pool", "none", "as a proxy: another server gives the addresses", "/leases", html! {}))
+            } @else {
+                (number("Pool in use", &format!("{} %", percent(taken, pool.size)), &format!("{} of {}", words::grouped(taken), words::plural(pool.size, "address", "addresses")), "/leases", meter(taken, pool.size)))
+            }
             (number(&if under_way > 0 { format!("Sending, {}", words::plural(under_way, "transfer", "transfers")) } else { "Sent".to_owned() }, &rates.now.map_or_else(|| text::bytes(sent), words::per_second), &if rates.now.is_some() { format!("{} since start", text::bytes(sent)) } else { "since start".to_owned() }, "/status", sparkline(&rates.course)))
         }
     }
@@ -148,6 +153,7 @@ fn needs(visitor: &Visitor, parts: &PageParts, status: &Status, rows: &[Row]) ->
     let problems: Vec<&ReportedProblem> = status.problems.iter().rev().take(PROBLEMS_SHOWN).collect();
     let calm = status.rivals.is_empty()
         && status.bridge.up
+        && status.bridge.objection.is_none()
         && failed.is_empty()
         && stuck.is_empty()
         && waiting.is_empty()
@@ -164,6 +170,9 @@ fn needs(visitor: &Visitor, parts: &PageParts, status: &Status, rows: &[Row]) ->
             ul.need-list {
                 @if !status.bridge.up {
                     li.need.is-bad { p { b { "Bridge " (status.bridge.name) " is down: " } (words::wire(status.bridge.reason.as_deref().unwrap_or("no link"))) } a.button href="/status" { "Status" } }
+                }
+                @if let Some(objection) = &status.bridge.objection {
+                    li.need.is-bad { p { b { "Not a network of its own: " } (words::sentence(objection)) } a.button href="/status" { "Status" } }
                 }
                 @for rival in &status.rivals { (rival_told(rival)) }
                 @for service in down {

@@ -5,7 +5,8 @@ use axum::response::Response;
 use maud::{Markup, html};
 
 use crate::cli::text;
-use crate::operator::api::{Counter, Status};
+use crate::config::DhcpMode;
+use crate::operator::api::{Counter, PoolStatus, Status};
 use crate::page::fleet::Condition;
 use crate::page::layout::{self, Live, Tab};
 use crate::page::visitor::Visitor;
@@ -26,7 +27,7 @@ pub(super) async fn show(State(parts): State<Shared>, visitor: Visitor) -> Respo
                     (inventory::fact("Store", &status.store.path))
                     (inventory::fact("Store's last error", status.store.last_error.as_deref().unwrap_or("none")))
                     (inventory::fact("Deploy image", &format!("{}, {}", status.image.profile, if status.image.present { "served" } else { "missing" })))
-                    (inventory::fact("Pool", &format!("{} to {}, {} bound, {} offered, {} quarantined of {}", status.pool.first, status.pool.last, status.pool.bound, status.pool.offered, status.pool.quarantined, status.pool.size)))
+                    (inventory::fact("Pool", &pool(&status)))
                 }
             }
             section #services.panel aria-labelledby="services-title" data-live {
@@ -52,6 +53,18 @@ pub(super) async fn show(State(parts): State<Shared>, visitor: Visitor) -> Respo
         }
     };
     layout::page(&visitor, Tab::Status, "Status", Live::Slowly, body)
+}
+
+fn pool(status: &Status) -> String {
+    let PoolStatus { first, last, size, bound, offered, quarantined } = &status.pool;
+    match status.dhcp.mode {
+        DhcpMode::Proxy => "none: as a proxy, farrier gives out no addresses".to_owned(),
+        DhcpMode::Server | DhcpMode::Observe => {
+            format!(
+                "{first} to {last}, {bound} bound, {offered} offered, {quarantined} quarantined of {size}"
+            )
+        }
+    }
 }
 
 fn services(status: &Status) -> Markup {

@@ -14,6 +14,7 @@ use landlock::{
 };
 
 use super::Reach;
+use crate::config::TlsConfig;
 
 /// The newest the rules below know of; an older kernel enforces what it can.
 const KNOWN: ABI = ABI::V6;
@@ -75,10 +76,16 @@ fn beneath(
 
 fn read_only(reach: &Reach<'_>) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = READ.iter().map(PathBuf::from).collect();
-    // A package may keep a loader elsewhere and link to it.
+    // A package may keep a loader elsewhere and link to it, and whoever renews certificates does. Both are replaced, not
+    // written, so it is the directory that counts.
+    let certificates = match &reach.config.operator.tls {
+        Some(TlsConfig::Files { certificate, key }) => vec![certificate, key],
+        Some(TlsConfig::SelfSigned) | None => Vec::new(),
+    };
     let kept = |path: &PathBuf| fs::canonicalize(path).ok()?.parent().map(Path::to_owned);
-    paths.extend(reach.loaders.iter().filter_map(kept));
-    paths.extend(reach.loaders.iter().filter_map(|path| path.parent()).map(Path::to_owned));
+    let replaced = || reach.loaders.iter().chain(certificates.iter().copied());
+    paths.extend(replaced().filter_map(kept));
+    paths.extend(replaced().filter_map(|path| path.parent()).map(Path::to_owned));
     // An editor replaces a file, so it is the directory that counts.
     let directory = reach.config_file.parent().filter(|path| !path.as_os_str().is_empty());
     paths.push(directory.unwrap_or(Path::new(".")).to_owned());

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::Binding;
 use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
 use crate::operator::access::tokens::{Token, TokenId};
 use crate::operator::audit::AuditRecord;
+use crate::operator::idempotency::{KeptAnswer, RequestKey};
 use crate::store::{Change, CommitError, LoadError, Snapshot, Store, WhenDurable};
 
 #[derive(Default)]
@@ -26,6 +28,8 @@ struct State {
     secrets: BTreeMap<String, Vec<u8>>,
     tokens: BTreeMap<TokenId, Token>,
     audit: BTreeMap<u64, AuditRecord>,
+    answers: BTreeMap<RequestKey, KeptAnswer>,
+    bridge_events: BTreeMap<u64, BridgeEvent>,
     failures: u32,
     held: Option<Vec<(Vec<Change>, WhenDurable)>>,
 }
@@ -47,6 +51,8 @@ impl MemoryStore {
             secrets: snapshot.secrets.into_iter().collect(),
             tokens: snapshot.tokens.into_iter().map(|token| (token.id, token)).collect(),
             audit: snapshot.audit.into_iter().map(|record| (record.sequence, record)).collect(),
+            answers: snapshot.answers.into_iter().map(|answer| (answer.key.clone(), answer)).collect(),
+            bridge_events: snapshot.bridge_events.into_iter().map(|event| (event.sequence, event)).collect(),
             failures: 0,
             held: None,
         };
@@ -81,6 +87,8 @@ impl Store for MemoryStore {
         let state = self.lock();
         let mut nodes: Vec<Node> = state.nodes.values().cloned().collect();
         nodes.sort_by_key(|node| -> (Timestamp, NodeId) { (node.created_at, node.id) });
+        let mut answers: Vec<KeptAnswer> = state.answers.values().cloned().collect();
+        answers.sort_by_key(|answer| answer.kept_until);
         Ok(Snapshot {
             bindings: state.bindings.values().cloned().collect(),
             nodes,
@@ -88,6 +96,8 @@ impl Store for MemoryStore {
             secrets: state.secrets.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             tokens: state.tokens.values().cloned().collect(),
             audit: state.audit.values().cloned().collect(),
+            answers,
+            bridge_events: state.bridge_events.values().cloned().collect(),
             damage: Vec::new(),
         })
     }
@@ -149,6 +159,18 @@ impl State {
             }
             Change::DropAuditBelow { sequence } => {
                 self.audit = self.audit.split_off(&sequence);
+            }
+            Change::PutAnswer(answer) => {
+                self.answers.insert(answer.key.clone(), *answer);
+            }
+            Change::DropAnswer(key) => {
+                self.answers.remove(&key);
+            }
+            Change::PutBridgeEvent(event) => {
+                self.bridge_events.insert(event.sequence, *event);
+            }
+            Change::DropBridgeEventsBelow { sequence } => {
+                self.bridge_events = self.bridge_events.split_off(&sequence);
             }
         }
     }

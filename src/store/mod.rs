@@ -1,7 +1,7 @@
 //! Durable state: synced to disk before anybody is told of it.
 //!
-//! The store knows DHCP bindings, nodes, timeline events, operators' tokens, the audit log, and a few secrets. It is read whole at
-//! start ([`Store::load`]) and afterwards only written: every part keeps what it owns in memory, and hands the
+//! The store knows DHCP bindings, nodes, timeline events, the bridge's events, operators' tokens, the audit log, answers that
+//! may be asked for again, and a few secrets. It is read whole at start ([`Store::load`]) and afterwards only written: every part keeps what it owns in memory, and hands the
 //! store batches of [`Change`]s. A batch is atomic and applied in order of submission. [`Store::submit`] returns at
 //! once; the store groups what is queued into one transaction, syncs it to disk, and only then calls each batch's
 //! `when_durable` — which is where a DHCPACK is sent from. If the commit fails the same call carries the error and
@@ -12,11 +12,13 @@
 
 use std::net::Ipv4Addr;
 
+use crate::bridge_log::event::BridgeEvent;
 use crate::dhcp::lease::Binding;
 use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
 use crate::operator::access::tokens::{Token, TokenId};
 use crate::operator::audit::AuditRecord;
+use crate::operator::idempotency::{KeptAnswer, RequestKey};
 
 pub mod memory;
 pub mod place;
@@ -25,7 +27,7 @@ pub mod sqlite;
 mod tests;
 
 /// One durable change. Keys: a binding by address, a node by id, an event by (node, boot, sequence), a secret by name,
-/// a token by id, an audit entry by sequence.
+/// a token by id, an audit entry or an event of the bridge by sequence, an answer by its request's key.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     PutBinding(Binding),
@@ -52,6 +54,13 @@ pub enum Change {
     DropAuditBelow {
         sequence: u64,
     },
+    PutAnswer(Box<KeptAnswer>),
+    DropAnswer(RequestKey),
+    PutBridgeEvent(Box<BridgeEvent>),
+    /// Drops every event of the bridge with a lower sequence number.
+    DropBridgeEventsBelow {
+        sequence: u64,
+    },
 }
 
 /// Everything the store held at start.
@@ -65,6 +74,10 @@ pub struct Snapshot {
     pub tokens: Vec<Token>,
     /// In order of sequence.
     pub audit: Vec<AuditRecord>,
+    /// Those kept longest from now on last.
+    pub answers: Vec<KeptAnswer>,
+    /// In order of sequence.
+    pub bridge_events: Vec<BridgeEvent>,
     /// Records that could not be read and were set aside, a line each; the appliance reports them.
     pub damage: Vec<String>,
 }

@@ -360,7 +360,11 @@ fn is_of_lease(change: &Change) -> bool {
         | Change::PutToken(_)
         | Change::DropToken(_)
         | Change::PutAudit(_)
-        | Change::DropAuditBelow { .. } => false,
+        | Change::DropAuditBelow { .. }
+        | Change::PutAnswer(_)
+        | Change::DropAnswer(_)
+        | Change::PutBridgeEvent(_)
+        | Change::DropBridgeEventsBelow { .. } => false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! One battery for every store, and random histories told to two of them.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 
@@ -12,12 +13,16 @@ use super::*;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::NextBoot;
 use crate::boot::quirks::Quirks;
+use crate::bridge_log::event::{BridgeFault, BridgeHappening};
 use crate::clock::Timestamp;
 use crate::dhcp::lease::{BindingState, ClientKey};
+use crate::guard::rivals::Kind;
+use crate::image::digest::Digest;
 use crate::net::MacAddr;
 use crate::node::Origin;
 use crate::node::state::ProvisionState;
 use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage, Transport};
+use crate::operator::idempotency::Answer;
 
 pub(super) fn binding(last: u8, state: BindingState, millis: u64) -> Binding {
     let mac = MacAddr([0x52, 0x54, 0, 0, 0, last]);
@@ -53,6 +58,7 @@ pub(super) fn node(number: u128, version: u64) -> Node {
         order: None,
         redeemed_token_at: Some(Timestamp::from_millis(1_795_000_000_000)),
         redeemed_by: None,
+        labels: Default::default(),
         failure: None,
         version,
     }
@@ -96,6 +102,32 @@ pub(super) fn event(number: u128, boot: u32, sequence: u32, kind: u8) -> Timelin
     };
     let at = Timestamp::from_millis(1_795_000_000_000 + u64::from(sequence));
     TimelineEvent { node: NodeId(Uuid::from_u128(number)), boot, sequence, at, happening }
+}
+
+fn answer(who: &str, key: &str, until: u64) -> KeptAnswer {
+    KeptAnswer {
+        key: RequestKey { who: who.to_owned(), key: key.to_owned() },
+        request: Digest::of(key.as_bytes()),
+        kept_until: Timestamp::from_millis(until),
+        answer: Answer {
+            status: 201,
+            headers: vec![("etag".to_owned(), format!("\"v{until}\""))],
+            body: "{}".to_owned(),
+        },
+    }
+}
+
+fn bridge_event(sequence: u64) -> BridgeEvent {
+    let happening = match sequence % 2 {
+        0 => BridgeHappening::BridgeOut { fault: BridgeFault::WithoutAddress },
+        _ => BridgeHappening::RivalAppeared {
+            kind: Kind::Dhcp,
+            address: IpAddr::from([192, 168, 2, 9]),
+            mac: Some(MacAddr([2; 6])),
+            port: None,
+        },
+    };
+    BridgeEvent { sequence, at: Timestamp::from_millis(sequence), happening }
 }
 
 fn put_node(number: u128, version: u64) -> Change {
@@ -244,6 +276,10 @@ fn any_change() -> impl Strategy<Value = Change> {
             .prop_map(|(number, boot, sequence, kind)| Change::PutEvent(Box::new(event(number, boot, sequence, kind)))),
         1 => (0..4u128, 0..3u32)
             .prop_map(|(number, boot)| Change::DropBoot { node: NodeId(Uuid::from_u128(number)), boot }),
+        1 => ("[ab]", "[ab]", 0..3u64).prop_map(|(who, key, until)| Change::PutAnswer(Box::new(answer(&who, &key, until)))),
+        1 => ("[ab]", "[ab]").prop_map(|(who, key)| Change::DropAnswer(RequestKey { who, key })),
+        1 => (0..6u64).prop_map(|sequence| Change::PutBridgeEvent(Box::new(bridge_event(sequence)))),
+        1 => (0..6u64).prop_map(|sequence| Change::DropBridgeEventsBelow { sequence }),
         1 => any::<Vec<u8>>().prop_map(|value| Change::PutSecret { name: "key", value }),
     ]
 }

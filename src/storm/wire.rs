@@ -15,6 +15,7 @@ use crate::net::MacAddr;
 use crate::net::frame::{Delivery, emit_packet};
 use crate::net::link::Link;
 use crate::net::sys::{self, Frame};
+use crate::net::tap::{self, Test};
 
 /// Kernel memory for frames not yet read: what a second of 10 000 answers takes.
 const RECEIVE_BUFFER: usize = 16 << 20;
@@ -23,7 +24,7 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ALL_ROUTERS: MacAddr = MacAddr([0x33, 0x33, 0, 0, 0, 2]);
 const ICMPV6: u8 = 58;
 const ROUTER_SOLICITATION: u8 = 133;
-const ROUTER_ADVERTISEMENT: u32 = 134;
+const ROUTER_ADVERTISEMENT: u8 = 134;
 
 /// Frames of one kind, as they pass on one interface. The namespace has no other interface but loopback.
 pub struct Tap {
@@ -34,41 +35,13 @@ pub struct Tap {
 impl Tap {
     /// DHCP messages for clients, whoever they are for.
     pub fn open_dhcp(index: u32) -> io::Result<Tap> {
-        // IPv4, UDP, not a later fragment, to port 68 (classic BPF, offsets from the Ethernet header).
-        const LDH: u16 = 0x28;
-        const LDB: u16 = 0x30;
-        const JEQ: u16 = 0x15;
-        const JSET: u16 = 0x45;
-        const LDXB_MSH: u16 = 0xb1;
-        const LDH_X: u16 = 0x48;
-        let filter = [
-            SockFilter::new(LDH, 0, 0, 12),
-            SockFilter::new(JEQ, 0, 8, libc::ETH_P_IP as u32),
-            SockFilter::new(LDB, 0, 0, 23),
-            SockFilter::new(JEQ, 0, 6, libc::IPPROTO_UDP as u32),
-            SockFilter::new(LDH, 0, 0, 20),
-            SockFilter::new(JSET, 4, 0, 0x1fff),
-            SockFilter::new(LDXB_MSH, 0, 0, 14),
-            SockFilter::new(LDH_X, 0, 0, 16),
-            SockFilter::new(JEQ, 0, 1, 68),
-            SockFilter::new(RETURN, 0, 0, u32::MAX),
-            SockFilter::new(RETURN, 0, 0, 0),
-        ];
+        let filter = tap::filter(libc::ETH_P_IP, &[Test::Udp, Test::UdpTo(&[68])]);
         Tap::open(index, libc::ETH_P_IP as u16, &filter)
     }
 
     /// Router advertisements.
     pub fn open_routers(index: u32) -> io::Result<Tap> {
-        const LDB: u16 = 0x30;
-        const JEQ: u16 = 0x15;
-        let filter = [
-            SockFilter::new(LDB, 0, 0, 20),
-            SockFilter::new(JEQ, 0, 3, u32::from(ICMPV6)),
-            SockFilter::new(LDB, 0, 0, 54),
-            SockFilter::new(JEQ, 0, 1, ROUTER_ADVERTISEMENT),
-            SockFilter::new(RETURN, 0, 0, u32::MAX),
-            SockFilter::new(RETURN, 0, 0, 0),
-        ];
+        let filter = tap::filter(libc::ETH_P_IPV6, &[Test::Icmpv6(ROUTER_ADVERTISEMENT)]);
         Tap::open(index, ETHERTYPE_IPV6, &filter)
     }
 
@@ -122,8 +95,6 @@ impl AsRawFd for Tap {
         self.socket.as_raw_fd()
     }
 }
-
-const RETURN: u16 = 0x06;
 
 /// A DHCP message, broadcast by a machine that has no address yet.
 pub fn dhcp_frame(from: MacAddr, payload: &[u8]) -> (MacAddr, Vec<u8>) {

@@ -7,10 +7,10 @@ use std::process::{Command, Output};
 use rusqlite::Connection;
 
 use crate::load::{POOL, await_acks, plug_relay, under_load};
-use crate::support::{TestBed, in_namespace};
+use crate::support::{TestBed, farrier_program, in_namespace};
 
 fn farrier(command: &str, file: &Path, state: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_farrier"))
+    Command::new(farrier_program())
         .arg(command)
         .arg(file)
         .arg("--state")
@@ -101,7 +101,7 @@ fn r_15_a_store_of_an_earlier_farrier_is_served_and_one_of_a_later_is_left_alone
                 .execute_batch("PRAGMA user_version=2")
                 .expect("a newer one");
             let before = fs::read(&database).expect("the store");
-            let output = Command::new(env!("CARGO_BIN_EXE_farrier"))
+            let output = Command::new(farrier_program())
                 .args(["serve", "--config"])
                 .arg(bed.path("farrier.toml"))
                 .output()

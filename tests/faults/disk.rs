@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::count;
 use crate::load::{ACK, DISCOVER, OFFER, POOL, REQUEST, ask, mac_text, message, open_socket, plug_relay};
-use crate::support::{ClientMachine, PATIENCE, Process, TestBed, eventually, in_namespace, run};
+use crate::support::{
+    ClientMachine, PATIENCE, Process, TestBed, eventually, farrier_program, in_namespace, run,
+};
 
 /// Long enough for an answer, short enough to be sure of silence many times over.
 const SHORTLY: Duration = Duration::from_millis(600);
@@ -281,7 +283,7 @@ fn r_04_a_start_whose_calls_fail_starts_or_says_why_and_harms_nothing() {
                     .arg(format!("trace={call}"))
                     .arg("-e")
                     .arg(format!("inject={call}:error={errno}:when={when}"))
-                    .arg(env!("CARGO_BIN_EXE_farrier"))
+                    .arg(farrier_program())
                     .args(["serve", "--config"])
                     .arg(bed.path("farrier.toml"))
                     .output()

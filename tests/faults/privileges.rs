@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
-use crate::support::{TestBed, eventually, in_namespace, run};
+use crate::support::{TestBed, eventually, farrier_program, in_namespace, run};
 
 /// A field of /proc/PID/status.
 fn field(pid: i32, name: &str) -> String {
@@ -89,7 +89,7 @@ fn s_14_the_appliance_becomes_the_user_it_is_told() {
     in_namespace("privileges::s_14_the_appliance_becomes_the_user_it_is_told", || {
         let refused = |name: &str| {
             let bed = TestBed::new(&format!("[process]\nuser = \"{name}\"\n"));
-            let output = Command::new(env!("CARGO_BIN_EXE_farrier"))
+            let output = Command::new(farrier_program())
                 .args(["serve", "--config"])
                 .arg(bed.path("farrier.toml"))
                 .output()

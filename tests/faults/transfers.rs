@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::count;
-use crate::support::{Process, TestBed, eventually, in_namespace, pattern};
+use crate::support::{Process, TestBed, eventually, farrier_program, in_namespace, pattern};
 
 #[test]
 fn r_13_machines_that_were_loading_during_a_restart_get_home() {
@@ -17,7 +17,7 @@ fn r_13_machines_that_were_loading_during_a_restart_get_home() {
         bed.publish("metal", &pattern(1 << 20), &pattern(6 << 20));
         bed.start_server();
         let storm = |profile: &str, seed: &str, over: &str| {
-            let child = Command::new(env!("CARGO_BIN_EXE_farrier"))
+            let child = Command::new(farrier_program())
                 .args([
                     "--json",
                     "storm",

@@ -7,7 +7,8 @@ use std::time::Duration;
 use farrier::boot::namespace;
 
 use crate::support::{
-    ClientMachine, PATIENCE, Process, SERVER, TestBed, add_bridge, eventually, in_namespace, run,
+    ClientMachine, PATIENCE, Process, SERVER, TestBed, add_bridge, eventually, farrier_program, in_namespace,
+    run,
 };
 
 /// Exit code and standard error of `farrier serve` on this interface, which must end by itself.
@@ -15,7 +16,7 @@ fn refused(bed: &TestBed, interface: &str, allow: &str) -> (Option<i32>, String)
     let path = bed.path("refused.toml");
     std::fs::write(&path, configuration(bed, interface, allow)).unwrap();
     let serve = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_farrier")).args(arguments).arg(&path).output().unwrap();
+        let output = Command::new(farrier_program()).args(arguments).arg(&path).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let checked = serve(&["config", "check", "--bridge"]);
@@ -183,6 +184,14 @@ fn d_39_a_second_server_is_found_by_asking_and_named_with_its_process() {
         drop(server);
         eventually("it is gone", || rivals(&bed).is_empty().then_some(()));
         assert!(!readiness(&bed).contains("192.168.77.9"));
+        let told = bed.farrier_json(&["event", "bridge"]);
+        let told: Vec<_> =
+            told.as_array().unwrap().iter().filter(|event| event.get("kind").is_some()).collect();
+        let words: Vec<_> =
+            told.iter().map(|event| (&event["event"], &event["address"], &event["port"])).collect();
+        let address = "192.168.77.9".into();
+        let (came, gone) = ("rival-appeared".into(), "rival-gone".into());
+        assert_eq!(words, [(&came, &address, &"port1".into()), (&gone, &address, &serde_json::Value::Null)]);
     });
 }
 
@@ -241,11 +250,7 @@ fn a_server_of_this_host_that_holds_our_port_is_named_at_start() {
             listening("-lu").iter().any(|socket| socket.ends_with(":67")).then_some(())
         });
         let path = bed.path("farrier.toml");
-        let output = Command::new(env!("CARGO_BIN_EXE_farrier"))
-            .args(["serve", "--config"])
-            .arg(path)
-            .output()
-            .unwrap();
+        let output = Command::new(farrier_program()).args(["serve", "--config"]).arg(path).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
         let line = format!("add the line except-interface=br0 to {}", file.display());

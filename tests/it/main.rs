@@ -5,6 +5,7 @@
 //! root nor cleaning up, and cannot reach the machine's network.
 
 mod boot_contract;
+mod bridge;
 mod conflicts;
 mod dhcp_clients;
 mod doctor;

@@ -5,14 +5,15 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Process, SERVER, TestBed, add_bridge, eventually, in_namespace, pattern, run};
+use crate::support::{
+    Process, SERVER, TestBed, add_bridge, eventually, farrier_program, in_namespace, pattern, run,
+};
 
 /// Exit code and standard error of a `farrier serve` that must refuse to start.
 fn refused(bed: &TestBed, configuration: &str) -> (Option<i32>, String) {
     let path = bed.path("refused.toml");
     std::fs::write(&path, configuration).unwrap();
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_farrier")).args(["serve", "--config"]).arg(&path).output().unwrap();
+    let output = Command::new(farrier_program()).args(["serve", "--config"]).arg(&path).output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farrier::boot::decision::UnknownPolicy;
+use farrier::bridge_log::BridgeLog;
+use farrier::bridge_log::event::{BridgeEvent, BridgeHappening};
 use farrier::clock::Clock;
 use farrier::config::OnRival;
 use farrier::guard::rivals::{Evidence, Kind};
@@ -16,6 +18,7 @@ use farrier::node::token::TokenKey;
 use farrier::store::Store;
 use farrier::store::memory::MemoryStore;
 use farrier::telemetry::Tally;
+use tokio::sync::broadcast;
 
 use crate::dhcp::{self, ACK, DECLINE, DISCOVER, OFFER, REQUEST, SERVER};
 use crate::support::{DEADLINE, Wire, attach, eventually, ip, isolated, make_bridge, ones_sum, udp_frame};
@@ -27,15 +30,19 @@ struct Bench {
     tally: Arc<Tally>,
     wire: Wire,
     bridge: Bridge,
+    /// Events of the bridge, for who watches.
+    told: broadcast::Receiver<Arc<BridgeEvent>>,
     _handle: network::GuardHandle,
 }
 
 fn bench(on_rival: OnRival) -> Bench {
     let (bridge, wire) = make_bridge("br0", "192.168.2.2/24");
     let (guard, tally) = (Arc::new(Guard::new(on_rival).unwrap()), Arc::new(Tally::default()));
-    let parts = (bridge.clone(), Arc::clone(&guard), Arc::clone(&tally), Clock::start());
-    let handle = network::start(parts.0, parts.1, parts.2, parts.3).unwrap();
-    Bench { guard, tally, wire, bridge, _handle: handle }
+    let clock = Clock::start();
+    let log = Arc::new(BridgeLog::new(Vec::new(), Arc::new(MemoryStore::new())));
+    let told = log.subscribe();
+    let handle = network::start(bridge.clone(), Arc::clone(&guard), log, Arc::clone(&tally), clock).unwrap();
+    Bench { guard, tally, wire, bridge, told, _handle: handle }
 }
 
 fn router_advertisement(lifetime: u16) -> Vec<u8> {
@@ -67,7 +74,7 @@ fn a_foreign_router_is_heard_and_its_leave_as_well() {
     if !isolated("guard::a_foreign_router_is_heard_and_its_leave_as_well") {
         return;
     }
-    let bench = bench(OnRival::Hold);
+    let mut bench = bench(OnRival::Hold);
     eventually("the first question", || (bench.tally.value("guard", "probed") > 0).then_some(()));
     bench.wire.send(&router_advertisement(1800));
     let found = eventually("the router", || bench.guard.rivals().pop());
@@ -76,6 +83,10 @@ fn a_foreign_router_is_heard_and_its_leave_as_well() {
     assert!(!bench.guard.holds(), "a router keeps nobody from getting an address");
     bench.wire.send(&router_advertisement(0));
     eventually("its leave", || bench.guard.rivals().is_empty().then_some(()));
+    // Both are told to whoever watches.
+    let mut told = || eventually("an event", || bench.told.try_recv().ok()).happening.clone();
+    assert!(matches!(told(), BridgeHappening::RivalAppeared { mac: Some(OTHER), .. }));
+    assert!(matches!(told(), BridgeHappening::RivalGone { kind: Kind::RouterAdvertisement, .. }));
 }
 
 #[test]

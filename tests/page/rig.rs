@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use farrier::boot::decision::UnknownPolicy;
+use farrier::bridge_log::BridgeLog;
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::Config;
 use farrier::dhcp::lease::{LeaseState, LeaseView, PoolUse};
@@ -16,6 +17,7 @@ use farrier::node::token::TokenKey;
 use farrier::operator::access::{Access, Role};
 use farrier::operator::api::{BlobEntry, BridgeStatus, ImageEntry, ImageStatus, ServiceStatus, StoreStatus};
 use farrier::operator::audit::AuditLog;
+use farrier::operator::idempotency::Keys;
 use farrier::operator::problems::ProblemLog;
 use farrier::operator::views::Leases;
 use farrier::operator::{self, ApplianceView, HandedOver, Listeners, OperatorHandle, OperatorParts};
@@ -48,6 +50,7 @@ impl ApplianceView for Puppet {
             mac,
             up: true,
             reason: None,
+            objection: None,
         }
     }
 
@@ -159,6 +162,9 @@ impl Rig {
             tally: Arc::clone(&tally),
             access: Arc::clone(&access),
             audit: Arc::new(AuditLog::new(Vec::new(), Arc::clone(&store) as _, clock)),
+            keys: Arc::new(Keys::new(Vec::new(), Arc::clone(&store) as _, clock)),
+            tls: listeners.tls(),
+            bridge_log: Arc::new(BridgeLog::new(Vec::new(), Arc::clone(&store) as _)),
             problems: ProblemLog::new(clock),
             config: Arc::new(ArcSwap::from_pointee(config)),
             clock,

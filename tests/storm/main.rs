@@ -6,11 +6,18 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const FARRIER: &str = env!("CARGO_BIN_EXE_farrier");
+/// The program under test: the release one if the environment names its directory, as `make test` does, else the one
+/// built beside this test.
+fn farrier() -> String {
+    match std::env::var_os("FARRIER_BINARIES") {
+        Some(directory) => std::path::Path::new(&directory).join("farrier").display().to_string(),
+        None => env!("CARGO_BIN_EXE_farrier").to_owned(),
+    }
+}
 
 /// The storm in a lab of its own; its report.
 fn storm(state: &Path, arguments: &[&str]) -> Value {
-    let output = Command::new(FARRIER)
+    let output = Command::new(farrier())
         .args(["--json", "storm", "--state"])
         .arg(state)
         .args(["--kernel", "256", "--ramdisk", "300"])
@@ -140,11 +147,12 @@ fn a_flood_of_strangers_holds_no_registered_machine_up_and_is_recovered_from() {
 
 #[test]
 fn the_same_seed_is_the_same_storm() {
+    let farrier = farrier();
     let directory = tempfile::tempdir().unwrap();
     // Nobody serves: what the machines do is theirs alone.
     let storm = |seed: &str| {
         let script = format!(
-            "{FARRIER} --json storm --bridge br0 --nodes 50 --seed {seed} --loss 0.1 --over 500ms --patience 600ms"
+            "{farrier} --json storm --bridge br0 --nodes 50 --seed {seed} --loss 0.1 --over 500ms --patience 600ms"
         );
         let output = on_a_bridge(directory.path(), &script);
         let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
@@ -159,9 +167,10 @@ fn the_same_seed_is_the_same_storm() {
 
 #[test]
 fn ctrl_c_prints_the_report_so_far() {
+    let farrier = farrier();
     let directory = tempfile::tempdir().unwrap();
     let script = format!(
-        "{FARRIER} --json storm --bridge br0 --nodes 5 --patience 60s --over 1ms >report & storm=$!\n\
+        "{farrier} --json storm --bridge br0 --nodes 5 --patience 60s --over 1ms >report & storm=$!\n\
          until ip link show master br0 | grep -q storm; do sleep 0.05; done\n\
          until ip -s link show master br0 | grep -A1 RX: | grep -q '[1-9]'; do sleep 0.05; done\n\
          kill -INT $storm; wait $storm && code=0 || code=$?; echo $code"
@@ -178,9 +187,10 @@ fn ctrl_c_prints_the_report_so_far() {
 
 #[test]
 fn a_bridge_that_leads_further_is_not_stormed() {
+    let farrier = farrier();
     let directory = tempfile::tempdir().unwrap();
     let storm = |preparation: &str, bridge: &str| {
-        let script = format!("{preparation}\n{FARRIER} storm --bridge {bridge} --nodes 1 --flood 10");
+        let script = format!("{preparation}\n{farrier} storm --bridge {bridge} --nodes 1 --flood 10");
         let output = on_a_bridge(directory.path(), &script);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
@@ -194,6 +204,7 @@ fn a_bridge_that_leads_further_is_not_stormed() {
 
 #[test]
 fn any_server_can_be_stormed() {
+    let farrier = farrier();
     let directory = tempfile::tempdir().unwrap();
     let tftp = directory.path().join("tftp");
     fs::create_dir(&tftp).unwrap();
@@ -205,7 +216,7 @@ fn any_server_can_be_stormed() {
          --dhcp-match=set:ipxe,175 --dhcp-boot=tag:!ipxe,undionly.kpxe --dhcp-boot=tag:ipxe,boot.ipxe \
          --enable-tftp --tftp-root={} 2>dnsmasq.log &\n\
          until grep -q started dnsmasq.log; do sleep 0.05; done\n\
-         {FARRIER} --json storm --bridge br0 --nodes 4 --profile bios --until script",
+         {farrier} --json storm --bridge br0 --nodes 4 --profile bios --until script",
         tftp.display()
     );
     let output = on_a_bridge(directory.path(), &script);
@@ -218,8 +229,9 @@ fn any_server_can_be_stormed() {
 
 #[test]
 fn machines_that_nobody_serves_are_lost_with_their_reason() {
+    let farrier = farrier();
     let directory = tempfile::tempdir().unwrap();
-    let script = format!("{FARRIER} --json storm --bridge br0 --nodes 2 --patience 1s --over 1ms");
+    let script = format!("{farrier} --json storm --bridge br0 --nodes 2 --patience 1s --over 1ms");
     let output = on_a_bridge(directory.path(), &script);
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
@@ -237,7 +249,7 @@ fn a_command_line_that_makes_no_sense_is_told_so() {
         &["--flood-seconds", "5"],
         &["--gateway", "10.0.0.1"],
     ] {
-        let output = Command::new(FARRIER).arg("storm").args(arguments).output().expect("farrier starts");
+        let output = Command::new(farrier()).arg("storm").args(arguments).output().expect("farrier starts");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
 }

@@ -391,7 +391,11 @@ impl LeaseTable {
                 | Change::PutToken(_)
                 | Change::DropToken(_)
                 | Change::PutAudit(_)
-                | Change::DropAuditBelow { .. } => {}
+                | Change::DropAuditBelow { .. }
+                | Change::PutAnswer(_)
+                | Change::DropAnswer(_)
+                | Change::PutBridgeEvent(_)
+                | Change::DropBridgeEventsBelow { .. } => {}
             }
         }
         still_stored

@@ -173,7 +173,11 @@ impl Desk {
                 | Change::PutToken(_)
                 | Change::DropToken(_)
                 | Change::PutAudit(_)
-                | Change::DropAuditBelow { .. } => {}
+                | Change::DropAuditBelow { .. }
+                | Change::PutAnswer(_)
+                | Change::DropAnswer(_)
+                | Change::PutBridgeEvent(_)
+                | Change::DropBridgeEventsBelow { .. } => {}
             }
         }
     }
@@ -409,6 +413,10 @@ fn grants(changes: &[Change], mac: MacAddr) -> bool {
         | Change::PutToken(_)
         | Change::DropToken(_)
         | Change::PutAudit(_)
-        | Change::DropAuditBelow { .. } => false,
+        | Change::DropAuditBelow { .. }
+        | Change::PutAnswer(_)
+        | Change::DropAnswer(_)
+        | Change::PutBridgeEvent(_)
+        | Change::DropBridgeEventsBelow { .. } => false,
     })
 }

@@ -9,7 +9,7 @@ use crate::dhcp::lease::{Binding, BindingState, ClientKey};
 use crate::dhcp::reply::{self, Draft, Hearing};
 use crate::dhcp::request::{MessageKind, Request, RequestState};
 use crate::dhcp::server::probes::{self, Clearance};
-use crate::dhcp::server::strangers::{STRANGERS_MIN, is_stranger};
+use crate::dhcp::server::strangers::{STRANGERS_MIN, Strangers, is_stranger};
 use crate::dhcp::server::{Destination, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Silence};
 use crate::store::Change;
 
@@ -133,9 +133,14 @@ impl DhcpServer {
         if self.declines.too_many(visit.request.mac) {
             return Err(Silence::TooManyDeclines);
         }
-        self.check_share(visit)?;
+        if let Err(refused) = self.check_share(visit) {
+            if !self.recall_for(visit, refused) {
+                return Err(refused);
+            }
+            self.check_share(visit)?;
+        }
         let full = newcomer && self.table.newcomers() >= self.stranger_offers_max();
-        if full && !self.table.recall_newcomer(now) {
+        if full && !self.recall(now, |_, _| true) {
             return Err(Silence::OfferLimit);
         }
         if let Some(requested) = visit.request.requested.filter(|address| self.may_have(visit, *address)) {
@@ -147,6 +152,25 @@ impl DhcpServer {
                 settings.is_host(address) && visit.directory.reserved_for(address).is_none()
             })
             .ok_or(Silence::PoolExhausted)
+    }
+
+    /// Takes back an offer that nobody came for, if that helps a stranger who is refused for this.
+    fn recall_for(&mut self, visit: &Visit<'_>, refused: Silence) -> bool {
+        if refused == Silence::PortLimit {
+            let port = visit.directory.behind(visit.request.mac);
+            return self.recall(visit.now, |strangers, address| strangers.holds_behind(address, port));
+        }
+        self.recall(visit.now, |strangers, address| strangers.holds(address))
+    }
+
+    /// Takes back the oldest offer of a wanted address that nobody came for.
+    fn recall(&mut self, now: Timestamp, wanted: impl Fn(&Strangers, Ipv4Addr) -> bool) -> bool {
+        let strangers = &self.strangers;
+        let recalled = self.table.recall_newcomer(now, |address| wanted(strangers, address));
+        if let Some(address) = recalled {
+            self.strangers.left(address);
+        }
+        recalled.is_some()
     }
 
     /// Whether the strangers have an address left for one more of them; who is none is not asked.

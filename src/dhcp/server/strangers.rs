@@ -93,13 +93,13 @@ impl Strangers {
         let most = usize::try_from(share).unwrap_or(usize::MAX).max(STRANGERS_MIN as usize);
         let port = limits.per_port.and_then(|_| directory.behind(mac));
         let refused = |strangers: &Strangers| {
-            if strangers.held.len() >= most {
-                return Some(Silence::StrangerLimit);
-            }
             let behind =
                 || strangers.held.values().filter(|held| held.port == port && held.mac != mac).count();
-            let full = limits.per_port.is_some_and(|most| port.is_some() && behind() >= most as usize);
-            full.then_some(Silence::PortLimit)
+            // First: who has filled a port makes room behind that one, not behind another's.
+            if limits.per_port.is_some_and(|most| port.is_some() && behind() >= most as usize) {
+                return Some(Silence::PortLimit);
+            }
+            (strangers.held.len() >= most).then_some(Silence::StrangerLimit)
         };
         let counted = self.recounted_at.is_some();
         if counted && refused(self).is_none() {
@@ -131,6 +131,16 @@ impl Strangers {
     ) {
         let port = limits.per_port.and_then(|_| directory.behind(mac));
         self.held.insert(address, Held { mac, port });
+    }
+
+    /// Whether a stranger is known to hold it.
+    pub(super) fn holds(&self, address: Ipv4Addr) -> bool {
+        self.held.contains_key(&address)
+    }
+
+    /// Whether one behind this port of the bridge does.
+    pub(super) fn holds_behind(&self, address: Ipv4Addr, port: Option<u32>) -> bool {
+        port.is_some() && self.held.get(&address).is_some_and(|held| held.port == port)
     }
 
     /// Nobody holds it any more, or somebody we know.

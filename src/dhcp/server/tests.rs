@@ -497,6 +497,24 @@ fn a_stranger_that_never_came_for_its_address_makes_room_for_the_next() {
 }
 
 #[test]
+fn in_a_small_pool_too_who_never_came_makes_room() {
+    // Half of 32 is the share of all strangers, and as much as they may hold by offers: the first was asked before.
+    let mut world = World::with_pool(50, 81);
+    for last in 0..16 {
+        assert!(matches!(world.send(&discover(last)).answer, Answer::Reply(_)), "{last}");
+    }
+    world.pass(OFFER_HOLD_MIN / 2);
+    assert_eq!(silence(&world.send(&discover(100))), Some(Silence::StrangerLimit), "they may still come");
+    world.pass(OFFER_HOLD_MIN / 2);
+    let first = reply(&world.send(&discover(100))).address.unwrap();
+    assert!(matches!(world.send(&discover(101)).answer, Answer::Reply(_)));
+    // What was promised to who asks in time is kept; the oldest have lost theirs, and the limit holds.
+    assert_eq!(reply(&world.send(&discover(100))).address, Some(first));
+    assert_eq!(answer(&world.send(&ClientMessage::selecting(mac(100), first))), format!("ack {first}"));
+    assert_eq!(world.server.pool_use(), PoolUse { size: 32, bound: 1, offered: 15, quarantined: 0 });
+}
+
+#[test]
 fn bindings_survive_a_restart_and_offers_do_not() {
     let mut world = World::new(settings());
     let mut stored = Vec::new();

@@ -8,11 +8,12 @@ use crate::boot::decision::NextBoot;
 use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::labels::LabelEdit;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::Act;
 use crate::node::registry::operator::{NewNode, OperatorError, RegisterError, locate_expected, set_quirks};
 use crate::node::registry::{NodeRef, Registry};
-use crate::node::timeline::Happening;
+use crate::node::timeline::{Happening, edited};
 use crate::node::transition::Event;
 use crate::node::{Node, NodeId, NodeName, Origin, PORTS_MAX, Port};
 use crate::store::CommitError;
@@ -27,6 +28,7 @@ pub struct NodeEdit {
     pub approved: Option<bool>,
     pub next_boot: Option<NextBoot>,
     pub quirks: Option<Quirks>,
+    pub labels: LabelEdit,
 }
 
 /// What a node must be for an edit to be made: one of these versions of its record.
@@ -138,6 +140,7 @@ impl Registry {
                 node.next_boot = recorded.next_boot;
                 node.quirks = recorded.quirks;
                 node.origin = recorded.origin;
+                node.labels = recorded.labels;
             });
             return Err(error.into());
         }
@@ -151,6 +154,7 @@ pub(super) fn check_edit(book: &Book, node: &Node, edit: &NodeEdit) -> Result<()
     {
         return Err(RegisterError::NameTaken { name: name.clone() }.into());
     }
+    node.labels.edited(&edit.labels).map_err(RegisterError::Labels)?;
     match &edit.ports {
         Some(ports) => check_ports(book, node, ports),
         None => Ok(()),
@@ -196,8 +200,8 @@ fn check_ports(book: &Book, node: &Node, ports: &[(MacAddr, Option<Ipv4Addr>)]) 
 
 pub(super) fn apply(act: &mut Act<'_>, edit: NodeEdit) {
     set_quirks(act, edit.quirks);
+    let before = act.entry.node.clone();
     let node = &mut act.entry.node;
-    let before = (node.name.clone(), node.ports.clone(), node.approved, node.next_boot);
     if let Some(name) = edit.name {
         node.name = name;
     }
@@ -210,16 +214,25 @@ pub(super) fn apply(act: &mut Act<'_>, edit: NodeEdit) {
     if let Some(approved) = edit.approved {
         node.approved = approved;
     }
-    let now = (node.name.clone(), node.ports.clone(), node.approved, node.next_boot);
-    if before == now {
+    // What `check_edit` has let pass.
+    if let Ok(labels) = node.labels.edited(&edit.labels) {
+        node.labels = labels;
+    }
+    if before == *node {
         return;
     }
+    let changes = edited::between(&before, node);
     act.node_changed = true;
     // Whoever names it or lets it in vouches for it.
     if node.approved {
         node.origin = Origin::Registered;
     }
-    if node.approved && !before.2 {
+    let newly_approved = node.approved && !before.approved;
+    // The order of the same ports is no change worth an event.
+    if !changes.is_empty() {
+        act.note(Happening::Edited { changes });
+    }
+    if newly_approved {
         act.entry.loaders.forgive();
         act.approved = true;
         act.note(Happening::Approved);

@@ -164,6 +164,7 @@ pub(super) fn new_node(origin: Origin, now: Timestamp) -> Option<Node> {
         order: None,
         redeemed_token_at: None,
         redeemed_by: None,
+        labels: Default::default(),
         failure: None,
         version: 0,
     })

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::labels::Labels;
 use crate::node::registry::Registry;
 use crate::node::registry::book::{Book, NODES_MAX};
 use crate::node::registry::edit::{NodeEdit, apply, check_edit};
@@ -52,7 +53,7 @@ pub enum ImportError {
 
 /// How a planned entry is done.
 enum Step {
-    Register(NewNode, Option<NodeId>),
+    Register(NewNode, Option<NodeId>, Labels),
     Update(NodeId, NodeEdit),
     Nothing,
 }
@@ -69,7 +70,7 @@ impl Registry {
         let mut book = self.lock_at(now);
         let steps = plan(&book, entries)?;
         // Before anything is changed: this is all that could fail in the middle.
-        let new = steps.iter().filter(|(_, step)| matches!(step, Step::Register(_, None)));
+        let new = steps.iter().filter(|(_, step)| matches!(step, Step::Register(_, None, _)));
         let fresh = new.map(|_| new_node(Origin::Registered, now).ok_or(ImportError::NoRandomness));
         let mut fresh = fresh.collect::<Result<Vec<Node>, _>>()?;
         let mut undo: Vec<(NodeId, Option<Node>)> = Vec::new();
@@ -121,13 +122,16 @@ fn perform(
 ) -> Option<(NodeId, Option<Node>, Effects)> {
     let (id, before) = match &step {
         Step::Nothing => return None,
-        Step::Register(_, None) => (book.insert(Entry::new(fresh.pop()?)), None),
-        Step::Register(_, Some(id)) | Step::Update(id, _) => {
+        Step::Register(_, None, _) => (book.insert(Entry::new(fresh.pop()?)), None),
+        Step::Register(_, Some(id), _) | Step::Update(id, _) => {
             (*id, book.get(*id).map(|entry| entry.node.clone()))
         }
     };
     let ((), effects) = book.change(id, now, |act| match step {
-        Step::Register(new, _) => take_over(act, new),
+        Step::Register(new, _, labels) => {
+            take_over(act, new);
+            act.entry.node.labels = labels;
+        }
         Step::Update(_, edit) => apply(act, edit),
         Step::Nothing => {}
     })?;
@@ -139,7 +143,7 @@ fn plan(book: &Book, entries: &[RosterEntry]) -> Result<Vec<(Planned, Step)>, Im
     let mut new = 0;
     for entry in entries {
         let step = plan_entry(book, entry).map_err(|reason| RosterError::at(entry.line, reason))?;
-        new += usize::from(matches!(step.1, Step::Register(_, None)));
+        new += usize::from(matches!(step.1, Step::Register(_, None, _)));
         steps.push(step);
     }
     match book.room() {
@@ -174,7 +178,7 @@ fn plan_entry(book: &Book, entry: &RosterEntry) -> Result<(Planned, Step), Strin
         check(book, &new).map_err(|error| error.to_string())?;
         let planned =
             Planned { line: entry.line, action: Action::Register, before: None, after: entry.clone() };
-        return Ok((planned, Step::Register(new, None)));
+        return Ok((planned, Step::Register(new, None, bounded(&Labels::default(), entry)?)));
     };
     plan_known(book, entry, &before)
 }
@@ -191,21 +195,38 @@ fn plan_known(book: &Book, entry: &RosterEntry, before: &Node) -> Result<(Planne
     }
     let name = entry.name.clone().or_else(|| before.name.clone());
     let after_ports = ports.iter().map(|(mac, address)| RosterPort { mac: *mac, address: *address });
-    let after = RosterEntry { line: entry.line, name: name.clone(), ports: after_ports.collect() };
+    let labels = bounded(&before.labels, entry)?;
+    let after = RosterEntry {
+        line: entry.line,
+        name: name.clone(),
+        ports: after_ports.collect(),
+        labels: labels.clone(),
+    };
     let shown = RosterEntry { line: entry.line, ..RosterEntry::from(before) };
     let planned =
         |action| Planned { line: entry.line, action, before: Some(shown.clone()), after: after.clone() };
     if before.origin == Origin::Seen && before.name.is_none() {
         let new = NewNode { name, macs: ports, quirks: None };
         let adopted = check(book, &new).map_err(|error| error.to_string())?;
-        return Ok((planned(Action::Register), Step::Register(new, adopted)));
+        return Ok((planned(Action::Register), Step::Register(new, adopted, labels)));
     }
     if shown == after && before.approved {
         return Ok((planned(Action::Unchanged), Step::Nothing));
     }
-    let edit = NodeEdit { name: Some(name), ports: Some(ports), approved: Some(true), ..NodeEdit::default() };
+    let edit = NodeEdit {
+        name: Some(name),
+        ports: Some(ports),
+        approved: Some(true),
+        labels: entry.labels.as_edit(),
+        ..NodeEdit::default()
+    };
     check_edit(book, before, &edit).map_err(|error| error.to_string())?;
     Ok((planned(Action::Update), Step::Update(before.id, edit)))
+}
+
+/// The labels a node has, and those of the list over them.
+fn bounded(before: &Labels, entry: &RosterEntry) -> Result<Labels, String> {
+    before.edited(&entry.labels.as_edit()).map_err(|error| error.to_string())
 }
 
 fn as_new(entry: &RosterEntry) -> NewNode {

@@ -7,10 +7,11 @@ use crate::boot::decision::NextBoot;
 use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::labels::LabelError;
 use crate::node::registry::book::{Book, NODES_MAX};
 use crate::node::registry::edit::Expected;
 use crate::node::registry::entry::{Act, Entry, new_node};
-use crate::node::registry::{NodeRef, Registry};
+use crate::node::registry::{NodeRef, NodeView, Registry};
 use crate::node::state::Order;
 use crate::node::timeline::Happening;
 use crate::node::transition::Event;
@@ -42,6 +43,8 @@ pub enum RegisterError {
     NameTaken { name: NodeName },
     #[error("{address} is already fixed for {owner}: choose another address")]
     AddressTaken { address: Ipv4Addr, owner: MacAddr },
+    #[error(transparent)]
+    Labels(LabelError),
     #[error("the registry is full: {limit} nodes are known; remove some first")]
     Full { limit: usize },
     #[error("the kernel gave no random bytes for the node's id")]
@@ -74,6 +77,16 @@ pub enum OperatorError {
 impl Registry {
     /// Registers a node, or adopts one that was seen unregistered; durable before it returns.
     pub fn register(&self, new: NewNode, now: Timestamp) -> Result<Node, RegisterError> {
+        self.register_with(new, now, |_| Vec::new())
+    }
+
+    /// The same; what `also` makes of the node is written in the same transaction.
+    pub fn register_with(
+        &self,
+        new: NewNode,
+        now: Timestamp,
+        also: impl FnOnce(&NodeView<'_>) -> Vec<Change>,
+    ) -> Result<Node, RegisterError> {
         let mut book = self.lock_at(now);
         let adopted = check(&book, &new)?;
         let before = adopted.and_then(|id| book.get(id)).map(|entry| entry.node.clone());
@@ -85,9 +98,12 @@ impl Registry {
                 book.insert(Entry::new(node))
             }
         };
-        let Some(((), effects)) = book.change(id, now, |act| take_over(act, new)) else {
+        let Some(((), mut effects)) = book.change(id, now, |act| take_over(act, new)) else {
             return Err(RegisterError::NoRandomness);
         };
+        effects
+            .changes
+            .extend(book.get(id).map(|entry| also(&NodeView::of(&book, entry))).unwrap_or_default());
         let node = book.view(id);
         let pending = self.settle_durably(id, effects);
         drop(book);

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::boot::client::Firmware;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::labels::LabelSelector;
 use crate::node::registry::Registry;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::Entry;
@@ -35,8 +36,9 @@ pub struct NodeFilter {
     pub state: Option<ProvisionState>,
     pub approved: Option<bool>,
     pub firmware: Option<Firmware>,
-    /// In its name, a MAC, a reserved address, its id, its UUID or its serial number; lower case.
+    /// In its name, a MAC, a reserved address, a label, its id, its UUID or its serial number; lower case.
     pub text: Option<String>,
+    pub labels: LabelSelector,
 }
 
 /// A node while the book is open: with the configuration's reservations and the policy's approval.
@@ -47,7 +49,11 @@ pub struct NodeView<'a> {
     entry: &'a Entry,
 }
 
-impl NodeView<'_> {
+impl<'a> NodeView<'a> {
+    pub(super) fn of(book: &'a Book, entry: &'a Entry) -> NodeView<'a> {
+        NodeView { node: &entry.node, approved: book.lets_in(entry), book, entry }
+    }
+
     /// Address fixed for this port, by an operator or in the configuration.
     pub fn reserved(&self, mac: MacAddr) -> Option<Ipv4Addr> {
         self.book.reserved(self.entry, mac)
@@ -62,6 +68,7 @@ impl NodeView<'_> {
         filter.state.is_none_or(|state| node.state == state)
             && filter.approved.is_none_or(|approved| self.approved == approved)
             && filter.firmware.is_none_or(|firmware| node.firmware == Some(firmware))
+            && filter.labels.selects(&node.labels)
             && filter.text.as_deref().is_none_or(|text| self.mentions(text))
     }
 
@@ -73,6 +80,7 @@ impl NodeView<'_> {
                     || port.mac.dashed().contains(text)
                     || self.reserved(port.mac).is_some_and(|at| at.to_string().contains(text))
             })
+            || node.labels.mention(text)
             || node.id.to_string().contains(text)
             || node.uuid.is_some_and(|uuid| uuid.to_string().contains(text))
             || node
@@ -123,7 +131,7 @@ impl Registry {
             for cursor in book.from(at).take(TURN_NODES_MAX) {
                 (looked_at, at) = (looked_at + 1, Some(cursor));
                 let Some(entry) = book.get(cursor.id) else { continue };
-                let view = NodeView { node: &entry.node, approved: book.lets_in(entry), book: &book, entry };
+                let view = NodeView::of(&book, entry);
                 if !view.passes(filter) {
                     continue;
                 }
@@ -156,7 +164,7 @@ impl Registry {
             for (mac, id) in book.ports_from(at).take(TURN_NODES_MAX) {
                 (looked_at, at) = (looked_at + 1, Some(mac));
                 let Some(entry) = book.get(id) else { continue };
-                let view = NodeView { node: &entry.node, approved: book.lets_in(entry), book: &book, entry };
+                let view = NodeView::of(&book, entry);
                 let Some(item) = shown(&view, mac) else { continue };
                 if items.len() == limit {
                     return (items, last);
@@ -179,7 +187,7 @@ impl Registry {
     pub fn look<T>(&self, id: NodeId, shown: impl FnOnce(&NodeView<'_>) -> T) -> Option<T> {
         let book = self.lock();
         let entry = book.get(id)?;
-        Some(shown(&NodeView { node: &entry.node, approved: book.lets_in(entry), book: &book, entry }))
+        Some(shown(&NodeView::of(&book, entry)))
     }
 
     /// Names and ids of the nodes these MACs are ports of; one turn of the lock for a whole page of leases.

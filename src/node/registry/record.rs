@@ -251,6 +251,7 @@ fn is_fetch(happening: &Happening) -> bool {
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
@@ -302,6 +303,7 @@ fn follow(act: &mut Act<'_>, mac: MacAddr, happening: &Happening) -> Option<Even
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

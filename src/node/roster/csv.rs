@@ -1,12 +1,15 @@
 //! Spreadsheets: a header line, then one port a line.
 //!
-//! Columns are found by name, in any order: `mac`, `name`, `address`, and what others call them. Comma, semicolon
-//! or tab may separate, as spreadsheets write it in different countries. A cell of MACs may hold several.
+//! Columns are found by name, in any order: `mac`, `name`, `address`, `labels`, and what others call them. Comma, semicolon
+//! or tab may separate, as spreadsheets write it in different countries. A cell of MACs may hold several, and one of
+//! labels does: `rack=r1 owner=ada`.
 
 use super::{Draft, RosterEntry, RosterError, RosterPort, parse_address, parse_mac};
+use crate::node::labels::{Labels, parse_label};
 
 const MAC: [&str; 6] = ["mac", "macs", "mac_address", "mac address", "macaddress", "hwaddr"];
 const NAME: [&str; 4] = ["name", "hostname", "host", "node"];
+const LABELS: [&str; 2] = ["labels", "label"];
 const ADDRESS: [&str; 5] = ["address", "ip", "ip_address", "ip address", "reserved"];
 
 /// Where a header has our columns.
@@ -14,6 +17,7 @@ struct Columns {
     mac: usize,
     name: Option<usize>,
     address: Option<usize>,
+    labels: Option<usize>,
 }
 
 fn separator(header: &str) -> u8 {
@@ -88,7 +92,12 @@ fn read_header(line: usize, record: &csv::StringRecord) -> Result<Columns, Roste
             "the first line names the columns, and one is to be called mac: mac,name,address",
         )
     })?;
-    Ok(Columns { mac, name: find(&cells, &NAME), address: find(&cells, &ADDRESS) })
+    Ok(Columns {
+        mac,
+        name: find(&cells, &NAME),
+        address: find(&cells, &ADDRESS),
+        labels: find(&cells, &LABELS),
+    })
 }
 
 fn read_row(
@@ -110,7 +119,9 @@ fn read_row(
     if let Some(left) = addresses.next() {
         return Err(RosterError::at(line, format!("{} has no MAC address to go with", left?)));
     }
-    draft.add(line, name, ports)
+    let labels = split(cell(columns.labels)).map(parse_label).collect::<Result<Labels, _>>();
+    let labels = labels.map_err(|error| RosterError::at(line, error))?;
+    draft.add_labelled(line, name, ports, labels)
 }
 
 fn split(cell: &str) -> impl Iterator<Item = &str> {
@@ -118,13 +129,16 @@ fn split(cell: &str) -> impl Iterator<Item = &str> {
 }
 
 pub(super) fn emit(entries: &[RosterEntry]) -> String {
-    let mut text = String::from("name,mac,address\n");
+    // A list without labels is one that any program reads.
+    let labelled = entries.iter().any(|entry| !entry.labels.is_empty());
+    let mut text = format!("name,mac,address{}\n", if labelled { ",labels" } else { "" });
     for entry in entries {
         let name = entry.name.as_ref().map_or("", |name| name.as_str());
         for port in &entry.ports {
             let address = port.address.map_or_else(String::new, |address| address.to_string());
-            // A name is letters, digits and hyphens; nothing of this needs quotes.
-            text.push_str(&format!("{name},{},{address}\n", port.mac));
+            let labels = if labelled { format!(",{}", entry.labels) } else { String::new() };
+            // Names are letters, digits and hyphens, labels little more; nothing of this needs quotes.
+            text.push_str(&format!("{name},{},{address}{labels}\n", port.mac));
         }
     }
     text

@@ -1,9 +1,12 @@
 //! Our own documents: a list of nodes as the API answers it, or as little of that as is needed.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use super::document::{At, plain_json, read};
 use super::{Draft, RosterEntry, RosterError, RosterPort, parse_address, parse_mac};
+use crate::node::labels::{LabelError, Labels};
 
 /// `farrier node list --json` and pages of the API.
 #[derive(Deserialize)]
@@ -17,6 +20,8 @@ struct Entry {
     #[serde(default)]
     name: Option<String>,
     ports: Vec<Port>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -47,7 +52,10 @@ pub(super) fn parse(text: &str, draft: &mut Draft) -> Result<(), RosterError> {
             let address = kept.map(|text| parse_address(line, &text)).transpose()?;
             ports.push(RosterPort { mac: parse_mac(line, &port.mac)?, address });
         }
-        draft.add(line, name, ports)?;
+        let label = |(key, value): (&String, &String)| Ok((key.parse()?, value.parse()?));
+        let labels = entry.labels.iter().map(label).collect::<Result<Labels, LabelError>>();
+        let labels = labels.map_err(|error| RosterError::at(line, error))?;
+        draft.add_labelled(line, name, ports, labels)?;
     }
     Ok(())
 }
@@ -68,10 +76,15 @@ pub(super) fn emit(entries: &[RosterEntry]) -> String {
     };
     let node = |entry: &RosterEntry| {
         let ports: Vec<_> = entry.ports.iter().map(port).collect();
-        match &entry.name {
-            Some(name) => serde_json::json!({ "name": name, "ports": ports }),
-            None => serde_json::json!({ "ports": ports }),
+        let mut node = serde_json::Map::new();
+        node.extend(entry.name.as_ref().map(|name| ("name".to_owned(), name.to_string().into())));
+        node.insert("ports".to_owned(), ports.into());
+        let labels: serde_json::Map<_, _> =
+            entry.labels.iter().map(|(key, value)| (key.to_string(), value.to_string().into())).collect();
+        if !labels.is_empty() {
+            node.insert("labels".to_owned(), labels.into());
         }
+        serde_json::Value::from(node)
     };
     let list: Vec<_> = entries.iter().map(node).collect();
     format!("{:#}\n", serde_json::Value::from(list))

@@ -204,7 +204,7 @@ fn entry(name: Option<&str>, ports: &[(u8, Option<u8>)]) -> RosterEntry {
         address: address.map(|last| Ipv4Addr::new(192, 168, 2, last)),
     };
     let name = name.map(|name| name.parse().expect("a name"));
-    RosterEntry { line: 0, name, ports: ports.iter().map(port).collect() }
+    RosterEntry { line: 0, name, ports: ports.iter().map(port).collect(), labels: Default::default() }
 }
 
 #[test]

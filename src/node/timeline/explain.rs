@@ -58,6 +58,7 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }
         | Happening::ApplianceStarted => None,

@@ -203,6 +203,7 @@ impl History {
                 | Happening::Approved
                 | Happening::QuirksSet { .. }
                 | Happening::Registered
+                | Happening::Edited { .. }
                 | Happening::Removed { .. }
                 | Happening::BootLoop { .. }
                 | Happening::PortConflict { .. }
@@ -314,6 +315,7 @@ fn is_outside(happening: &Happening) -> bool {
         Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. } => true,
         Happening::Dhcp { .. }
         | Happening::OtherServer { .. }
@@ -343,6 +345,7 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

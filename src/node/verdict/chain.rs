@@ -210,6 +210,7 @@ pub(super) fn is_problem(happening: &Happening) -> bool {
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

@@ -95,6 +95,7 @@ fn of_event(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> 
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }
         | Happening::ApplianceStarted => None,

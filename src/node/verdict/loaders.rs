@@ -85,6 +85,7 @@ fn is_sign_of_life(happening: &Happening) -> bool {
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

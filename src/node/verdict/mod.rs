@@ -13,6 +13,7 @@
 //! - [`cause`]: every cause there is, and its word
 //! - `chain`: the stages of one boot with their times; which of them is not passed
 //! - `findings`: event → what went wrong there; `silence`: what it means that nothing came
+//! - `outages`: what the bridge's outages broke
 //! - `remedy`: what to do about each cause
 
 use serde::{Deserialize, Serialize};
@@ -27,13 +28,14 @@ pub mod cause;
 mod chain;
 mod findings;
 mod loaders;
+mod outages;
 mod remedy;
 mod silence;
 pub mod surroundings;
 mod words;
 
 pub use cause::Cause;
-pub use surroundings::{BridgeState, BridgeView, Surroundings};
+pub use surroundings::{BridgeView, Surroundings};
 
 use crate::node::Node;
 use crate::node::registry::StrangerTrace;
@@ -71,9 +73,10 @@ fn judge_boot(case: &Case<'_>, boot: &Boot, around: &Surroundings) -> Verdict {
 
 /// The decisive finding of a chain: what went wrong, else what its silence means.
 fn judge_chain(chain: &Chain<'_>, around: &Surroundings) -> Finding {
-    findings::success(chain)
+    let finding = findings::success(chain)
         .or_else(|| findings::problem(chain, around))
-        .unwrap_or_else(|| silence::meaning(chain, around))
+        .unwrap_or_else(|| silence::meaning(chain, around));
+    outages::behind(&finding, chain, around).unwrap_or(finding)
 }
 
 /// What was found out, before it is put into words for this node.

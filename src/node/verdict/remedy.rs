@@ -3,10 +3,11 @@
 use std::net::Ipv4Addr;
 
 use crate::boot::client::ClientClass;
+use crate::bridge_log::event::BridgeFault;
 use crate::net::MacAddr;
 use crate::node::timeline::{Happening, Stage};
 use crate::node::verdict::chain::Chain;
-use crate::node::verdict::{BridgeState, Case, Cause, Surroundings, silence};
+use crate::node::verdict::{Case, Cause, Surroundings, silence};
 
 pub(super) struct Context<'a> {
     pub(super) case: &'a Case<'a>,
@@ -208,15 +209,16 @@ fn never_heard(context: &Context<'_>) -> Vec<String> {
 fn bridge_down(context: &Context<'_>) -> Vec<String> {
     let (name, address) = (&context.around.bridge.name, &context.around.bridge.address);
     let again = context.boot_again();
-    match context.around.bridge.state {
-        BridgeState::Up | BridgeState::Down => vec![format!("`ip link set {name} up`"), again],
-        BridgeState::Gone => vec![
+    match context.around.bridge.fault {
+        None => vec![again, "`farrier event bridge` tells when it was out".to_owned()],
+        Some(BridgeFault::Down) => vec![format!("`ip link set {name} up`"), again],
+        Some(BridgeFault::Gone) => vec![
             format!(
                 "`ip link add {name} type bridge && ip addr add {address} dev {name} && ip link set {name} up`, and attach its ports again"
             ),
             again,
         ],
-        BridgeState::WithoutAddress => vec![format!("`ip addr add {address} dev {name}`"), again],
+        Some(BridgeFault::WithoutAddress) => vec![format!("`ip addr add {address} dev {name}`"), again],
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::{ScriptPlan, UnknownPolicy};
+use crate::bridge_log::event::BridgeFault;
 use crate::config::DhcpMode;
 use crate::net::ports::{BridgePort, PortState};
 use crate::node::NodeId;
@@ -14,8 +15,8 @@ use crate::node::registry::StrangerTrace;
 use crate::node::timeline::{Happening, Stage, TimelineEvent};
 use crate::node::verdict::chain::{Chain, gives_address, is_news, is_problem};
 use crate::node::verdict::{
-    BridgeState, Case, Cause, Evidence, Finding, Outcome, Surroundings, Verdict, cite, compose, judge_chain,
-    loaders, seen_now, words,
+    Case, Cause, Evidence, Finding, Outcome, Surroundings, Verdict, cite, compose, judge_chain, loaders,
+    seen_now, words,
 };
 
 /// OFFER → REQUEST: edk2 collects offers for 3.6 s, iPXE for 3; a lost one is asked for again within 4.
@@ -35,6 +36,11 @@ fn deadline(reached: Option<Stage>, granted: bool, around: &Surroundings) -> Dur
         Some(Stage::Script | Stage::Kernel) => FILE_WITHIN,
         Some(Stage::Ramdisk | Stage::Agent | Stage::Enrolled) => around.call_deadline,
     }
+}
+
+/// How long the next step of this boot may take.
+pub(super) fn patience(chain: &Chain<'_>, around: &Surroundings) -> Duration {
+    deadline(chain.reached, is_granted(chain), around)
 }
 
 fn is_granted(chain: &Chain<'_>) -> bool {
@@ -114,7 +120,7 @@ fn under_way(chain: &Chain<'_>, around: &Surroundings) -> Option<Finding> {
         ));
     }
     let quiet = chain.quiet_for(around.now);
-    let limit = deadline(chain.reached, is_granted(chain), around);
+    let limit = patience(chain, around);
     let headline = format!(
         "under way: {} is next, due within {} s",
         words::stage_word(stage),
@@ -135,7 +141,7 @@ pub(super) fn after_restart(
         .rev()
         .find(|event| event.sequence < restart.sequence && is_news(&event.happening))?;
     // A boot that had fallen silent by then did so for another reason.
-    if restart.at.since(before.at) > deadline(chain.reached, is_granted(chain), around) {
+    if restart.at.since(before.at) > patience(chain, around) {
         return None;
     }
     if let Some(under_way) = under_way(chain, around) {
@@ -172,14 +178,11 @@ fn bridge_down(chain: &Chain<'_>, around: &Surroundings) -> Option<Finding> {
 
 fn bridge_words(around: &Surroundings) -> Option<String> {
     let name = &around.bridge.name;
-    match around.bridge.state {
-        BridgeState::Up => None,
-        BridgeState::Down => Some(format!("the bridge {name} is down")),
-        BridgeState::Gone => Some(format!("the bridge {name} is gone")),
-        BridgeState::WithoutAddress => {
-            Some(format!("the bridge {name} does not carry {}", around.bridge.address))
-        }
-    }
+    Some(match around.bridge.fault? {
+        BridgeFault::Down => format!("the bridge {name} is down"),
+        BridgeFault::Gone => format!("the bridge {name} is gone"),
+        BridgeFault::WithoutAddress => format!("the bridge {name} does not carry {}", around.bridge.address),
+    })
 }
 
 /// The machine is behind a port that does not forward.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::LoaderTable;
+use crate::bridge_log::event::BridgeFault;
+use crate::bridge_log::outages::Outage;
 use crate::clock::Timestamp;
 use crate::config::DhcpMode;
 use crate::dhcp::lease::PoolUse;
@@ -27,6 +29,8 @@ pub struct Surroundings {
     pub call_deadline: Duration,
     pub bridge: BridgeView,
     pub ports: Vec<BridgePort>,
+    /// When it or a port of it was out, oldest first; also what is out still.
+    pub outages: Vec<Outage>,
     /// Other DHCP servers whose MAC is known.
     pub servers: BTreeMap<Ipv4Addr, MacAddr>,
     pub pool: PoolUse,
@@ -51,14 +55,6 @@ pub struct BridgeView {
     pub name: String,
     /// Ours on it, with prefix length.
     pub address: String,
-    pub state: BridgeState,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BridgeState {
-    Up,
-    Down,
-    Gone,
-    /// It does not carry our address any more.
-    WithoutAddress,
+    /// Why nothing can be served there, if nothing can.
+    pub fault: Option<BridgeFault>,
 }

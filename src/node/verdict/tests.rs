@@ -5,6 +5,8 @@ use super::*;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::{NothingToBoot, ScriptPlan, UnknownPolicy};
 use crate::boot::loader::LoaderTable;
+use crate::bridge_log::event::BridgeFault;
+use crate::bridge_log::outages::{Outage, OutageOf};
 use crate::config::DhcpMode;
 use crate::dhcp::lease::PoolUse;
 use crate::net::ports::{BridgePort, PortState};
@@ -25,8 +27,9 @@ fn around(now: u64) -> Surroundings {
         started_at: at(0),
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(300),
-        bridge: BridgeView { name: "br0".into(), address: "192.168.2.2/24".into(), state: BridgeState::Up },
+        bridge: BridgeView { name: "br0".into(), address: "192.168.2.2/24".into(), fault: None },
         ports: Vec::new(),
+        outages: Vec::new(),
         servers: Default::default(),
         pool: PoolUse { size: 2, bound: 2, offered: 0, quarantined: 0 },
         loaders: std::sync::Arc::new(LoaderTable::built_in()),
@@ -327,7 +330,7 @@ fn the_ramdisk_is_told_apart_by_what_it_asks() {
 #[test]
 fn the_premises_explain_a_silence_and_no_failure() {
     let mut down = around(5000);
-    down.bridge.state = BridgeState::Down;
+    down.bridge.fault = Some(BridgeFault::Down);
     assert_eq!(judged(leased(), &down).cause, Cause::BridgeDown);
     assert_eq!(
         judged(vec![dhcp(UEFI, "discover", Err("pool-exhausted"))], &down).cause,
@@ -344,6 +347,46 @@ fn the_premises_explain_a_silence_and_no_failure() {
     let heard = of(&Case { mac: Some(MAC), ..Case::default() }, &held);
     assert_eq!(heard.cause, Cause::NeverHeard);
     assert!(heard.headline.contains("tap3"), "{}", heard.headline);
+}
+
+#[test]
+fn an_outage_that_is_over_explains_the_silence_it_overlapped() {
+    let with = |of: OutageOf, from: u64, to: Option<u64>| {
+        let mut around = around(5000);
+        around.outages = vec![Outage { of, from: at(from), to: to.map(at) }];
+        around
+    };
+    let bridge = || OutageOf::Bridge(BridgeFault::Down);
+    // The last that was heard is the ACK, a second after the DISCOVER; the loader was due within half a minute.
+    let verdict = judged(leased(), &with(bridge(), 5, Some(20)));
+    assert_eq!((verdict.cause, verdict.stage), (Cause::BridgeDown, Some(Stage::Loader)));
+    assert!(
+        verdict.headline.contains("br0 was down from") && verdict.headline.contains("(15 s)"),
+        "{verdict:?}"
+    );
+    assert!(verdict.evidence.iter().any(|evidence| evidence.at == at(5)), "{verdict:?}");
+    assert!(!verdict.remedy.iter().any(|line| line.contains("set br0 up")), "it is up: {verdict:?}");
+    for (from, to) in [(100, Some(110)), (0, Some(0))] {
+        assert_eq!(judged(leased(), &with(bridge(), from, to)).cause, Cause::LoaderNotFetched, "{from}");
+    }
+    // What has another reason keeps it, and what came through is through.
+    let full = vec![dhcp(UEFI, "discover", Err("pool-exhausted"))];
+    assert_eq!(judged(full, &with(bridge(), 0, Some(20))).cause, Cause::PoolExhausted);
+    assert_eq!(judged(upto(&steps()), &with(bridge(), 0, None)).cause, Cause::Enrolled);
+    // A transfer that broke off while it lasted.
+    let mut cut = leased();
+    cut.push(aborted_by(Stage::Loader, aborted::FELL_SILENT, 512));
+    assert_eq!(judged(cut, &with(bridge(), 1, Some(30))).cause, Cause::BridgeDown);
+
+    // A port's outage is told of the machines behind it, and of no others.
+    let held = || OutageOf::Port { name: "tap3".to_owned(), state: PortState::Listening };
+    let mut behind = with(held(), 3, Some(18));
+    assert_eq!(judged(leased(), &behind).cause, Cause::LoaderNotFetched);
+    behind.ports =
+        vec![BridgePort { name: "tap3".into(), state: PortState::Forwarding, carrier: true, learned: true }];
+    let verdict = judged(leased(), &behind);
+    assert_eq!(verdict.cause, Cause::PortNotForwarding);
+    assert!(verdict.headline.contains("tap3, which it is behind, was listening"), "{}", verdict.headline);
 }
 
 #[test]

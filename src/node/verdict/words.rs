@@ -3,7 +3,7 @@
 
 use crate::boot::client::ClientClass;
 use crate::boot::decision::ScriptPlan;
-use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage, Transport};
+use crate::node::timeline::{AgentCall, FileOutcome, Happening, Stage, Transport, edited};
 
 pub(super) fn tell(happening: &Happening) -> String {
     match happening {
@@ -86,6 +86,7 @@ pub(super) fn tell(happening: &Happening) -> String {
         Happening::Approved => "approved".to_owned(),
         Happening::QuirksSet { quirks } => format!("quirks: {}", quirks.summary()),
         Happening::Registered => "registered".to_owned(),
+        Happening::Edited { changes } => format!("edited: {}", edited::told(changes)),
         Happening::Removed { .. } => "removed".to_owned(),
         Happening::BootLoop { loaders } => format!("loader fetched {loaders} times and no script asked for"),
         Happening::PortConflict { port, owner } => format!("{port} already is a port of {owner}"),
@@ -112,6 +113,7 @@ pub(super) fn stage_tried(happening: &Happening) -> Option<Stage> {
         | Happening::Approved
         | Happening::QuirksSet { .. }
         | Happening::Registered
+        | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }
         | Happening::ApplianceStarted => None,

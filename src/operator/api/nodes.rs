@@ -12,6 +12,7 @@ use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::node::inventory::Inventory;
+use crate::node::labels::{LabelEdit, Labels};
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::Stage;
 use crate::node::{NodeId, NodeName, Origin};
@@ -30,6 +31,9 @@ pub struct NodeSummary {
     /// Given, not yet picked up by the agent.
     pub order: Option<Order>,
     pub failure: Option<String>,
+    /// As operators set them.
+    #[serde(default)]
+    pub labels: Labels,
     pub last_seen_at: Option<Timestamp>,
     pub enrolled_at: Option<Timestamp>,
     /// The newest boot, if any.
@@ -118,6 +122,10 @@ pub struct NodePatch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub quirks: Option<Quirks>,
+    /// Labels to set; null takes the label away, and those that are not named stay.
+    #[serde(default, skip_serializing_if = "LabelEdit::is_empty")]
+    #[schema(schema_with = super::schema::label_edit)]
+    pub labels: LabelEdit,
 }
 
 /// Tells `null` from absent: both would be `None` otherwise.

@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::PortRequest;
 use crate::node::NodeName;
+use crate::node::labels::Labels;
 use crate::node::registry::Action;
 use crate::node::roster::{Format, Note};
 
@@ -50,6 +51,8 @@ pub struct ImportedEntry {
 pub struct ListedNode {
     pub name: Option<NodeName>,
     pub ports: Vec<PortRequest>,
+    #[serde(default)]
+    pub labels: Labels,
 }
 
 /// `GET /api/v1/export`

@@ -52,6 +52,9 @@ pub struct BridgeStatus {
     /// Why nothing can be served while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What speaks against serving it, though it was not so at the start: the host's default route leads over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objection: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -5,10 +5,16 @@ fn hub() -> Hub {
     Hub { run: "r".to_owned(), recent: Mutex::default(), happened: broadcast::channel(BEHIND_MAX).0 }
 }
 
-fn event() -> Arc<TimelineEvent> {
+fn event() -> Told {
     let node = NodeId(uuid::Uuid::nil());
     let happening = Happening::Registered;
-    Arc::new(TimelineEvent { node, boot: 0, sequence: 0, at: Timestamp::default(), happening })
+    Told::Timeline(Arc::new(TimelineEvent {
+        node,
+        boot: 0,
+        sequence: 0,
+        at: Timestamp::default(),
+        happening,
+    }))
 }
 
 fn numbers(joined: &Joined) -> Vec<u64> {

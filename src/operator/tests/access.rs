@@ -398,9 +398,8 @@ impl ServerCertVerifier for Keep {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn tls_presents_the_certificate_whose_fingerprint_is_told() {
-    let rig = Rig::start_with(|config| config.operator.tls = Some(TlsConfig::SelfSigned));
+/// A connection by TLS, and the fingerprint of the certificate that was presented.
+async fn secured(rig: &Rig) -> (tokio_rustls::client::TlsStream<tokio::net::TcpStream>, String) {
     let verifier = Arc::new(Keep(std::sync::Mutex::new(None), ring::default_provider()));
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -408,15 +407,59 @@ async fn tls_presents_the_certificate_whose_fingerprint_is_told() {
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&verifier) as _)
         .with_no_client_auth();
-    let connect = async || {
-        let stream = tokio::net::TcpStream::connect(rig.loopback).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config.clone())).connect(name, stream).await.unwrap()
-    };
-    let answer = exchange(connect().await, &get("/healthz", "localhost")).await;
-    expect(&answer, 200, CSP);
+    let stream = tokio::net::TcpStream::connect(rig.loopback).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
     let certificate = verifier.0.lock().unwrap().take().unwrap();
-    let fingerprint = crate::operator::tls::fingerprint(&certificate);
+    (stream, crate::operator::tls::fingerprint(&certificate))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_served_without_a_restart() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let made = |name: &str| {
+        let state = elsewhere.path().join(name);
+        std::fs::create_dir(&state).unwrap();
+        let listen = "127.0.0.1:1".parse().unwrap();
+        Tls::load(&TlsConfig::SelfSigned, &state, listen, &[]).unwrap().keep().unwrap();
+        std::fs::read(state.join("operator-tls.pem")).unwrap()
+    };
+    let path = elsewhere.path().join("both.pem");
+    std::fs::write(&path, made("first")).unwrap();
+    let files = TlsConfig::Files { certificate: path.clone(), key: path.clone() };
+    let rig = Rig::start_with(|config| config.operator.tls = Some(files));
+    let first = secured(&rig).await.1;
+
+    std::fs::write(&path, made("second")).unwrap();
+    let second = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let now = secured(&rig).await.1;
+            if now != first {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let second = second.await.expect("the new certificate is served");
+
+    std::fs::write(&path, "none of these").unwrap();
+    rig.handle.read_certificate();
+    let ready = rig.raw(&get("/readyz", "localhost")).await;
+    expect(&ready, 503, "degraded: operator.tls");
+    assert_eq!(secured(&rig).await.1, second);
+    std::fs::write(&path, made("third")).unwrap();
+    rig.handle.read_certificate();
+    expect(&rig.raw(&get("/readyz", "localhost")).await, 200, "");
+    assert!(secured(&rig).await.1 != second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_presents_the_certificate_whose_fingerprint_is_told() {
+    let rig = Rig::start_with(|config| config.operator.tls = Some(TlsConfig::SelfSigned));
+    let connect = async || secured(&rig).await.0;
+    let (stream, fingerprint) = secured(&rig).await;
+    let answer = exchange(stream, &get("/healthz", "localhost")).await;
+    expect(&answer, 200, CSP);
     assert!(
         rig.described.starts_with("https://127.0.0.1:") && rig.described.contains(&fingerprint),
         "{} has not {fingerprint}",

@@ -86,3 +86,46 @@ async fn nodes_and_reservations_are_edited() {
     assert_eq!(events.code, 0, "{}", events.stderr);
     assert_eq!(farrier(&rig, &["event", "list", "nobody"]).await.code, 3);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_are_set_listed_and_carried_by_lists() {
+    let rig = Rig::start();
+    rig.register("anvil").await;
+    let labelled = farrier(&rig, &["node", "label", "anvil", "rack=r1", "owner=ada"]).await;
+    assert_eq!(labelled.stdout, "anvil is labelled owner=ada rack=r1\n", "{}", labelled.stderr);
+    let labelled = farrier(&rig, &["node", "label", "anvil", "owner-", "rack=r2"]).await;
+    assert_eq!(labelled.stdout, "anvil is labelled rack=r2\n", "{}", labelled.stderr);
+    for (words, told) in
+        [(["rack"], "key=value is wanted"), (["a b-"], "no key of a label"), (["a=b c"], "no value")]
+    {
+        let refused = farrier(&rig, &[&["node", "label", "anvil"], &words[..]].concat()).await;
+        assert!(refused.code == 2 && refused.stderr.contains(told), "{}", refused.stderr);
+    }
+    assert!(farrier(&rig, &["node", "list", "--label", "rack=r2"]).await.stdout.contains("anvil"));
+    assert!(!farrier(&rig, &["node", "list", "--label", "rack=r1"]).await.stdout.contains("anvil"));
+    assert!(farrier(&rig, &["node", "show", "anvil"]).await.stdout.contains("rack=r2"));
+    let events = farrier(&rig, &["event", "list", "anvil"]).await.stdout;
+    assert!(events.contains("label owner taken away; labelled rack=r2"), "{events}");
+
+    let folder = tempfile::tempdir().unwrap();
+    for format in ["csv", "json"] {
+        let written = farrier(&rig, &["node", "export", "--format", format]).await.stdout;
+        assert!(written.contains("rack"), "{written}");
+        let path = folder.path().join(format);
+        std::fs::write(&path, written.replace("r2", "r3")).unwrap();
+        let imported = farrier(&rig, &["node", "import", &path.display().to_string()]).await;
+        assert!(imported.stdout.contains("1 updated"), "{format}: {}{}", imported.stdout, imported.stderr);
+        assert!(farrier(&rig, &["node", "show", "anvil"]).await.stdout.contains("rack=r3"), "{format}");
+        let again = farrier(&rig, &["node", "import", &path.display().to_string()]).await;
+        assert!(again.stdout.contains("1 unchanged"), "{format}: {}", again.stdout);
+        farrier(&rig, &["node", "label", "anvil", "rack=r2"]).await;
+    }
+    let new = folder.path().join("new.csv");
+    std::fs::write(&new, "mac,name,labels\n52:54:00:00:00:07,bellows,rack=r7 owner=\n").unwrap();
+    let imported = farrier(&rig, &["node", "import", &new.display().to_string()]).await;
+    assert!(imported.stdout.contains("1 registered"), "{}{}", imported.stdout, imported.stderr);
+    assert!(farrier(&rig, &["node", "show", "bellows"]).await.stdout.contains("owner= rack=r7"));
+    std::fs::write(&new, "mac,labels\n52:54:00:00:00:07,rack\n").unwrap();
+    let refused = farrier(&rig, &["node", "import", &new.display().to_string()]).await;
+    assert!(refused.stderr.contains("new.csv: line 2: `rack` is no label"), "{}", refused.stderr);
+}

@@ -153,6 +153,7 @@ function listen() {
     if (node && !message.data.includes(node)) return;
     refresh();
   });
+  events.addEventListener("bridge", refresh);
   events.addEventListener("lagged", refresh);
   events.addEventListener("error", () => {
     say("connection lost", "is-lost");

@@ -13,7 +13,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params, params_from_iter};
 
 use crate::store::sqlite::rows::{
-    apply, decode_audit, decode_binding, decode_event, decode_node, decode_secret, decode_token,
+    apply, decode_answer, decode_audit, decode_binding, decode_bridge_event, decode_event, decode_node,
+    decode_secret, decode_token,
 };
 use crate::store::{Change, Snapshot};
 
@@ -79,6 +80,19 @@ CREATE TABLE IF NOT EXISTS audit (
   at         INTEGER NOT NULL,
   entry      TEXT NOT NULL         -- JSON: who, what, before, after
 ) STRICT;
+CREATE TABLE IF NOT EXISTS bridge_events (
+  sequence   INTEGER PRIMARY KEY,
+  at         INTEGER NOT NULL,
+  happening  TEXT NOT NULL         -- JSON
+) STRICT;
+CREATE TABLE IF NOT EXISTS answers (  -- to requests with an Idempotency-Key
+  who        TEXT NOT NULL,
+  key        TEXT NOT NULL,
+  request    TEXT NOT NULL,        -- SHA-256 of its body
+  kept_until INTEGER NOT NULL,
+  answer     TEXT NOT NULL,        -- JSON: status, headers, body
+  PRIMARY KEY (who, key)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Another process that holds the file this long (a backup, a shell) makes commits fail; DHCP clients retry at 4 s.
@@ -174,6 +188,14 @@ const TOKENS: Table = Table {
 };
 const AUDIT: Table =
     Table { name: "audit", columns: &["sequence", "at", "entry"], key: 1, order: &["sequence"] };
+const BRIDGE_EVENTS: Table =
+    Table { name: "bridge_events", columns: &["sequence", "at", "happening"], key: 1, order: &["sequence"] };
+const ANSWERS: Table = Table {
+    name: "answers",
+    columns: &["who", "key", "request", "kept_until", "answer"],
+    key: 2,
+    order: &["kept_until", "who", "key"],
+};
 
 impl Database {
     /// Opens or creates the file and makes sure it is whole.
@@ -183,7 +205,7 @@ impl Database {
         if verdict != "ok" {
             return Err(OpenFailure::Damaged(verdict));
         }
-        for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS, &TOKENS, &AUDIT] {
+        for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS, &TOKENS, &AUDIT, &ANSWERS, &BRIDGE_EVENTS] {
             database.connection.prepare(&table.select(""))?;
         }
         Ok(database)
@@ -272,22 +294,26 @@ impl Database {
             nodes: self.read_table(&NODES, decode_node, &mut bad, &mut unread),
             events: self.read_table(&EVENTS, decode_event, &mut bad, &mut unread),
             secrets: self.read_table(&SECRETS, decode_secret, &mut bad, &mut unread),
-            tokens: if self.has(&TOKENS) {
-                self.read_table(&TOKENS, decode_token, &mut bad, &mut unread)
-            } else {
-                Vec::new()
-            },
-            audit: if self.has(&AUDIT) {
-                self.read_table(&AUDIT, decode_audit, &mut bad, &mut unread)
-            } else {
-                Vec::new()
-            },
+            tokens: self.read_added(&TOKENS, decode_token, &mut bad, &mut unread),
+            audit: self.read_added(&AUDIT, decode_audit, &mut bad, &mut unread),
+            bridge_events: self.read_added(&BRIDGE_EVENTS, decode_bridge_event, &mut bad, &mut unread),
+            answers: self.read_added(&ANSWERS, decode_answer, &mut bad, &mut unread),
             damage: Vec::new(),
         };
         (snapshot, bad, unread)
     }
 
-    /// A file from before a table existed lacks it, and that is no damage.
+    /// A table of [`SCHEMA_ADDED`]. A file from before it existed lacks it, and that is no damage.
+    fn read_added<T>(
+        &self,
+        table: &'static Table,
+        decode: fn(&[Value]) -> Result<T, String>,
+        bad: &mut Vec<BadRow>,
+        unread: &mut Vec<(&'static str, rusqlite::Error)>,
+    ) -> Vec<T> {
+        if self.has(table) { self.read_table(table, decode, bad, unread) } else { Vec::new() }
+    }
+
     fn has(&self, table: &Table) -> bool {
         let found = self.connection.query_row(
             "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?",

@@ -96,6 +96,9 @@ fn put_back(database: &mut Database, rescued: &Snapshot) -> Result<(), rusqlite:
     changes.extend(rescued.events.iter().cloned().map(|event| Change::PutEvent(Box::new(event))));
     changes.extend(rescued.tokens.iter().cloned().map(|token| Change::PutToken(Box::new(token))));
     changes.extend(rescued.audit.iter().cloned().map(Change::PutAudit));
+    let events = rescued.bridge_events.iter().cloned();
+    changes.extend(events.map(|event| Change::PutBridgeEvent(Box::new(event))));
+    changes.extend(rescued.answers.iter().cloned().map(|answer| Change::PutAnswer(Box::new(answer))));
     database.commit(std::iter::once(changes.as_slice()))?;
     for (name, value) in &rescued.secrets {
         database::put_rescued_secret(database, name, value)?;

@@ -6,6 +6,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::{Binding, BindingState, ClientKey};
 use crate::net::MacAddr;
@@ -13,6 +14,7 @@ use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
 use crate::operator::access::tokens::{SecretHash, Token};
 use crate::operator::audit::{AuditEntry, AuditRecord};
+use crate::operator::idempotency::{KeptAnswer, RequestKey};
 use crate::store::Change;
 
 pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusqlite::Error> {
@@ -105,6 +107,36 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusq
             connection
                 .prepare_cached("DELETE FROM audit WHERE sequence < ?")?
                 .execute([sequence_number(*sequence)])?;
+        }
+        Change::PutAnswer(answer) => {
+            connection.prepare_cached("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)")?.execute(
+                params![
+                    answer.key.who,
+                    answer.key.key,
+                    answer.request.to_string(),
+                    millis(answer.kept_until),
+                    serde_json::to_string(&answer.answer).map_err(json)?,
+                ],
+            )?;
+        }
+        Change::PutBridgeEvent(event) => {
+            connection.prepare_cached("INSERT OR REPLACE INTO bridge_events VALUES (?, ?, ?)")?.execute(
+                params![
+                    sequence_number(event.sequence),
+                    millis(event.at),
+                    serde_json::to_string(&event.happening).map_err(json)?,
+                ],
+            )?;
+        }
+        Change::DropBridgeEventsBelow { sequence } => {
+            connection
+                .prepare_cached("DELETE FROM bridge_events WHERE sequence < ?")?
+                .execute([sequence_number(*sequence)])?;
+        }
+        Change::DropAnswer(RequestKey { who, key }) => {
+            connection
+                .prepare_cached("DELETE FROM answers WHERE who = ? AND key = ?")?
+                .execute(params![who, key])?;
         }
     }
     Ok(())
@@ -210,6 +242,29 @@ pub(super) fn decode_audit(row: &[Value]) -> Result<AuditRecord, String> {
         sequence: number(sequence, "sequence")?,
         at: Timestamp::from_millis(number(at, "at")?),
         entry: entry.into(),
+    })
+}
+
+pub(super) fn decode_bridge_event(row: &[Value]) -> Result<BridgeEvent, String> {
+    let [sequence, at, happening] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    Ok(BridgeEvent {
+        sequence: number(sequence, "sequence")?,
+        at: Timestamp::from_millis(number(at, "at")?),
+        happening: serde_json::from_str(text(happening, "happening")?).map_err(|error| error.to_string())?,
+    })
+}
+
+pub(super) fn decode_answer(row: &[Value]) -> Result<KeptAnswer, String> {
+    let [who, key, request, kept_until, answer] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    Ok(KeptAnswer {
+        key: RequestKey { who: text(who, "who")?.to_owned(), key: text(key, "key")?.to_owned() },
+        request: text(request, "request")?.parse().map_err(|error| format!("{error}"))?,
+        kept_until: Timestamp::from_millis(number(kept_until, "kept_until")?),
+        answer: serde_json::from_str(text(answer, "answer")?).map_err(|error| error.to_string())?,
     })
 }
 

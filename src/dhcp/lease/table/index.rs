@@ -61,20 +61,19 @@ impl LeaseTable {
         self.claims.first().map(|(end, _)| *end)
     }
 
-    /// Takes the oldest offer to a newcomer back, if it has stood for [`OFFER_HOLD_MIN`]: when newcomers hold all they
-    /// may, those who did not come for their address make room for those who ask.
-    pub fn recall_newcomer(&mut self, now: Timestamp) -> bool {
+    /// Takes the oldest offer to a newcomer back that is of a wanted address, if it has stood for [`OFFER_HOLD_MIN`]: when
+    /// there is no more to be had, those who did not come for their address make room for those who ask.
+    pub fn recall_newcomer(&mut self, now: Timestamp, wanted: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
         let recallable = now.plus(OFFER_HOLD.saturating_sub(OFFER_HOLD_MIN));
         let candidates = self.claims.iter().take_while(|(end, _)| *end <= recallable).take(RECALLS_MAX);
         let mut newcomers = candidates.filter(|(_, address)| {
             let slot = self.slots.get(address);
-            slot.is_some_and(|slot| slot.counted == Counted::Offered { newcomer: true })
+            slot.is_some_and(|slot| slot.counted == Counted::Offered { newcomer: true }) && wanted(*address)
         });
-        let Some(&(_, address)) = newcomers.next() else { return false };
-        let offer = self.slots.get(&address).and_then(|slot| slot.offer.as_ref());
-        let Some(key) = offer.map(|offer| offer.key.clone()) else { return false };
+        let &(_, address) = newcomers.next()?;
+        let key = self.slots.get(&address)?.offer.as_ref()?.key.clone();
         self.withdraw_offer(&key, now);
-        true
+        Some(address)
     }
 
     /// A free address of the pool that `usable` accepts: one never used, else the one free for longest.

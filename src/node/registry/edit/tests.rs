@@ -68,6 +68,88 @@ fn ports_move_with_their_addresses_and_indexes_follow() {
 }
 
 #[test]
+fn an_edit_is_told_on_the_timeline_and_to_watchers() {
+    use crate::node::timeline::edited::{NodeChange, told};
+    let (store, registry) = registry(Vec::new());
+    let id = registry.register(new("a", &[(1, Some(ADDRESS)), (2, None)]), START).unwrap().id;
+    let mut watcher = registry.subscribe();
+    let edit = |edit| registry.edit(&NodeRef::Id(id), edit, &Expected::Anything, START).unwrap();
+    edit(NodeEdit { name: Some("b".parse().ok()), ..ports(&[(1, None), (3, Some(ADDRESS))]) });
+    let event = watcher.try_recv().unwrap();
+    let Happening::Edited { changes } = &event.happening else { panic!("{event:?}") };
+    assert_eq!(
+        *changes,
+        [
+            NodeChange::Name { from: "a".parse().ok(), to: "b".parse().ok() },
+            NodeChange::Address { port: mac(1), from: Some(ADDRESS), to: None },
+            NodeChange::PortRemoved { port: mac(2) },
+            NodeChange::PortAdded { port: mac(3), address: Some(ADDRESS) },
+        ]
+    );
+    assert_eq!(
+        told(changes),
+        "renamed from a to b; 192.168.2.50 no longer fixed for 52:54:00:00:00:01; port 52:54:00:00:00:02 removed; \
+         port 52:54:00:00:00:03 added with address 192.168.2.50"
+    );
+    // Outside any boot, and on disk like the rest.
+    assert_eq!(event.boot, 0);
+    assert!(store.load().unwrap().events.contains(&event));
+    edit(ports(&[(3, Some(ADDRESS)), (1, None)]));
+    edit(NodeEdit { name: Some("b".parse().ok()), ..NodeEdit::default() });
+    assert!(watcher.try_recv().is_err(), "nothing worth telling has changed");
+    edit(NodeEdit { approved: Some(false), next_boot: Some(NextBoot::LocalDisk), ..NodeEdit::default() });
+    let event = watcher.try_recv().unwrap();
+    let Happening::Edited { changes } = &event.happening else { panic!("{event:?}") };
+    assert_eq!(told(changes), "boots from its disk next; approval withdrawn");
+}
+
+#[test]
+fn labels_are_set_taken_away_bounded_and_chosen_by() {
+    use crate::node::labels::{LABELS_MAX, LabelEdit};
+    use crate::node::timeline::edited::told;
+    let (store, registry) = registry(Vec::new());
+    registry.register(new("a", &[(1, None)]), START).unwrap();
+    registry.register(new("b", &[(2, None)]), START).unwrap();
+    let mut watcher = registry.subscribe();
+    let label = |name: &str, labels: &[(&str, Option<&str>)]| {
+        let parsed = |(key, value): &(&str, Option<&str>)| {
+            (key.parse().unwrap(), value.map(|value| value.parse().unwrap()))
+        };
+        let labels: LabelEdit = labels.iter().map(parsed).collect();
+        registry.edit(&named(name), NodeEdit { labels, ..NodeEdit::default() }, &Expected::Anything, START)
+    };
+    let edited = label("a", &[("rack", Some("r1")), ("example.org/owner", Some("ada"))]).unwrap();
+    assert_eq!(edited.node.labels.to_string(), "example.org/owner=ada rack=r1");
+    let event = watcher.try_recv().unwrap();
+    let Happening::Edited { changes } = &event.happening else { panic!("{event:?}") };
+    assert_eq!(told(changes), "labelled example.org/owner=ada; labelled rack=r1");
+    label("b", &[("rack", Some("r2"))]).unwrap();
+    let chosen = |selector: &str| {
+        let filter = NodeFilter { labels: selector.parse().unwrap(), ..NodeFilter::default() };
+        let mut names = registry.page(None, 9, &filter, |view| view.node.name.clone().unwrap().to_string()).0;
+        // Both came in one millisecond: they are in the order of their ids.
+        names.sort();
+        names
+    };
+    assert_eq!(chosen("rack=r1"), ["a"]);
+    assert_eq!(chosen("rack"), ["a", "b"]);
+    assert!(chosen("rack=r2,example.org/owner").is_empty());
+    label("a", &[("rack", None), ("never-there", None)]).unwrap();
+    assert_eq!(chosen("rack"), ["b"]);
+
+    let many: Vec<String> = (0..LABELS_MAX).map(|number| format!("k{number}")).collect();
+    let many: Vec<(&str, Option<&str>)> = many.iter().map(|key| (key.as_str(), Some(""))).collect();
+    let refused = label("a", &many).unwrap_err();
+    assert!(refused.to_string().contains("65 labels are too many"), "{refused}");
+    store.fail_next_commits(1);
+    assert!(label("b", &[("rack", Some("r9"))]).is_err());
+    assert_eq!(chosen("rack=r2"), ["b"], "what the disk refused is taken back");
+    // On disk as in memory.
+    let kept = store.load().unwrap().nodes;
+    assert!(kept.iter().any(|node| node.labels.to_string() == "example.org/owner=ada"));
+}
+
+#[test]
 fn what_the_disk_refuses_is_taken_back() {
     let (store, registry) = registry(Vec::new());
     let before = registry.register(new("a", &[(1, Some(ADDRESS))]), START).unwrap();

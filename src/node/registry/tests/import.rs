@@ -6,7 +6,7 @@ use crate::node::roster::{RosterEntry, RosterPort};
 fn entry(line: usize, name: Option<&str>, ports: &[(u16, Option<Ipv4Addr>)]) -> RosterEntry {
     let port = |(last, address): &(u16, Option<Ipv4Addr>)| RosterPort { mac: mac(*last), address: *address };
     let name = name.map(|name| name.parse().unwrap());
-    RosterEntry { line, name, ports: ports.iter().map(port).collect() }
+    RosterEntry { line, name, ports: ports.iter().map(port).collect(), labels: Default::default() }
 }
 
 fn actions(planned: &[Planned]) -> Vec<Action> {
