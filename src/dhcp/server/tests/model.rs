@@ -163,7 +163,11 @@ fn run(steps: &[(u8, Step)]) -> Result<(), TestCaseError> {
                 }
                 match step {
                     // From here on the client does not use the address any more.
-                    Step::Release | Step::Decline => model.leased.retain(|_, (owner, _)| *owner != mac),
+                    // An offer of the same address, had it asked anew, is let go with it.
+                    Step::Release | Step::Decline => {
+                        model.leased.retain(|_, (owner, _)| *owner != mac);
+                        model.offered.retain(|_, (owner, _)| *owner != mac);
+                    }
                     Step::ElsewhereSelected => model.offered.retain(|_, (owner, _)| *owner != mac),
                     _ => {}
                 }
