@@ -46,7 +46,7 @@ const LISTEN: &str = "127.0.0.1:8067";
 const DHCP_RATE: f64 = 500.0;
 const DHCP_FOR: Duration = Duration::from_secs(10);
 /// Odd, for the median.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 fn main() {
     bed::isolated();

@@ -74,21 +74,28 @@ impl<'a> NodeView<'a> {
 
     fn mentions(&self, text: &str) -> bool {
         let node = self.node;
+        // Writing a number out costs more than all the rest: only where the text can be a part of one.
+        let as_hex = text.bytes().all(|byte| byte.is_ascii_hexdigit() || b":-".contains(&byte));
+        let as_address = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        let serial = || node.inventory.as_ref()?.system.serial.as_ref();
         node.name.as_ref().is_some_and(|name| name.as_str().contains(text))
-            || node.ports.iter().any(|port| {
-                port.mac.to_string().contains(text)
-                    || port.mac.dashed().contains(text)
-                    || self.reserved(port.mac).is_some_and(|at| at.to_string().contains(text))
-            })
+            || as_hex && node.ports.iter().any(|port| in_mac(port.mac, text))
+            || as_address
+                && node.ports.iter().any(|port| {
+                    self.reserved(port.mac).is_some_and(|address| address.to_string().contains(text))
+                })
+            || as_hex && (in_uuid(node.id.0, text) || node.uuid.is_some_and(|uuid| in_uuid(uuid, text)))
             || node.labels.mention(text)
-            || node.id.to_string().contains(text)
-            || node.uuid.is_some_and(|uuid| uuid.to_string().contains(text))
-            || node
-                .inventory
-                .as_ref()
-                .and_then(|inventory| inventory.system.serial.as_ref())
-                .is_some_and(|serial| serial.to_lowercase().contains(text))
+            || serial().is_some_and(|serial| serial.to_lowercase().contains(text))
     }
+}
+
+fn in_mac(mac: MacAddr, text: &str) -> bool {
+    mac.to_string().contains(text) || mac.dashed().contains(text)
+}
+
+fn in_uuid(uuid: Uuid, text: &str) -> bool {
+    uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()).contains(text)
 }
 
 /// `<milliseconds>-<id>`, in hexadecimal: opaque to whoever pages.
