@@ -56,8 +56,9 @@ pub fn run(bed: &Bed, plan: &Plan) {
         "DHCP",
         "perfdhcp from one port of the bridge, as the relay it always is: four-way exchanges of 50 000 clients; the \
          highest rate with at most 1 % lost, the most ACKs a second at any rate, and three times that offered. farrier \
-         syncs each lease to disk before its ACK; Kea never does. The null server answers without deciding or storing. perfdhcp has the processors first (nice -15), whichever \
-         server it loads: it stands for machines elsewhere, and what is lost is to be the server's doing.",
+         syncs each lease to disk before its ACK; Kea never does. The null server answers without deciding or storing. \
+         perfdhcp has the processors first (nice -15), whichever server it loads: it stands for machines elsewhere, and \
+         what is lost is to be the server's doing.",
     );
     section.say(&plan.versions(&kinds));
     let mut columns: Vec<Column> = SWEEP.iter().map(|_| Column::default()).collect();

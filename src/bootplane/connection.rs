@@ -18,7 +18,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::Ipv4Addr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 
 use hyper::body::Incoming;
@@ -41,10 +41,20 @@ use crate::bootplane::pulse::{Judgement, Overdue};
 use crate::net::Urgency;
 use crate::net::pace::Pace;
 
-/// Unsent bytes the kernel takes for one connection, as it is set up (`net.ipv4.tcp_wmem`): what a slow reader ties up.
-/// They are pages of the file itself, and what is queued here the kernel sends on without waking us. To ask for the same
-/// with `TCP_NOTSENT_LOWAT` cost a quarter of the throughput of 16 and more connections.
+/// Unsent bytes the kernel takes for one connection: what a slow reader ties up. They are pages of the file itself,
+/// and what is queued here the kernel sends on without waking us.
 pub const UNSENT_BYTES_MAX: u32 = 4 * 1024 * 1024;
+
+/// The kernel's own bound is usually the same, and to ask for it once more with `TCP_NOTSENT_LOWAT` costs throughput.
+static BOUND_BY_KERNEL: LazyLock<bool> = LazyLock::new(|| {
+    let limits = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap_or_default();
+    send_queue_max(&limits).is_some_and(|most| most <= u64::from(UNSENT_BYTES_MAX))
+});
+
+/// The last of the three numbers of `net.ipv4.tcp_wmem`.
+fn send_queue_max(limits: &str) -> Option<u64> {
+    limits.split_whitespace().nth(2)?.parse().ok()
+}
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +89,12 @@ pub async fn serve<A, F>(
     A: Fn(Arc<Line>, Request<Incoming>) -> F,
     F: Future<Output = Response<AnswerBody>>,
 {
-    // Failing to set it only costs speed.
-    let _ = socket.set_nodelay(true);
+    let options = socket2::SockRef::from(&socket);
+    // Failing to set either only costs speed.
+    let _ = options.set_tcp_nodelay(true);
+    if !*BOUND_BY_KERNEL {
+        let _ = options.set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
+    }
     let line = Arc::new(Line::new(Instant::now()));
     let stream = Stream::new(socket, Arc::clone(&line), turns);
     let service = service_fn(|request| {
@@ -434,6 +448,14 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"from the file").unwrap();
         Mapped { file: Arc::new(file), bytes: Bytes::from(b"in the memory".to_vec()) }
+    }
+
+    #[test]
+    fn the_kernels_bound_is_the_last_of_three() {
+        assert_eq!(send_queue_max("4096\t16384\t4194304\n"), Some(4_194_304));
+        for nothing in ["", "4096 16384", "4096 16384 much"] {
+            assert_eq!(send_queue_max(nothing), None);
+        }
     }
 
     #[tokio::test]

@@ -66,7 +66,6 @@ fn long(bytes: &[u8], at: usize) -> Result<u64, ElfError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
     use super::*;
@@ -82,9 +81,11 @@ mod tests {
         assert!(kept.len() < own.len());
         assert_eq!(static_program(&kept).as_deref(), Ok(kept.as_slice()));
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("program");
-        std::fs::write(&path, &kept).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let (bytes, path) = (directory.path().join("bytes"), directory.path().join("program"));
+        std::fs::write(&bytes, &kept).unwrap();
+        // Not written by us: a process that another test starts meanwhile would inherit the open file, and what somebody
+        // may still write to cannot be started (ETXTBSY).
+        assert!(Command::new("install").arg(&bytes).arg(&path).status().unwrap().success());
         let listed = Command::new(&path).arg("--list").output().unwrap();
         assert!(listed.status.success());
     }

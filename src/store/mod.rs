@@ -63,6 +63,36 @@ pub enum Change {
     },
 }
 
+/// What a change does to a lease.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LeaseChange<'a> {
+    Put(&'a Binding),
+    Drop(Ipv4Addr),
+}
+
+impl Change {
+    /// `None` for what is no business of DHCP's.
+    pub fn of_lease(&self) -> Option<LeaseChange<'_>> {
+        match self {
+            Change::PutBinding(binding) => Some(LeaseChange::Put(binding)),
+            Change::DropBinding { address } => Some(LeaseChange::Drop(*address)),
+            Change::PutNode(_)
+            | Change::DropNode(_)
+            | Change::PutEvent(_)
+            | Change::DropBoot { .. }
+            | Change::PutSecret { .. }
+            | Change::PutToken(_)
+            | Change::DropToken(_)
+            | Change::PutAudit(_)
+            | Change::DropAuditBelow { .. }
+            | Change::PutAnswer(_)
+            | Change::DropAnswer(_)
+            | Change::PutBridgeEvent(_)
+            | Change::DropBridgeEventsBelow { .. } => None,
+        }
+    }
+}
+
 /// Everything the store held at start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {

@@ -215,7 +215,7 @@ impl Writer {
 
     /// Takes what else is queued and commits all of it.
     fn commit_group(&mut self, first: (Vec<Change>, WhenDurable), messages: &Receiver<Message>) {
-        if first.0.iter().all(is_of_lease) {
+        if first.0.iter().all(|change| change.of_lease().is_some()) {
             self.let_gather();
         }
         let mut group = vec![first];
@@ -346,25 +346,6 @@ impl Writer {
         damage.append(&mut snapshot.damage);
         snapshot.damage = shorten(damage);
         Ok(snapshot)
-    }
-}
-
-fn is_of_lease(change: &Change) -> bool {
-    match change {
-        Change::PutBinding(_) | Change::DropBinding { .. } => true,
-        Change::PutNode(_)
-        | Change::DropNode(_)
-        | Change::PutEvent(_)
-        | Change::DropBoot { .. }
-        | Change::PutSecret { .. }
-        | Change::PutToken(_)
-        | Change::DropToken(_)
-        | Change::PutAudit(_)
-        | Change::DropAuditBelow { .. }
-        | Change::PutAnswer(_)
-        | Change::DropAnswer(_)
-        | Change::PutBridgeEvent(_)
-        | Change::DropBridgeEventsBelow { .. } => false,
     }
 }
 

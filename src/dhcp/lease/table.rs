@@ -25,7 +25,7 @@ use crate::dhcp::lease::{
     Binding, BindingState, ClientKey, LeaseState, LeaseView, OFFER_HOLD, PoolUse, QUARANTINE,
 };
 use crate::net::MacAddr;
-use crate::store::Change;
+use crate::store::{Change, LeaseChange};
 
 mod index;
 
@@ -376,26 +376,13 @@ impl LeaseTable {
     pub fn forget(&mut self, changes: &[Change], now: Timestamp) -> Vec<StillStored> {
         let mut still_stored = Vec::new();
         for change in changes {
-            match change {
-                Change::PutBinding(lost) => {
+            match change.of_lease() {
+                Some(LeaseChange::Put(lost)) => {
                     still_stored.extend(self.still_stored(lost, now));
                     self.shorten(lost, now);
                 }
-                Change::DropBinding { address } => self.move_back(*address, now),
-                // Not ours.
-                Change::PutNode(_)
-                | Change::DropNode(_)
-                | Change::PutEvent(_)
-                | Change::DropBoot { .. }
-                | Change::PutSecret { .. }
-                | Change::PutToken(_)
-                | Change::DropToken(_)
-                | Change::PutAudit(_)
-                | Change::DropAuditBelow { .. }
-                | Change::PutAnswer(_)
-                | Change::DropAnswer(_)
-                | Change::PutBridgeEvent(_)
-                | Change::DropBridgeEventsBelow { .. } => {}
+                Some(LeaseChange::Drop(address)) => self.move_back(address, now),
+                None => {}
             }
         }
         still_stored

@@ -28,7 +28,7 @@ use crate::dhcp::server::{
 use crate::guard::Guard;
 use crate::net::MacAddr;
 use crate::node::timeline::Happening;
-use crate::store::{Change, CommitError, Store};
+use crate::store::{Change, CommitError, LeaseChange, Store};
 use crate::telemetry::Tally;
 
 /// The word for an address that somebody uses without a lease: in counters, in timelines.
@@ -157,27 +157,15 @@ impl Desk {
     /// Who has which address, for those that meet machines by their address.
     fn note_addresses(&self, changes: &[Change]) {
         for change in changes {
-            match change {
-                Change::PutBinding(binding) => match binding.state {
+            match change.of_lease() {
+                Some(LeaseChange::Put(binding)) => match binding.state {
                     BindingState::Bound => self.addresses.set(binding.address, binding.mac),
                     BindingState::Released | BindingState::Quarantined => {
                         self.addresses.clear(binding.address)
                     }
                 },
-                Change::DropBinding { address } => self.addresses.clear(*address),
-                Change::PutNode(_)
-                | Change::DropNode(_)
-                | Change::PutEvent(_)
-                | Change::DropBoot { .. }
-                | Change::PutSecret { .. }
-                | Change::PutToken(_)
-                | Change::DropToken(_)
-                | Change::PutAudit(_)
-                | Change::DropAuditBelow { .. }
-                | Change::PutAnswer(_)
-                | Change::DropAnswer(_)
-                | Change::PutBridgeEvent(_)
-                | Change::DropBridgeEventsBelow { .. } => {}
+                Some(LeaseChange::Drop(address)) => self.addresses.clear(address),
+                None => {}
             }
         }
     }
@@ -185,7 +173,7 @@ impl Desk {
     /// Two machines that call themselves alike.
     fn tell_clones(&mut self, changes: &[Change]) {
         for change in changes {
-            let Change::PutBinding(binding) = change else { continue };
+            let Some(LeaseChange::Put(binding)) = change.of_lease() else { continue };
             if binding.state != BindingState::Bound {
                 continue;
             }
@@ -402,21 +390,8 @@ fn left_of(parcel: &Parcel, still_stored: &[StillStored], now: Timestamp) -> Opt
 
 /// Whether this client's lease is among the changes.
 fn grants(changes: &[Change], mac: MacAddr) -> bool {
-    changes.iter().any(|change| match change {
-        Change::PutBinding(binding) => binding.state == BindingState::Bound && binding.mac == mac,
-        Change::DropBinding { .. }
-        | Change::PutNode(_)
-        | Change::DropNode(_)
-        | Change::PutEvent(_)
-        | Change::DropBoot { .. }
-        | Change::PutSecret { .. }
-        | Change::PutToken(_)
-        | Change::DropToken(_)
-        | Change::PutAudit(_)
-        | Change::DropAuditBelow { .. }
-        | Change::PutAnswer(_)
-        | Change::DropAnswer(_)
-        | Change::PutBridgeEvent(_)
-        | Change::DropBridgeEventsBelow { .. } => false,
+    changes.iter().any(|change| match change.of_lease() {
+        Some(LeaseChange::Put(binding)) => binding.state == BindingState::Bound && binding.mac == mac,
+        Some(LeaseChange::Drop(_)) | None => false,
     })
 }

@@ -112,6 +112,7 @@ impl Outbound {
 
     /// Sends what goes by UDP; a result for each, in their order.
     fn send_udp(&self, service: Service, parcels: &[&Parcel]) -> Vec<io::Result<()>> {
+        self.note_requests(parcels);
         let mut results: Vec<Option<io::Result<()>>> = parcels.iter().map(|_| None).collect();
         for together in self.together(parcels) {
             let slices: Vec<IoSlice<'_>> =
@@ -141,6 +142,19 @@ impl Outbound {
         results.into_iter().flatten().collect()
     }
 
+    /// Who is answered a REQUEST was told of an offer before.
+    fn note_requests(&self, parcels: &[&Parcel]) {
+        let mut relays = self.relays();
+        for parcel in parcels {
+            let kind = parcel.reply.kind;
+            if let (Destination::Unicast(to), ReplyKind::Ack | ReplyKind::Nak, Some(report)) =
+                (parcel.reply.destination, kind, &parcel.report)
+            {
+                relays.heard_of(*to.ip(), report.mac);
+            }
+        }
+    }
+
     /// Which of them leave as one packet: those of one length for one relay agent.
     fn together(&self, parcels: &[&Parcel]) -> Vec<Together> {
         let mut alike: BTreeMap<(SocketAddrV4, u16), Vec<usize>> = BTreeMap::new();
@@ -154,9 +168,6 @@ impl Outbound {
                 continue;
             }
             alike.entry((to, length)).or_default().push(index);
-            if let (ReplyKind::Ack | ReplyKind::Nak, Some(report)) = (parcel.reply.kind, &parcel.report) {
-                self.relays().heard_of(*to.ip(), report.mac);
-            }
         }
         alike.retain(|(to, _), indices| {
             indices.len() >= TOGETHER_MIN && self.may_have_them_together(*to.ip())

@@ -1,7 +1,7 @@
 //! Which relay agents several replies may go to as one packet.
 //!
 //! The kernel takes replies of one length to one address as one large packet, carries that through its layers once, and
-//! cuts it at the end (`UDP_SEGMENT`): a tenth of the work of sending each. On a wire they are packets like any others.
+//! cuts it at the end (`UDP_SEGMENT`): less work than sending each. On a wire they are packets like any others.
 //! A relay agent in a container of this machine is given the large one, uncut; its kernel cuts it for a UDP socket, but
 //! an agent that reads raw frames sees one datagram longer than any DHCP message, and drops it. Nobody tells us that. So
 //! a few clients offered an address in this way are remembered: if hardly any of them is heard of again, this agent
