@@ -1,6 +1,7 @@
 //! Images: what nodes boot after their loader, and the loaders themselves.
 //!
 //! - [`digest`]: SHA-256 as a value; a blob's name and its ETag
+//! - [`disk`]: disk images in chunks, for installing
 //! - [`library`]: content-addressed blobs and the manifests that name them; what the boot plane serves
 //! - [`loaders`]: the distribution's boot loaders, read once at start
 //! - [`recipe`], [`package`], [`modules`], [`elf`], [`cpio`]: the parts of building
@@ -14,6 +15,7 @@
 pub mod build;
 pub mod cpio;
 pub mod digest;
+pub mod disk;
 pub mod elf;
 pub mod executable;
 pub mod fetch;

@@ -3,6 +3,7 @@
 //! - [`state`]: provision states and power orders, in Ironic's words
 //! - [`transition`]: `apply(state, event) → state` or a refusal; pure and exhaustive
 //! - [`inventory`]: what the agent found in the machine; bounded, validated
+//! - [`install`]: what operators want done to its disks, exactly once
 //! - [`labels`]: what operators know of a node and we do not
 //! - [`timeline`]: boots and their events; bounded
 //! - [`token`]: one-time boot tokens and agent sessions that need no write when issued
@@ -30,6 +31,7 @@ use crate::node::labels::Labels;
 use crate::node::state::{Order, ProvisionState};
 use crate::node::token::Redeemer;
 
+pub mod install;
 pub mod inventory;
 pub mod labels;
 pub mod registry;
