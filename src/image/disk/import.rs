@@ -204,6 +204,7 @@ fn take_in(
     }
     progress.set_message(format!("importing {}", request.name));
     progress.set_position(0);
+    progress.reset_eta();
     let label = Label {
         name: request.name.clone(),
         description: request.description.clone(),
