@@ -15,7 +15,7 @@ use nix::net::if_::if_nametoindex;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::{LoaderTable, UnknownLoaderError};
-use crate::bootplane::agent_calls::AgentCalls;
+use crate::bootplane::agent_calls::{AgentCalls, SeedOf};
 use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
@@ -33,7 +33,8 @@ use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Netlink;
-use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
+use crate::node::install::task::{Seed, SeedFile};
+use crate::node::registry::{Registry, RegistrySettings, SeedMaterial, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::operator::access::Access;
 use crate::operator::audit::AuditLog;
@@ -364,6 +365,7 @@ fn registry_settings(config: &Config) -> RegistrySettings {
     RegistrySettings {
         unknown: config.dhcp.unknown,
         call_deadline: config.boot.call_deadline,
+        first_boot_deadline: config.boot.first_boot_deadline,
         reservations: config.dhcp.reservations.clone(),
     }
 }
@@ -413,7 +415,10 @@ fn start_boot_plane(
     tally: &Arc<Tally>,
     clock: Clock,
 ) -> std::io::Result<BootPlaneHandle> {
-    let agents = AgentCalls::new(Arc::clone(registry), Arc::clone(addresses), Arc::clone(tally), clock);
+    let server = bridge.address.ip();
+    let seeds: SeedOf = Arc::new(move |material| seed_of(material, server));
+    let agents =
+        AgentCalls::new(Arc::clone(registry), Arc::clone(addresses), Arc::clone(tally), clock, seeds);
     let limits = Limits::default();
     let service = BootService::new(Arc::clone(content), agents, Arc::clone(tally), clock, &limits);
     let parts = BootPlaneParts {
@@ -500,4 +505,20 @@ impl Whereabouts for PortsOf {
     fn is_plugged(&self, port: u32) -> bool {
         self.index().is_some_and(|bridge| net::ports::is_plugged(bridge, port).unwrap_or(false))
     }
+}
+
+/// What an installed system finds on its disk.
+fn seed_of(material: &SeedMaterial, server: std::net::Ipv4Addr) -> Seed {
+    let SeedMaterial { node, intent, first_boot, token } = material;
+    let host_name = node.name.as_ref().map_or_else(|| format!("node-{}", node.id), ToString::to_string);
+    let meta = serde_json::json!({
+        "instance-id": intent.id,
+        "local-hostname": host_name,
+        "public-keys": first_boot.ssh_keys,
+        "farrier": { "phone_home": format!("http://{server}/metadata/v1/phone-home"), "token": token },
+    });
+    let mut files = vec![SeedFile { name: "meta-data".to_owned(), text: meta.to_string() }];
+    let user_data = first_boot.user_data.clone().unwrap_or_default();
+    files.push(SeedFile { name: "user-data".to_owned(), text: user_data });
+    Seed { files }
 }

@@ -266,9 +266,9 @@ pub(super) fn state_words(node: &NodeSummary) -> (Tone, String) {
         return (Tone::Attention, "waits for approval".to_owned());
     }
     let tone = match node.state {
-        ProvisionState::Enroll | ProvisionState::Inspecting => Tone::Plain,
-        ProvisionState::Manageable => Tone::Good,
-        ProvisionState::InspectFailed => Tone::Bad,
+        failed if failed.is_failed() => Tone::Bad,
+        ProvisionState::Manageable | ProvisionState::Available | ProvisionState::Active => Tone::Good,
+        _ => Tone::Plain,
     };
     (tone, node.state.to_string())
 }

@@ -306,7 +306,8 @@ fn audit(
     after: Option<&Node>,
 ) {
     let shown = |node: &Node| -> Option<Value> {
-        let node = Node { inventory: None, redeemed_token_at: None, redeemed_by: None, ..node.clone() };
+        let node =
+            Node { inventory: None, redeemed_token_at: None, redeemed_by: None, ..node.without_secrets() };
         serde_json::to_value(node).ok()
     };
     let subject = after

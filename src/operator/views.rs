@@ -29,12 +29,7 @@ pub const PAGE_DEFAULT: usize = 100;
 pub const PAGE_MAX: usize = 1000;
 
 /// The states a status lists even when no node is in them, so that a scraper sees each series from the start.
-const STATES: [ProvisionState; 4] = [
-    ProvisionState::Enroll,
-    ProvisionState::Inspecting,
-    ProvisionState::InspectFailed,
-    ProvisionState::Manageable,
-];
+const STATES: [ProvisionState; 15] = ProvisionState::ALL;
 
 /// Bindings and offers at one moment.
 #[derive(Debug, Default)]

@@ -167,8 +167,15 @@ impl Appliance {
             tally: Arc::clone(&tally),
             clock,
         }));
-        let agents =
-            AgentCalls::new(Arc::clone(&registry), Arc::clone(&addresses), Arc::clone(&tally), clock);
+        let agents = AgentCalls::new(
+            Arc::clone(&registry),
+            Arc::clone(&addresses),
+            Arc::clone(&tally),
+            clock,
+            Arc::new(|_: &farrier::node::registry::SeedMaterial| {
+                farrier::node::install::task::Seed::default()
+            }),
+        );
         let server = DhcpServer::new(settings, bindings, now);
         let desk = Desk {
             mode: DhcpMode::Server,
