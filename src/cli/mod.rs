@@ -34,6 +34,7 @@ mod serve;
 mod status;
 mod storm;
 pub mod table;
+mod task;
 #[cfg(test)]
 mod tests;
 pub mod text;

@@ -298,7 +298,7 @@ pub(crate) async fn change_now(
 }
 
 /// Who did what to which node. An inventory is long, and no operator's doing: it is left out.
-fn audit(
+pub(super) fn audit(
     parts: &OperatorParts,
     principal: &Principal,
     action: &'static str,

@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
-use super::OperatorParts;
 use super::api::{
     BlobEntry, BootSummary, Counter, DhcpStatus, Health, ImageEntry, LeaseEntry, NodeDetail, NodeSummary,
     Page, PoolStatus, PortEntry, PortSummary, ReservationEntry, ReservationSource, RivalStatus, Status,
     TransfersStatus,
 };
+use super::{OperatorParts, tasks};
 use crate::clock::Timestamp;
 use crate::config::BridgeName;
 use crate::dhcp::lease::{LeaseState, LeaseView};
@@ -109,6 +109,7 @@ pub fn node_detail(parts: &OperatorParts, node: &Node) -> NodeDetail {
         created_at: node.created_at,
         inventory: node.inventory.clone(),
         quirks: node.quirks,
+        task: tasks::of(&parts.registry, node.id, node),
         version: node.version,
     }
 }
@@ -121,6 +122,7 @@ pub fn detail_of(view: &NodeView<'_>, leases: &Leases, now: Timestamp) -> NodeDe
         created_at: view.node.created_at,
         inventory: view.node.inventory.clone(),
         quirks: view.node.quirks,
+        task: tasks::detail(view.node, &view.install()),
         version: view.node.version,
     }
 }

@@ -106,6 +106,7 @@ fn config() -> Arc<Config> {
             loaders: BTreeMap::new(),
             profile: "vm".to_owned(),
             kernel_arguments: Vec::new(),
+            first_boot_deadline: Duration::from_secs(1800),
             call_deadline: Duration::from_secs(600),
         },
     })

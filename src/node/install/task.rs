@@ -88,6 +88,7 @@ impl TargetDisk {
 /// What a running task is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = TaskStep)]
 pub enum Step {
     /// The disk is chosen and looked at.
     Preparing,

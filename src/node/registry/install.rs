@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::boot::decision::NextBoot;
@@ -54,7 +54,7 @@ pub(super) struct Work {
 }
 
 /// A point of the chart.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sample {
     pub at: Timestamp,
     pub step: Step,
@@ -533,13 +533,7 @@ impl Registry {
     /// How the task of a node is going.
     pub fn install_view(&self, id: NodeId) -> InstallView {
         let book = self.lock();
-        let Some(entry) = book.get(id) else { return InstallView::default() };
-        let work = &entry.work;
-        InstallView {
-            heard_at: work.heard_at,
-            progress: work.progress,
-            samples: work.samples.iter().copied().collect(),
-        }
+        book.get(id).map(|entry| entry.work.view()).unwrap_or_default()
     }
 
     /// Another machine with this node's MAC is told nothing while there is something to be told.
@@ -793,6 +787,11 @@ impl Act<'_> {
 }
 
 impl Work {
+    pub(super) fn view(&self) -> InstallView {
+        let samples = self.samples.iter().copied().collect();
+        InstallView { heard_at: self.heard_at, progress: self.progress, samples }
+    }
+
     /// Tells whether this is a step it was not at before.
     fn note(&mut self, progress: Progress, now: Timestamp) -> bool {
         self.heard_at = Some(now);

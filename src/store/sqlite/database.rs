@@ -117,6 +117,10 @@ pub(super) enum OpenFailure {
 
 impl From<rusqlite::Error> for OpenFailure {
     fn from(error: rusqlite::Error) -> Self {
+        // What we ask is right; a column that is not there was damaged away.
+        if matches!(error, rusqlite::Error::SqlInputError { .. }) {
+            return OpenFailure::Damaged(error.to_string());
+        }
         match error.sqlite_error_code() {
             // `Unknown` is plain SQLITE_ERROR, as in "no such table"; that is damage too.
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
@@ -211,7 +215,9 @@ impl Database {
         if verdict != "ok" {
             return Err(OpenFailure::Damaged(verdict));
         }
-        for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS, &TOKENS, &AUDIT, &ANSWERS, &BRIDGE_EVENTS] {
+        let tables =
+            [&BINDINGS, &NODES, &EVENTS, &SECRETS, &TOKENS, &AUDIT, &FIRST_BOOTS, &ANSWERS, &BRIDGE_EVENTS];
+        for table in tables {
             database.connection.prepare(&table.select(""))?;
         }
         Ok(database)
