@@ -16,7 +16,10 @@
 //! succeeded). The MAC claimed must be the one we gave the caller's address to. A refusal is 401 with a `reason`, and
 //! final; 429 and 503 carry Retry-After and mean "later". What is answered with 200 is on disk.
 //!
-//! What the last four are about is in [`crate::node::install::task`]; a task that is not the caller's is 409.
+//! | GET `/agent/v1/image/<digest>` | | the manifest of the image that is installed |
+//! | GET `/agent/v1/chunk/<digest>` | | one of its chunks |
+//!
+//! What the last six are about is in [`crate::node::install::task`]; a task that is not the caller's is 409.
 //!
 //! Every call may be repeated when its answer was lost: `hello` with the same token and the same nonce (32 hexadecimal
 //! digits the agent made up for this boot) gives the same session, and an inventory replaces the one before it.
@@ -42,6 +45,9 @@ use crate::bootplane::per_minute::PerMinute;
 use crate::bootplane::service::Plain;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
+use crate::image::digest::Digest;
+use crate::image::disk::shelf::DiskShelf;
+use crate::image::library::Blob;
 use crate::net::MacAddr;
 use crate::node::install::intent::IntentId;
 use crate::node::install::task::{Progress, Report, Seed, TargetDisk};
@@ -80,7 +86,22 @@ pub struct AgentCalls {
     refusals: PerMinute<Ipv4Addr>,
     allowances: Mutex<HashMap<Ipv4Addr, Allowance>>,
     calls: Arc<Semaphore>,
-    seeds: SeedOf,
+    parts: InstallParts,
+}
+
+/// What agents install from.
+#[derive(Clone)]
+pub struct InstallParts {
+    /// Absent where there are no disk images.
+    pub disks: Option<Arc<DiskShelf>>,
+    pub seeds: SeedOf,
+}
+
+impl InstallParts {
+    /// Nothing to install.
+    pub fn none() -> InstallParts {
+        InstallParts { disks: None, seeds: Arc::new(|_| Seed::default()) }
+    }
 }
 
 /// What an installed system finds on its disk, from what is known of the node.
@@ -111,6 +132,25 @@ impl Call {
             "/agent/v1/progress" => Some(Call::Progress),
             "/agent/v1/seed" => Some(Call::Seed),
             "/agent/v1/done" => Some(Call::Done),
+            _ => None,
+        }
+    }
+}
+
+/// What may be read of an image.
+#[derive(Clone, Copy, Debug)]
+enum ImagePart {
+    Manifest(Digest),
+    Chunk(Digest),
+}
+
+impl ImagePart {
+    fn from_path(path: &str) -> Option<ImagePart> {
+        let (kind, digest) = path.strip_prefix(PREFIX)?.strip_prefix("v1/")?.split_once('/')?;
+        let digest = digest.parse().ok()?;
+        match kind {
+            "image" => Some(ImagePart::Manifest(digest)),
+            "chunk" => Some(ImagePart::Chunk(digest)),
             _ => None,
         }
     }
@@ -190,6 +230,8 @@ struct DoneBody {
 #[derive(Debug)]
 enum CallFault {
     NoSuchCall,
+    /// The image has no such part, or it is damaged.
+    NoSuchBlob,
     NotPost,
     TooManyCalls,
     TooLarge,
@@ -212,7 +254,7 @@ impl AgentCalls {
         addresses: Arc<AddressBook>,
         tally: Arc<Tally>,
         clock: Clock,
-        seeds: SeedOf,
+        parts: InstallParts,
     ) -> AgentCalls {
         AgentCalls {
             registry,
@@ -222,8 +264,37 @@ impl AgentCalls {
             refusals: PerMinute::new(REFUSALS_PER_MINUTE),
             allowances: Mutex::default(),
             calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
-            seeds,
+            parts,
         }
+    }
+
+    /// What a running deployment reads: `/agent/v1/image/<manifest>` and `/agent/v1/chunk/<blob>`. Not told on the
+    /// timeline one by one, for there are hundreds: the agent tells how far it is.
+    pub fn image_blob(&self, peer: Ipv4Addr, path: &str, headers: &HeaderMap) -> Result<Blob, Box<Plain>> {
+        let now = self.clock.now();
+        self.find_blob(peer, path, headers, now)
+            .map_err(|fault| Box::new(self.conclude(peer, Err(fault), now)))
+    }
+
+    fn find_blob(
+        &self,
+        peer: Ipv4Addr,
+        path: &str,
+        headers: &HeaderMap,
+        now: Timestamp,
+    ) -> Result<Blob, CallFault> {
+        let asked = ImagePart::from_path(path).ok_or(CallFault::NoSuchCall)?;
+        let mac = self.addresses.owner(peer).ok_or(CallFault::AddressUnknown)?;
+        let session = bearer(headers).ok_or(CallFault::NoCredential)?;
+        let caller = AgentCaller { session: &session, mac, address: peer, now };
+        let manifest = self.registry.image_for(&caller).map_err(CallFault::Refused)?;
+        let disks = self.parts.disks.as_ref();
+        let found = disks.and_then(|disks| match asked {
+            ImagePart::Manifest(digest) if digest == manifest => disks.manifest(manifest),
+            ImagePart::Manifest(_) => None,
+            ImagePart::Chunk(digest) => disks.chunk(manifest, digest),
+        });
+        found.ok_or(CallFault::NoSuchBlob)
     }
 
     pub async fn answer(&self, peer: Ipv4Addr, request: Request<Incoming>) -> Plain {
@@ -244,7 +315,7 @@ impl AgentCalls {
         let outcome = Call::from_path(path).ok_or(CallFault::NoSuchCall).and_then(|call| {
             let caller = Caller {
                 registry: Arc::clone(&self.registry),
-                seeds: Arc::clone(&self.seeds),
+                seeds: Arc::clone(&self.parts.seeds),
                 peer,
                 owner: owner?,
                 credential,
@@ -280,6 +351,7 @@ impl AgentCalls {
             | CallFault::NoCredential
             | CallFault::NotItsAddress => true,
             CallFault::NoSuchCall
+            | CallFault::NoSuchBlob
             | CallFault::NotPost
             | CallFault::TooManyCalls
             | CallFault::Unread
@@ -308,7 +380,7 @@ impl AgentCalls {
         // Never closed, so always granted.
         let _turn = self.calls.acquire().await.map_err(|_| CallFault::Broken)?;
         let (registry, clock) = (Arc::clone(&self.registry), self.clock);
-        let caller = Caller { registry, seeds: Arc::clone(&self.seeds), peer, owner, credential };
+        let caller = Caller { registry, seeds: Arc::clone(&self.parts.seeds), peer, owner, credential };
         // The registry waits for the disk; the threads that serve the wire must not.
         let carried_out = tokio::task::spawn_blocking(move || caller.carry_out(call, &body, clock.now()));
         carried_out.await.unwrap_or(Err(CallFault::Broken))
@@ -506,6 +578,7 @@ impl CallFault {
     fn as_str(&self) -> &'static str {
         match self {
             CallFault::NoSuchCall => "no-such-call",
+            CallFault::NoSuchBlob => "no-such-blob",
             CallFault::NotPost => "not-post",
             CallFault::TooManyCalls => "too-many-calls",
             CallFault::TooLarge => "body-too-large",
@@ -527,6 +600,10 @@ impl CallFault {
         };
         match self {
             CallFault::NoSuchCall => answer(StatusCode::NOT_FOUND, "no such call").closing(),
+            CallFault::NoSuchBlob => answer(
+                StatusCode::NOT_FOUND,
+                "the image has no such part, or it was found damaged: `farrier image verify` tells",
+            ),
             CallFault::NotPost => answer(StatusCode::METHOD_NOT_ALLOWED, "calls are made with POST")
                 .with(header::ALLOW, "POST")
                 .closing(),

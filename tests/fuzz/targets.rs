@@ -13,7 +13,7 @@ use bytes::Bytes;
 use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::boot::namespace;
-use farrier::bootplane::agent_calls::AgentCalls;
+use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::files::{FileFacts, answer, decode_path};
 use farrier::bootplane::head::HeadReader;
 use farrier::clock::{Clock, Timestamp};
@@ -463,7 +463,7 @@ fn agent_calls(data: &[u8]) {
         addresses,
         Arc::new(Tally::default()),
         Clock::start(),
-        Arc::new(|_: &farrier::node::registry::SeedMaterial| farrier::node::install::task::Seed::default()),
+        InstallParts::none(),
     );
     let path = format!("/agent/v1/{}", PATHS[usize::from(flags & 15) % PATHS.len()]);
     let answer = calls.answer_read(ADDRESS, &path, credential, body, NOW);

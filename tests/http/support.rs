@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use farrier::boot::decision::UnknownPolicy;
 use farrier::boot::loader::{LoaderName, LoaderTable};
-use farrier::bootplane::agent_calls::AgentCalls;
+use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use farrier::bootplane::limits::Limits;
 use farrier::bootplane::network::{self, BootPlaneHandle, BootPlaneParts};
@@ -97,9 +97,7 @@ impl Plane {
             addresses,
             Arc::clone(&tally),
             clock,
-            Arc::new(|_: &farrier::node::registry::SeedMaterial| {
-                farrier::node::install::task::Seed::default()
-            }),
+            InstallParts::none(),
         );
         let service =
             Arc::new(BootService::new(Arc::clone(&content), agents, Arc::clone(&tally), clock, &limits));

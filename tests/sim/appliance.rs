@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use farrier::boot::loader::LoaderTable;
-use farrier::bootplane::agent_calls::AgentCalls;
+use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings, Ticket};
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::{DhcpMode, OnRival};
@@ -172,9 +172,7 @@ impl Appliance {
             Arc::clone(&addresses),
             Arc::clone(&tally),
             clock,
-            Arc::new(|_: &farrier::node::registry::SeedMaterial| {
-                farrier::node::install::task::Seed::default()
-            }),
+            InstallParts::none(),
         );
         let server = DhcpServer::new(settings, bindings, now);
         let desk = Desk {
