@@ -27,6 +27,7 @@ pub struct Package {
     /// Bytes of the `.deb`.
     pub size: u64,
     pub sha256: String,
+    /// What it needs to run and to be installed.
     pub depends: Vec<String>,
 }
 
@@ -147,6 +148,11 @@ impl Packages {
         Ok(file)
     }
 
+    /// A directory beside the downloads, for a build to work in.
+    pub fn scratch(&self) -> Result<Scratch, PackageError> {
+        Scratch::create(&self.cache)
+    }
+
     /// A package's files below a directory that goes away with the value returned.
     pub fn unpack(&self, package: &Package, progress: &ProgressBar) -> Result<Scratch, PackageError> {
         let file = self.download(package, progress)?;
@@ -162,23 +168,9 @@ impl Packages {
         path: &Path,
         progress: &ProgressBar,
     ) -> Result<Vec<u8>, PackageError> {
-        let scratch = self.unpack(package, progress)?;
-        let relative = path.strip_prefix("/").unwrap_or(path);
-        // Links stay inside the package: one that is absolute or climbs out is not followed to this machine's files.
-        let inside = scratch
-            .path
-            .join(relative)
-            .canonicalize()
-            .ok()
-            .zip(scratch.path.canonicalize().ok())
-            .filter(|(file, root)| file.starts_with(root))
-            .map(|(file, _)| file)
-            .ok_or_else(|| PackageError::NoFile { name: package.name.clone(), path: path.to_owned() })?;
-        fs::read(&inside).map_err(|source| PackageError::File {
-            path: inside.clone(),
-            what: "it cannot be read",
-            source,
-        })
+        self.unpack(package, progress)?
+            .read(path)?
+            .ok_or_else(|| PackageError::NoFile { name: package.name.clone(), path: path.to_owned() })
     }
 }
 
@@ -218,7 +210,8 @@ fn parse_stanza(text: &str) -> Option<Package> {
             .take_while(|line| !line.is_empty())
             .find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim))
     };
-    let depends = field("Depends").unwrap_or_default().split(',').filter_map(|dependency| {
+    let all = ["Depends", "Pre-Depends"].into_iter().filter_map(field).flat_map(|list| list.split(','));
+    let depends = all.filter_map(|dependency| {
         dependency.split_whitespace().next().map(|name| name.split(':').next().unwrap_or(name).to_owned())
     });
     Some(Package {
@@ -248,6 +241,22 @@ impl Scratch {
         match fs::create_dir(&path) {
             Ok(()) => Ok(Scratch { path }),
             Err(source) => Err(PackageError::File { path, what: "the directory cannot be made", source }),
+        }
+    }
+}
+
+impl Scratch {
+    /// The bytes of a file in it, by its path as if this were the root; `None` where there is none. Links stay inside:
+    /// one that is absolute or climbs out is not followed to this machine's files.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, PackageError> {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let places = self.path.join(relative).canonicalize().ok().zip(self.path.canonicalize().ok());
+        let Some((file, _)) = places.filter(|(file, root)| file.starts_with(root) && file.is_file()) else {
+            return Ok(None);
+        };
+        match fs::read(&file) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(source) => Err(PackageError::File { path: file, what: "it cannot be read", source }),
         }
     }
 }
