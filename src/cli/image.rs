@@ -10,6 +10,7 @@ use indicatif::HumanBytes;
 
 use crate::boot::loader::LoaderTable;
 use crate::cli::error::CommandError;
+use crate::cli::system::{self, SystemArgs};
 use crate::image::build::{BuildError, Builder, build, progress_bar};
 use crate::image::fetch::{FetchError, Fetched, fetch_loaders};
 use crate::image::library::{Library, Manifest};
@@ -49,6 +50,14 @@ enum BuildCommand {
     },
     /// The boot loaders whose packages are not installed here
     Loaders,
+    /// A bootable disk for tests: busybox, an ssh server, first boot
+    Small(SystemArgs),
+    /// A bootable disk with Debian 12
+    #[command(name = "debian-12")]
+    Debian12(SystemArgs),
+    /// A bootable disk after a recipe like images/debian-12.toml: `farrier image build FILE.toml`
+    #[command(external_subcommand)]
+    Recipe(Vec<String>),
 }
 
 pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandError> {
@@ -57,6 +66,11 @@ pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandEr
             deploy(&arguments.state, profile, recipe.as_deref(), agent.as_deref())
         }
         ImageCommand::Build(BuildCommand::Loaders) => loaders(&arguments.state),
+        ImageCommand::Build(BuildCommand::Small(system)) => system::run("small", system, &arguments.state),
+        ImageCommand::Build(BuildCommand::Debian12(system)) => {
+            system::run("debian-12", system, &arguments.state)
+        }
+        ImageCommand::Build(BuildCommand::Recipe(words)) => system::run_words(words, &arguments.state),
         ImageCommand::List => list(&arguments.state, json),
     };
     done.map(|()| String::new()).map_err(told)
@@ -66,7 +80,7 @@ pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandEr
 fn told(error: anyhow::Error) -> CommandError {
     let text = format!("{error:#}");
     let in_build = matches!(error.downcast_ref(), Some(BuildError::Recipe(_)));
-    if in_build || error.is::<RecipeError>() { CommandError::Usage(text) } else { CommandError::Failed(text) }
+    if in_build || error.is::<RecipeError>() || system::is_usage(&error) { CommandError::Usage(text) } else { CommandError::Failed(text) }
 }
 
 fn deploy(state: &Path, profile: &str, recipe: Option<&Path>, agent: Option<&Path>) -> anyhow::Result<()> {

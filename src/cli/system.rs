@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, Parser};
 use indicatif::HumanBytes;
 
 use crate::image::build::{Builder, progress_bar};
@@ -44,6 +44,19 @@ pub struct SystemArgs {
     no_ssh_keys: bool,
 }
 
+/// What follows `image build` if it is none of the names that clap knows.
+#[derive(Debug, Parser)]
+#[command(name = "farrier image build", disable_help_subcommand = true)]
+struct RecipeWords {
+    /// The recipe
+    recipe: String,
+    #[command(flatten)]
+    arguments: SystemArgs,
+    /// The appliance's state directory
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
 /// Whether a mistake of the caller's is behind an error: the recipe, or a choice.
 pub fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<SystemRecipeError>() || error.is::<ChoicesError>() || error.is::<UsageError>()
@@ -53,6 +66,8 @@ pub fn is_usage(error: &anyhow::Error) -> bool {
 enum UsageError {
     #[error("there is no recipe `{given}`: {known}, or a file whose name ends in .toml, is wanted")]
     NoRecipe { given: String, known: String },
+    #[error("{0}")]
+    Words(String),
     #[error("{TIME_VARIABLE} is `{text}`: seconds since 1970 are wanted")]
     Time { text: String },
 }
@@ -100,6 +115,22 @@ fn time(variable: Option<&str>) -> Result<u64, UsageError> {
     match variable {
         Some(text) => text.parse().map_err(|_| UsageError::Time { text: text.escape_default().collect() }),
         None => Ok(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())),
+    }
+}
+
+/// `farrier image build FILE …`, as it was typed.
+pub fn run_words(words: &[String], state: &Path) -> anyhow::Result<()> {
+    let all = std::iter::once("farrier image build".to_owned()).chain(words.iter().cloned());
+    match RecipeWords::try_parse_from(all) {
+        Ok(parsed) => run(&parsed.recipe, &parsed.arguments, parsed.state.as_deref().unwrap_or(state)),
+        Err(help) if !help.use_stderr() => {
+            print!("{help}");
+            Ok(())
+        }
+        Err(wrong) => {
+            let text = wrong.render().to_string();
+            Err(UsageError::Words(text.trim_start_matches("error: ").trim_end().to_owned()).into())
+        }
     }
 }
 
