@@ -84,18 +84,24 @@ impl Packages {
 
     /// The version apt would install. `name` may end in `:arm64` or another architecture this machine's apt knows.
     pub fn candidate(&self, name: &str) -> Result<Package, PackageError> {
-        let (plain, architecture) = name.split_once(':').unwrap_or((name, "all"));
-        if !is_package_name(plain) || !architecture.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(PackageError::Name { name: name.escape_default().collect() });
-        }
-        let unknown = |complaint: String| PackageError::Unknown { name: name.to_owned(), complaint };
-        let output = match run(Command::new("apt-cache").args(["show", "--no-all-versions", name]), "apt") {
-            Ok(output) => output,
-            Err(PackageError::Tool { complaint, .. }) => return Err(unknown(complaint)),
+        let text = describe(&[name]).map_err(|error| unknown(name, error))?;
+        parse_stanza(&text).ok_or_else(|| PackageError::Unknown {
+            name: name.to_owned(),
+            complaint: "its description is incomplete".to_owned(),
+        })
+    }
+
+    /// Those of `names` that apt knows as packages of their own; asked for together, for each question takes apt a while.
+    pub fn candidates(&self, names: &[&str]) -> Result<Vec<Package>, PackageError> {
+        let text = match describe(names) {
+            Ok(text) => text,
+            // One that is only virtual fails them all.
+            Err(PackageError::Tool { .. }) => {
+                return Ok(names.iter().flat_map(|name| self.candidate(name)).collect());
+            }
             Err(error) => return Err(error),
         };
-        parse_stanza(&String::from_utf8_lossy(&output.stdout))
-            .ok_or_else(|| unknown("its description is incomplete".to_owned()))
+        Ok(text.split("\n\n").filter_map(parse_stanza).collect())
     }
 
     /// The package a meta package stands for, e.g. `linux-image-amd64` → `linux-image-6.1.0-56-amd64`.
@@ -171,6 +177,25 @@ impl Packages {
         self.unpack(package, progress)?
             .read(path)?
             .ok_or_else(|| PackageError::NoFile { name: package.name.clone(), path: path.to_owned() })
+    }
+}
+
+/// Stanzas of packages, one after the other.
+fn describe(names: &[&str]) -> Result<String, PackageError> {
+    for name in names {
+        let (plain, architecture) = name.split_once(':').unwrap_or((name, "all"));
+        if !is_package_name(plain) || !architecture.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(PackageError::Name { name: name.escape_default().collect() });
+        }
+    }
+    let output = run(Command::new("apt-cache").args(["show", "--no-all-versions"]).args(names), "apt")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn unknown(name: &str, error: PackageError) -> PackageError {
+    match error {
+        PackageError::Tool { complaint, .. } => PackageError::Unknown { name: name.to_owned(), complaint },
+        other => other,
     }
 }
 

@@ -39,7 +39,9 @@ pub fn install(
     tree: &mut Tree,
     progress: &ProgressBar,
 ) -> Result<BTreeMap<String, String>, LibrariesError> {
-    let mut shelf = Shelf { packages, progress, unpacked: BTreeMap::new(), used: BTreeMap::new() };
+    let mut shelf =
+        Shelf { packages, progress, known: BTreeMap::new(), unpacked: BTreeMap::new(), used: BTreeMap::new() };
+    shelf.learn(programs.iter().map(|program| program.package.clone()).collect())?;
     for program in programs {
         for path in &program.files {
             shelf.program(&program.package, path, tree)?;
@@ -48,19 +50,34 @@ pub fn install(
     Ok(shelf.used)
 }
 
-/// Packages unpacked so far.
+/// Packages heard of and unpacked so far.
 struct Shelf<'a> {
     packages: &'a Packages,
     progress: &'a ProgressBar,
+    known: BTreeMap<String, Package>,
     unpacked: BTreeMap<String, (Package, Scratch)>,
     used: BTreeMap<String, String>,
 }
 
 impl Shelf<'_> {
+    /// Asks apt about all of them at once.
+    fn learn(&mut self, mut names: Vec<String>) -> Result<(), LibrariesError> {
+        names.retain(|name| !self.known.contains_key(name));
+        if !names.is_empty() {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let found = self.packages.candidates(&names)?;
+            self.known.extend(found.into_iter().map(|package| (package.name.clone(), package)));
+        }
+        Ok(())
+    }
+
     fn unpack(&mut self, name: &str) -> Result<&(Package, Scratch), LibrariesError> {
         if !self.unpacked.contains_key(name) {
             self.progress.set_message(format!("fetching and unpacking {name}"));
-            let package = self.packages.candidate(name)?;
+            let package = match self.known.get(name) {
+                Some(package) => package.clone(),
+                None => self.packages.candidate(name)?,
+            };
             let files = self.packages.unpack(&package, self.progress)?;
             self.unpacked.insert(name.to_owned(), (package, files));
         }
@@ -134,6 +151,7 @@ impl Shelf<'_> {
                 .filter(|name| name.starts_with("lib") || name.starts_with("zlib"))
                 .cloned()
                 .collect();
+            self.learn(depends.clone())?;
             for next in depends {
                 if seen.len() < PACKAGES_MAX && seen.insert(next.clone()) {
                     queue.push_back(next);
