@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use farrier::agent::calls::{Appliance, TaskCalls};
 use farrier::agent::install::table::SEED_BYTES;
+use farrier::agent::install::target::is_zero;
 use farrier::agent::install::{Blob, Outcome, signatures};
 use farrier::node::install::disk_rule::Signature;
 use farrier::node::install::intent::CleanMethod;
@@ -314,7 +315,7 @@ fn cleaning_leaves_nothing_to_read() {
             let mut task = machine.deploy(&image, true);
             task.work = AgentWork::Clean { disk: "all".parse().unwrap(), method };
             assert_eq!(machine.run(&fake, &task), Outcome::Stay);
-            assert!(machine.bytes().iter().all(|byte| *byte == 0), "{method:?} {able}");
+            assert!(is_zero(&machine.bytes()), "{method:?} {able}");
             let told = fake.told.lock().unwrap();
             assert_eq!(told.done.as_ref().map(|report| report.bytes), Some(DISK));
             let steps: BTreeSet<String> =

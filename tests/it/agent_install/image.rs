@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Cursor, Write};
 
+use farrier::agent::install::target::is_zero;
 use farrier::image::digest::Digest;
 use farrier::image::disk::manifest::{Chunk, DiskManifest};
 use gpt::disk::LogicalBlockSize;
@@ -40,11 +41,11 @@ pub struct Image {
 /// Bytes that do not compress, the same each time.
 pub fn noise(bytes: &mut [u8], seed: u64) {
     let mut state = seed | 1;
-    for byte in bytes {
+    for word in bytes.chunks_mut(8) {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        *byte = state as u8;
+        word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
     }
 }
 
@@ -70,7 +71,7 @@ impl Image {
         let mut blobs = HashMap::new();
         let mut chunks = Vec::new();
         for (index, part) in bytes.chunks(CHUNK as usize).enumerate() {
-            if part.iter().all(|byte| *byte == 0) {
+            if is_zero(part) {
                 continue;
             }
             let stored = zstd::bulk::compress(part, 1).unwrap();
