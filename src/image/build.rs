@@ -115,6 +115,7 @@ pub fn build(
     let packed =
         compress(&unpacked, profile.compression).map_err(|source| BuildError::Compress { source })?;
     step(progress, "publishing");
+    let _until_named = library.hold()?;
     let manifest = Manifest {
         profile: profile.name.clone(),
         kernel: library.add(&mut kernel.image.as_slice())?,

@@ -114,6 +114,11 @@ pub enum DiskRuleFault {
 }
 
 impl DiskRule {
+    /// Every disk.
+    pub fn all() -> DiskRule {
+        DiskRule { conditions: Vec::new(), preference: Preference::All }
+    }
+
     /// Whether it means every disk, which makes sense for cleaning alone.
     pub fn means_all(&self) -> bool {
         self.preference == Preference::All
