@@ -14,7 +14,7 @@ use bytes::Bytes;
 use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::boot::namespace;
-use farrier::bootplane::agent_calls::AgentCalls;
+use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::files::{FileFacts, answer, decode_path};
 use farrier::bootplane::head::HeadReader;
 use farrier::clock::{Clock, Timestamp};
@@ -450,6 +450,7 @@ fn settings() -> RegistrySettings {
     RegistrySettings {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(600),
+        first_boot_deadline: Duration::from_secs(1800),
         reservations: Vec::new(),
     }
 }
@@ -500,7 +501,13 @@ fn agent_calls(data: &[u8]) {
     };
     let addresses = Arc::new(AddressBook::default());
     addresses.set(ADDRESS, MAC);
-    let calls = AgentCalls::new(Arc::clone(&registry), addresses, Arc::new(Tally::default()), Clock::start());
+    let calls = AgentCalls::new(
+        Arc::clone(&registry),
+        addresses,
+        Arc::new(Tally::default()),
+        Clock::start(),
+        InstallParts::none(),
+    );
     let path = format!("/agent/v1/{}", PATHS[usize::from(flags & 15) % PATHS.len()]);
     let answer = calls.answer_read(ADDRESS, &path, credential, body, NOW);
     serde_json::from_slice::<serde_json::Value>(&answer.body).expect("JSON");

@@ -4,6 +4,7 @@
 //! Each test runs in a process and a namespace of its own (see `support::in_namespace`), so that tests need neither
 //! root nor cleaning up, and cannot reach the machine's network.
 
+mod agent_install;
 mod boot_contract;
 mod bridge;
 mod conflicts;
