@@ -18,17 +18,19 @@ use crate::boot::loader::{LoaderTable, UnknownLoaderError};
 use crate::bootplane::agent_calls::AgentCalls;
 use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use crate::bootplane::limits::Limits;
+use crate::bootplane::metadata::MetadataCalls;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::service::BootService;
 use crate::bridge_log::BridgeLog;
 use crate::clock::Clock;
-use crate::config::{BridgeName, Config, DhcpMode};
+use crate::config::{BridgeName, Config, DhcpMode, MetadataConfig};
 use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
 use crate::guard::Guard;
 use crate::guard::network::GuardHandle;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
+use crate::metadata::source::MetadataSource;
 use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
@@ -226,8 +228,9 @@ impl Appliance {
         }));
         let (files, door) = match files {
             Some(doors) => {
+                let metadata = metadata_calls(&registry, &addresses, &tally, clock, config.load().metadata)?;
                 let (files, door) =
-                    serve_files(doors, &bridge, &content, &registry, &addresses, &tally, clock)?;
+                    serve_files(doors, &bridge, &content, &registry, &addresses, metadata, &tally, clock)?;
                 (Some(files), Some(door))
             }
             None => {
@@ -383,46 +386,60 @@ fn address_book(bridge: &Bridge, mode: DhcpMode) -> AddressBook {
     }
 }
 
+/// What installed systems read, once the registry is a [`MetadataSource`].
+fn metadata_calls(
+    registry: &Arc<Registry>,
+    addresses: &Arc<AddressBook>,
+    tally: &Arc<Tally>,
+    clock: Clock,
+    config: MetadataConfig,
+) -> Result<Option<MetadataCalls>, StartError> {
+    let Some(source) = metadata_source(registry) else { return Ok(None) };
+    let calls = MetadataCalls::new(source, Arc::clone(addresses), Arc::clone(tally), clock, config);
+    calls.map(Some).map_err(|error| StartError::Service { service: "metadata", source: error.into() })
+}
+
+fn metadata_source(_registry: &Arc<Registry>) -> Option<Arc<dyn MetadataSource>> {
+    None
+}
+
+#[allow(clippy::too_many_arguments)]
 fn serve_files(
     doors: FileDoors,
     bridge: &Bridge,
     content: &Arc<BootContent>,
     registry: &Arc<Registry>,
     addresses: &Arc<AddressBook>,
+    metadata: Option<MetadataCalls>,
     tally: &Arc<Tally>,
     clock: Clock,
 ) -> Result<(FileServices, Door), StartError> {
     let failed = |service| move |source| StartError::Service { service, source };
-    let FileDoors { tftp, http: listener } = doors;
+    let FileDoors { tftp, http: listener, link_local } = doors;
+    let link_local = link_local.filter(|_| metadata.is_some());
     let tftp = tftp::network::start(bridge.clone(), tftp, Arc::clone(content) as _, Arc::clone(tally))
         .map_err(failed("TFTP"))?;
-    let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(failed("HTTP"))? };
-    let http = start_boot_plane(listener, bridge, content, registry, addresses, tally, clock)
-        .map_err(failed("HTTP"))?;
-    let advertiser =
-        net::advertise::start(bridge.clone(), Arc::clone(tally)).map_err(failed("router advertisement"))?;
-    Ok((FileServices { tftp, http, advertiser }, door))
-}
-
-fn start_boot_plane(
-    listener: TcpListener,
-    bridge: &Bridge,
-    content: &Arc<BootContent>,
-    registry: &Arc<Registry>,
-    addresses: &Arc<AddressBook>,
-    tally: &Arc<Tally>,
-    clock: Clock,
-) -> std::io::Result<BootPlaneHandle> {
+    let again = [Some(&listener), link_local.as_ref()].into_iter().flatten().map(TcpListener::try_clone);
+    let listeners = again.collect::<Result<_, _>>().map_err(failed("HTTP"))?;
+    let door = Door { bridge: bridge.clone(), listeners };
     let agents = AgentCalls::new(Arc::clone(registry), Arc::clone(addresses), Arc::clone(tally), clock);
     let limits = Limits::default();
     let service = BootService::new(Arc::clone(content), agents, Arc::clone(tally), clock, &limits);
+    let service = match metadata {
+        Some(metadata) => service.with_metadata(metadata),
+        None => service,
+    };
     let parts = BootPlaneParts {
         subnet: bridge.address,
+        link_local,
         service: Arc::new(service),
         tally: Arc::clone(tally),
         limits,
     };
-    bootplane::network::start(listener, parts)
+    let http = bootplane::network::start(listener, parts).map_err(failed("HTTP"))?;
+    let advertiser =
+        net::advertise::start(bridge.clone(), Arc::clone(tally)).map_err(failed("router advertisement"))?;
+    Ok((FileServices { tftp, http, advertiser }, door))
 }
 
 fn say_what_is_missing(content: &BootContent) {
@@ -431,11 +448,11 @@ fn say_what_is_missing(content: &BootContent) {
     }
 }
 
-/// The HTTP listener once more, to move it to a bridge that was deleted and made anew. (DHCP, TFTP and the advertiser
+/// The HTTP listeners once more, to move them to a bridge that was deleted and made anew. (DHCP, TFTP and the advertiser
 /// own threads that watch links and see to it themselves.)
 struct Door {
     bridge: Bridge,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
 }
 
 impl Door {
@@ -444,7 +461,7 @@ impl Door {
             return;
         }
         let Ok(found) = self.bridge.again() else { return };
-        match found.rebind(&self.listener) {
+        match self.listeners.iter().try_for_each(|listener| found.rebind(listener)) {
             Ok(()) => {
                 tracing::info!(bridge = %found.name, "HTTP is back on the bridge");
                 self.bridge = found;

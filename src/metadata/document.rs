@@ -46,7 +46,12 @@ pub struct Document {
 
 impl Document {
     /// With DHCP on the port that boots, and nothing that nobody asked for.
-    pub fn new(instance: IntentId, host_name: HostName, boot_mac: MacAddr, phone_home: PhoneHome) -> Document {
+    pub fn new(
+        instance: IntentId,
+        host_name: HostName,
+        boot_mac: MacAddr,
+        phone_home: PhoneHome,
+    ) -> Document {
         Document {
             instance,
             host_name,
@@ -130,9 +135,13 @@ pub struct UserData(String);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UserDataError {
-    #[error("user data has at most {USER_DATA_BYTES_MAX} bytes, and these are {bytes}: put the rest where it can be fetched from")]
+    #[error(
+        "user data has at most {USER_DATA_BYTES_MAX} bytes, and these are {bytes}: put the rest where it can be fetched from"
+    )]
     TooLarge { bytes: usize },
-    #[error("user data is text without NUL bytes: compressed data and programs go into an archive that it fetches")]
+    #[error(
+        "user data is text without NUL bytes: compressed data and programs go into an archive that it fetches"
+    )]
     Nul,
 }
 
@@ -221,7 +230,8 @@ impl PhoneHomeToken {
 
     /// Takes the same time whichever letter is wrong.
     pub fn is(&self, claimed: &str) -> bool {
-        let differing = self.0.bytes().zip(claimed.bytes()).fold(0, |seen, (own, other)| seen | (own ^ other));
+        let differing =
+            self.0.bytes().zip(claimed.bytes()).fold(0, |seen, (own, other)| seen | (own ^ other));
         self.0.len() == claimed.len() && differing == 0
     }
 }
@@ -332,8 +342,24 @@ mod tests {
         }
         let long = ["a"; 130].join(".");
         for text in [
-            "", ".", "a.", ".a", "a..b", "-a", "a-", "A", "a_b", "a b", "a\nb", "a\"", "a'; reboot; '", "a$(id)",
-            "a\u{1b}[31m", "ä", &"a".repeat(64), &long,
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            "-a",
+            "a-",
+            "A",
+            "a_b",
+            "a b",
+            "a\nb",
+            "a\"",
+            "a'; reboot; '",
+            "a$(id)",
+            "a\u{1b}[31m",
+            "ä",
+            &"a".repeat(64),
+            &long,
         ] {
             let error = text.parse::<HostName>().unwrap_err();
             assert!(!error.to_string().contains(['\n', '\u{1b}']), "{text:?}");

@@ -55,8 +55,12 @@ pub fn look(document: &Document, mac: MacAddr, address: Ipv4Addr, path: &str) ->
         return None;
     }
     match names.next() {
-        None => Some(Found::Text(if document.user_data.is_some() { "meta-data/\nuser-data" } else { "meta-data/" }.into())),
-        Some("user-data") => (names.next().is_none() && document.user_data.is_some()).then_some(Found::UserData),
+        None => Some(Found::Text(
+            if document.user_data.is_some() { "meta-data/\nuser-data" } else { "meta-data/" }.into(),
+        )),
+        Some("user-data") => {
+            (names.next().is_none() && document.user_data.is_some()).then_some(Found::UserData)
+        }
         Some("meta-data") => {
             let wanted: Vec<&str> = names.collect();
             meta_data(document, mac, address, &wanted).map(Found::Text)

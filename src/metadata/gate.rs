@@ -316,7 +316,8 @@ mod tests {
         assert_eq!(phone_home(OTHER_MAC, &document, &grant, &good), Err(PhoneRefusal::NotAwaited));
         let wrong = PhoneCall { token: good.token.replace(char::is_numeric, "0"), ..good.clone() };
         assert_eq!(phone_home(MAC, &document, &grant, &wrong), Err(PhoneRefusal::WrongToken));
-        let earlier = PhoneCall { instance_id: "00000000-0000-0000-0000-000000000000".to_owned(), ..good.clone() };
+        let earlier =
+            PhoneCall { instance_id: "00000000-0000-0000-0000-000000000000".to_owned(), ..good.clone() };
         assert_eq!(phone_home(MAC, &document, &grant, &earlier), Err(PhoneRefusal::WrongInstance));
         grant.phase = Phase::Active;
         assert_eq!(phone_home(MAC, &document, &grant, &good), Ok(Answered::Again));

@@ -30,7 +30,9 @@ pub enum Kind {
 pub enum RenderError {
     #[error("the template's `{place}` has no value")]
     NoSuchPlace { place: String },
-    #[error("the value of `{place}` would mean something to the installer: letters, digits and - . _ : / = + @ , are wanted")]
+    #[error(
+        "the value of `{place}` would mean something to the installer: letters, digits and - . _ : / = + @ , are wanted"
+    )]
     NotInert { place: &'static str },
 }
 
@@ -65,12 +67,15 @@ impl Document {
     pub fn answers(&self, kind: Kind) -> Result<String, RenderError> {
         match kind {
             Kind::Preseed => {
-                let disk = self.disk().map_or_else(String::new, |disk| format!("d-i partman-auto/disk string {disk}\n"));
+                let disk = self
+                    .disk()
+                    .map_or_else(String::new, |disk| format!("d-i partman-auto/disk string {disk}\n"));
                 self.words_and(&[("disk", disk)])?.fill(PRESEED)
             }
             Kind::Kickstart => {
                 // Without a comment: nothing that people wrote.
-                let keys = self.ssh_keys.iter().map(|key| format!("sshkey --username=root \"{}\"\n", key.bare()));
+                let keys =
+                    self.ssh_keys.iter().map(|key| format!("sshkey --username=root \"{}\"\n", key.bare()));
                 let disk = self.disk().map_or_else(String::new, |disk| {
                     format!("ignoredisk --only-use={}\n", disk.trim_start_matches("/dev/"))
                 });
@@ -79,7 +84,8 @@ impl Document {
             Kind::Autoinstall => {
                 let matching = self.disk().map_or_else(|| json!({}), |disk| json!({ "path": disk }));
                 // Words stand within JSON strings, and are as inert there; the lists are JSON by themselves.
-                let lists = [("ssh_keys", json!(self.key_lines()).to_string()), ("disk", matching.to_string())];
+                let lists =
+                    [("ssh_keys", json!(self.key_lines()).to_string()), ("disk", matching.to_string())];
                 Ok(format!("#cloud-config\n{}", self.words_and(&lists)?.fill(AUTOINSTALL)?))
             }
         }
@@ -96,7 +102,10 @@ impl Document {
             ("instance", self.instance.to_string()),
             ("token", self.phone_home.token.as_str().to_owned()),
             ("base", self.phone_home.base()),
-            ("mac", self.network.ports.first().map_or_else(|| "link".to_owned(), |port| port.mac.to_string())),
+            (
+                "mac",
+                self.network.ports.first().map_or_else(|| "link".to_owned(), |port| port.mac.to_string()),
+            ),
             ("locale", installer.locale.as_str().to_owned()),
             ("time_zone", installer.time_zone.as_str().to_owned()),
             ("mirror", installer.mirror.as_str().to_owned()),

@@ -72,7 +72,13 @@ impl MetadataSource for MemorySource {
         self.lock().of(mac).map(|found| found.clone())
     }
 
-    fn secret_read(&self, mac: MacAddr, secret: Secret, reader: Reader, now: Timestamp) -> Result<(), ReadRefusal> {
+    fn secret_read(
+        &self,
+        mac: MacAddr,
+        secret: Secret,
+        reader: Reader,
+        now: Timestamp,
+    ) -> Result<(), ReadRefusal> {
         let mut state = self.lock();
         let full = state.disk_is_full;
         let (_, grant) = state.of(mac).ok_or(ReadRefusal::NotFound)?;

@@ -18,16 +18,16 @@
 //!    `user_data`, `vendor_data`), and a [`gate::Grant`] with all the node's ports;
 //! 2. keeps [`gate::Reads`] with the intent (it is serde; a new intent begins with `Reads::default()`), and writes it where
 //!    [`gate::Grant::read`] returns `Some`;
-//! 3. says [`gate::Phase::AwaitingFirstBoot`] from `Phase::Running` of a deployment (an installer reads its answers while
-//!    it runs) until the first boot has phoned home, [`gate::Phase::Active`] from then on until the next intent, and
-//!    `Phase::None` else;
+//! 3. says [`gate::Phase::AwaitingFirstBoot`] from when a deployment is `Written` (where an installer is the deploy kernel,
+//!    which reads its answers while it runs: from its boot) until the first boot has phoned home,
+//!    [`gate::Phase::Active`] from then on until the next intent, and `Phase::None` else;
 //! 4. answers the agent's `POST /agent/v1/seed` with [`document::Document::seed`]. That needs no note of a read: the
 //!    agent has proved itself with its session, and the files go to the disk;
 //! 5. parses what operators give when they give it: [`ssh_key::SshKey`], [`document::UserData`], [`document::HostName`].
 //!
-//! The composition root passes the registry on (`appliance.rs`, `start_boot_plane`):
-//! `BootService::new(…).with_metadata(MetadataCalls::new(source, addresses, tally, clock, &config.metadata)?)`. The listener
-//! on `169.254.169.254` is opened in `appliance/ground.rs` and served by the same service.
+//! The composition root passes the registry on: `metadata_source` of `appliance.rs` returns
+//! `Some(Arc::clone(registry) as Arc<dyn MetadataSource>)`. Everything behind it is wired: `BootService::with_metadata`, and
+//! the listener on `169.254.169.254`, which `appliance/ground.rs` opens and the same service answers.
 //!
 //! A deploy kernel that is an installer gets [`installer::Kind::boot_arguments`] on its command line.
 

@@ -46,7 +46,13 @@ impl SessionKey {
         SessionKey(bytes)
     }
 
-    pub fn issue(&self, mac: MacAddr, address: Ipv4Addr, expires: Timestamp, nonce: [u8; NONCE_LEN]) -> String {
+    pub fn issue(
+        &self,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        expires: Timestamp,
+        nonce: [u8; NONCE_LEN],
+    ) -> String {
         let mut fields = vec![PURPOSE];
         fields.extend_from_slice(&mac.0);
         fields.extend_from_slice(&address.octets());
@@ -58,7 +64,13 @@ impl SessionKey {
     }
 
     /// Whoever has this session, as the gate knows readers.
-    pub fn read(&self, text: &str, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> Result<Reader, SessionFault> {
+    pub fn read(
+        &self,
+        text: &str,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        now: Timestamp,
+    ) -> Result<Reader, SessionFault> {
         let bytes = parse_hex(text, FIELDS_LEN + TAG_LEN).ok_or(SessionFault::Malformed)?;
         let (fields, claimed) = bytes.split_at(FIELDS_LEN);
         let tag = tag(&self.0, &[fields]);
@@ -71,7 +83,11 @@ impl SessionKey {
         match fields {
             _ if differing != 0 => Err(SessionFault::Forged),
             [PURPOSE, rest @ ..] if rest.starts_with(&mac.0) && rest[6..].starts_with(&address.octets()) => {
-                if now < expires { Ok(self.reader(b"session", fields)) } else { Err(SessionFault::Expired) }
+                if now < expires {
+                    Ok(self.reader(b"session", fields))
+                } else {
+                    Err(SessionFault::Expired)
+                }
             }
             _ => Err(SessionFault::Foreign),
         }

@@ -15,7 +15,13 @@ pub trait MetadataSource: Send + Sync {
 
     /// Notes that this reader is given a secret, as [`Grant::read`] decides under the registry's lock. On disk before it
     /// returns.
-    fn secret_read(&self, mac: MacAddr, secret: Secret, reader: Reader, now: Timestamp) -> Result<(), ReadRefusal>;
+    fn secret_read(
+        &self,
+        mac: MacAddr,
+        secret: Secret,
+        reader: Reader,
+        now: Timestamp,
+    ) -> Result<(), ReadRefusal>;
 
     /// As [`gate::phone_home`](crate::metadata::gate::phone_home) decides under the registry's lock; makes the node active.
     /// On disk before it returns.

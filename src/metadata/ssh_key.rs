@@ -28,15 +28,17 @@ const KINDS: [(&str, usize); 7] = [
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SshKey {
-    kind: &'static str,
-    base64: String,
-    /// For people; may be empty.
+    /// Kind and key, inert in every text.
+    bare: String,
+    /// What people wrote; may be empty.
     comment: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseSshKeyError {
-    #[error("`{text}` is not an OpenSSH public key: one line such as `ssh-ed25519 AAAA… name` is wanted, as in a file that ends in .pub")]
+    #[error(
+        "`{text}` is not an OpenSSH public key: one line such as `ssh-ed25519 AAAA… name` is wanted, as in a file that ends in .pub"
+    )]
     NotAKey { text: String },
     #[error("this is a private key: keep it to yourself, and give the file that ends in .pub")]
     Private,
@@ -45,15 +47,15 @@ pub enum ParseSshKeyError {
 }
 
 impl SshKey {
-    /// Kind and key without the comment, which people wrote: inert in every text.
-    pub fn bare(&self) -> String {
-        format!("{} {}", self.kind, self.base64)
+    /// Without the comment.
+    pub fn bare(&self) -> &str {
+        &self.bare
     }
 }
 
 impl fmt::Display for SshKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} {}", self.kind, self.base64)?;
+        formatter.write_str(&self.bare)?;
         if self.comment.is_empty() { Ok(()) } else { write!(formatter, " {}", self.comment) }
     }
 }
@@ -81,11 +83,12 @@ impl FromStr for SshKey {
         let comment = words.next().unwrap_or_default().trim();
         let (kind, fields) = KINDS.into_iter().find(|(known, _)| *known == kind).ok_or_else(refused)?;
         let blob = decode_base64(base64).ok_or_else(refused)?;
-        let plain = !comment.chars().any(|letter| letter.is_control() || ('\u{200b}'..='\u{206f}').contains(&letter));
+        let plain =
+            !comment.chars().any(|letter| letter.is_control() || ('\u{200b}'..='\u{206f}').contains(&letter));
         if !is_whole(&blob, kind, fields) || !plain || comment.chars().count() > COMMENT_CHARS_MAX {
             return Err(refused());
         }
-        Ok(SshKey { kind, base64: base64.to_owned(), comment: comment.to_owned() })
+        Ok(SshKey { bare: format!("{kind} {base64}"), comment: comment.to_owned() })
     }
 }
 
@@ -192,7 +195,10 @@ pub(crate) mod tests {
             let spaced = format!("  {line} \n").parse::<SshKey>().unwrap();
             assert_eq!(spaced.bare(), line);
             for wrong in [fields - 1, fields + 1] {
-                assert!(key_of(kind, &vec![&b"field"[..]; wrong]).parse::<SshKey>().is_err(), "{kind} {wrong}");
+                assert!(
+                    key_of(kind, &vec![&b"field"[..]; wrong]).parse::<SshKey>().is_err(),
+                    "{kind} {wrong}"
+                );
             }
         }
     }

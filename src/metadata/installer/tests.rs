@@ -108,10 +108,18 @@ fn the_last_step_does_what_it_says() {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name).display().to_string();
         std::fs::create_dir(at("bin")).unwrap();
-        let note = format!("#!/bin/sh\nfor word; do printf '[%s]' \"$word\"; done >>'{}'\necho >>'{}'\n", at("calls"), at("calls"));
+        let note = format!(
+            "#!/bin/sh\nfor word; do printf '[%s]' \"$word\"; done >>'{}'\necho >>'{}'\n",
+            at("calls"),
+            at("calls")
+        );
         std::fs::write(at(&format!("bin/{program}")), note).unwrap();
-        assert!(Command::new("chmod").args(["+x", &at(&format!("bin/{program}"))]).status().unwrap().success());
-        let script = script.replace("/target", &at("target")).replace("seed=/var", &format!("seed={}/var", at("target")));
+        assert!(
+            Command::new("chmod").args(["+x", &at(&format!("bin/{program}"))]).status().unwrap().success()
+        );
+        let script = script
+            .replace("/target", &at("target"))
+            .replace("seed=/var", &format!("seed={}/var", at("target")));
         std::fs::create_dir(at("target")).unwrap();
         let path = format!("{}:{}", at("bin"), std::env::var("PATH").unwrap());
         let output = Command::new("sh").args(["-c", &script]).env("PATH", path).output().unwrap();
@@ -119,7 +127,10 @@ fn the_last_step_does_what_it_says() {
         let calls = std::fs::read_to_string(at("calls")).unwrap();
         for file in ["meta-data", "user-data", "vendor-data", "network-config"] {
             let url = format!("[http://192.168.2.2/metadata/v1/nocloud/{file}]");
-            assert!(calls.contains(&url) && calls.contains(&format!("/var/lib/cloud/seed/nocloud/{file}]")), "{calls}");
+            assert!(
+                calls.contains(&url) && calls.contains(&format!("/var/lib/cloud/seed/nocloud/{file}]")),
+                "{calls}"
+            );
         }
         let last = calls.lines().last().unwrap();
         let body = last.split(['[', ']']).find(|word| word.starts_with('{')).unwrap();
