@@ -15,7 +15,7 @@ use nix::net::if_::if_nametoindex;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::{LoaderTable, UnknownLoaderError};
-use crate::bootplane::agent_calls::AgentCalls;
+use crate::bootplane::agent_calls::{AgentCalls, InstallParts, SeedOf};
 use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use crate::bootplane::limits::Limits;
 use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
@@ -27,13 +27,15 @@ use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
 use crate::guard::Guard;
 use crate::guard::network::GuardHandle;
+use crate::image::disk::shelf::DiskShelf;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Netlink;
-use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
+use crate::node::install::task::{Seed, SeedFile};
+use crate::node::registry::{Registry, RegistrySettings, SeedMaterial, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::operator::access::Access;
 use crate::operator::audit::AuditLog;
@@ -50,6 +52,7 @@ use crate::tftp::network::TftpHandle;
 use crate::{bootplane, dhcp, guard, net, operator, tftp};
 
 mod bridge_watch;
+mod disk_images;
 mod ground;
 mod view;
 
@@ -76,6 +79,7 @@ pub struct Appliance {
     files: Option<FileServices>,
     operator: OperatorHandle,
     ticker: JoinHandle<()>,
+    images: JoinHandle<()>,
 }
 
 /// What answers on the bridge beside DHCP.
@@ -152,6 +156,7 @@ impl Appliance {
         }
         let loaders = read_loaders(table, &config);
         let library = Arc::new(Library::open(&config.store.path).map_err(StartError::Library)?);
+        let disks = Arc::new(DiskShelf::open(&config.store.path).map_err(StartError::Library)?);
         let token_key = TokenKey::load_or_create(&snapshot, &*store).map_err(StartError::TokenKey)?;
 
         let durable: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
@@ -227,7 +232,7 @@ impl Appliance {
         let (files, door) = match files {
             Some(doors) => {
                 let (files, door) =
-                    serve_files(doors, &bridge, &content, &registry, &addresses, &tally, clock)?;
+                    serve_files(doors, &bridge, &content, &disks, &registry, &addresses, &tally, clock)?;
                 (Some(files), Some(door))
             }
             None => {
@@ -246,6 +251,7 @@ impl Appliance {
             config: Arc::clone(&config),
             store,
             library: Arc::clone(&library),
+            disks: Arc::clone(&disks),
             dhcp: Arc::clone(&dhcp),
             leases: Sparing::default(),
             pool_use: Sparing::default(),
@@ -283,6 +289,7 @@ impl Appliance {
         );
         drop(running);
         let ticker = tokio::spawn(tick(Arc::clone(&registry), door, watch, clock));
+        let images = tokio::spawn(disk_images::look_after(disks, Arc::clone(&registry), clock));
         Ok(Appliance {
             config,
             clock,
@@ -295,6 +302,7 @@ impl Appliance {
             files,
             operator,
             ticker,
+            images,
         })
     }
 
@@ -320,6 +328,7 @@ impl Appliance {
     /// Stops serving in good order: nothing acknowledged is lost, transfers are told, watchers see their streams end.
     pub async fn stop(self) {
         self.ticker.abort();
+        self.images.abort();
         drop(self.watchman);
         let (tftp, http) = match self.files {
             Some(FileServices { tftp, http, advertiser }) => {
@@ -364,6 +373,7 @@ fn registry_settings(config: &Config) -> RegistrySettings {
     RegistrySettings {
         unknown: config.dhcp.unknown,
         call_deadline: config.boot.call_deadline,
+        first_boot_deadline: config.boot.first_boot_deadline,
         reservations: config.dhcp.reservations.clone(),
     }
 }
@@ -383,10 +393,12 @@ fn address_book(bridge: &Bridge, mode: DhcpMode) -> AddressBook {
     }
 }
 
+#[expect(clippy::too_many_arguments)]
 fn serve_files(
     doors: FileDoors,
     bridge: &Bridge,
     content: &Arc<BootContent>,
+    disks: &Arc<DiskShelf>,
     registry: &Arc<Registry>,
     addresses: &Arc<AddressBook>,
     tally: &Arc<Tally>,
@@ -397,23 +409,33 @@ fn serve_files(
     let tftp = tftp::network::start(bridge.clone(), tftp, Arc::clone(content) as _, Arc::clone(tally))
         .map_err(failed("TFTP"))?;
     let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(failed("HTTP"))? };
-    let http = start_boot_plane(listener, bridge, content, registry, addresses, tally, clock)
+    let http = start_boot_plane(listener, bridge, content, disks, registry, addresses, tally, clock)
         .map_err(failed("HTTP"))?;
     let advertiser =
         net::advertise::start(bridge.clone(), Arc::clone(tally)).map_err(failed("router advertisement"))?;
     Ok((FileServices { tftp, http, advertiser }, door))
 }
 
+#[expect(clippy::too_many_arguments)]
 fn start_boot_plane(
     listener: TcpListener,
     bridge: &Bridge,
     content: &Arc<BootContent>,
+    disks: &Arc<DiskShelf>,
     registry: &Arc<Registry>,
     addresses: &Arc<AddressBook>,
     tally: &Arc<Tally>,
     clock: Clock,
 ) -> std::io::Result<BootPlaneHandle> {
-    let agents = AgentCalls::new(Arc::clone(registry), Arc::clone(addresses), Arc::clone(tally), clock);
+    let server = bridge.address.ip();
+    let seeds: SeedOf = Arc::new(move |material| seed_of(material, server));
+    let agents = AgentCalls::new(
+        Arc::clone(registry),
+        Arc::clone(addresses),
+        Arc::clone(tally),
+        clock,
+        InstallParts { disks: Some(Arc::clone(disks)), seeds },
+    );
     let limits = Limits::default();
     let service = BootService::new(Arc::clone(content), agents, Arc::clone(tally), clock, &limits);
     let parts = BootPlaneParts {
@@ -500,4 +522,20 @@ impl Whereabouts for PortsOf {
     fn is_plugged(&self, port: u32) -> bool {
         self.index().is_some_and(|bridge| net::ports::is_plugged(bridge, port).unwrap_or(false))
     }
+}
+
+/// What an installed system finds on its disk.
+fn seed_of(material: &SeedMaterial, server: std::net::Ipv4Addr) -> Seed {
+    let SeedMaterial { node, intent, first_boot, token } = material;
+    let host_name = node.name.as_ref().map_or_else(|| format!("node-{}", node.id), ToString::to_string);
+    let meta = serde_json::json!({
+        "instance-id": intent.id,
+        "local-hostname": host_name,
+        "public-keys": first_boot.ssh_keys,
+        "farrier": { "phone_home": format!("http://{server}/metadata/v1/phone-home"), "token": token },
+    });
+    let mut files = vec![SeedFile { name: "meta-data".to_owned(), text: meta.to_string() }];
+    let user_data = first_boot.user_data.clone().unwrap_or_default();
+    files.push(SeedFile { name: "user-data".to_owned(), text: user_data });
+    Seed { files }
 }

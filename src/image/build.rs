@@ -205,12 +205,7 @@ impl Kernel {
         Ok(Kernel { release, image, modules })
     }
 
-    pub fn resolve(
-        &self,
-        root: &Path,
-        modules: &[WantedModule],
-        file: &str,
-    ) -> Result<Resolved, BuildError> {
+    pub fn resolve(&self, root: &Path, modules: &[WantedModule], file: &str) -> Result<Resolved, BuildError> {
         // depmod looks for lib/modules below its base.
         let base = self.modules.ancestors().nth(3).unwrap_or(root);
         run(Command::new("depmod").arg("-b").arg(base).arg(&self.release), "kmod")?;

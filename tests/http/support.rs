@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use farrier::boot::decision::UnknownPolicy;
 use farrier::boot::loader::{LoaderName, LoaderTable};
-use farrier::bootplane::agent_calls::AgentCalls;
+use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use farrier::bootplane::limits::Limits;
 use farrier::bootplane::network::{self, BootPlaneHandle, BootPlaneParts};
@@ -92,7 +92,13 @@ impl Plane {
             tally: Arc::clone(&tally),
             clock,
         }));
-        let agents = AgentCalls::new(Arc::clone(&registry), addresses, Arc::clone(&tally), clock);
+        let agents = AgentCalls::new(
+            Arc::clone(&registry),
+            addresses,
+            Arc::clone(&tally),
+            clock,
+            InstallParts::none(),
+        );
         let service =
             Arc::new(BootService::new(Arc::clone(&content), agents, Arc::clone(&tally), clock, &limits));
         let listener = std::net::TcpListener::bind((NODE_IP, 0)).unwrap();
@@ -168,6 +174,7 @@ fn registry(store: &Arc<MemoryStore>, clock: Clock) -> Arc<Registry> {
     let settings = RegistrySettings {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(300),
+        first_boot_deadline: Duration::from_secs(1800),
         reservations: Vec::new(),
     };
     let registry = Registry::new(Arc::clone(store) as Arc<dyn Store>, snapshot, settings, key);

@@ -87,7 +87,9 @@ impl Home {
         let (sender, reports) = channel();
         thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
-                let Some(report) = stream.ok().and_then(|stream| answer(stream, number == 0)) else { continue };
+                let Some(report) = stream.ok().and_then(|stream| answer(stream, number == 0)) else {
+                    continue;
+                };
                 if number > 0 && sender.send(report).is_err() {
                     return;
                 }
@@ -170,7 +172,8 @@ impl Bench {
     /// The arguments are those of the lab's machines, the network apart.
     fn power_on(&self, firmware: LabFirmware) -> Running {
         let mut command = Command::new("nice");
-        command.args(["-n", "5", QEMU, "-accel", "tcg", "-m", "512M", "-display", "none", "-monitor", "none"]);
+        command
+            .args(["-n", "5", QEMU, "-accel", "tcg", "-m", "512M", "-display", "none", "-monitor", "none"]);
         match firmware.uefi_files() {
             None => {
                 command.args(["-machine", "pc"]);
@@ -252,8 +255,13 @@ impl Bench {
             match self.ssh_once(user, command) {
                 Ok(answer) => return answer,
                 Err(complaint) => {
-                    let refused = complaint.contains("Permission denied") || complaint.contains("HOST IDENTIFICATION");
-                    assert!(!refused && Instant::now() < deadline, "ssh {command}: {complaint}; {}", self.told());
+                    let refused =
+                        complaint.contains("Permission denied") || complaint.contains("HOST IDENTIFICATION");
+                    assert!(
+                        !refused && Instant::now() < deadline,
+                        "ssh {command}: {complaint}; {}",
+                        self.told()
+                    );
                     // QEMU takes the connection at once; that the machine does not is what is waited for.
                     thread::sleep(Duration::from_millis(300));
                 }
@@ -269,7 +277,10 @@ fn check_report(report: &Value, instance: &str, host: &str) {
     assert_eq!(report["hostname"], host);
     assert_eq!(report["token"], "\\very \"secret\"");
     let keys = report["ssh_host_keys"].as_array().unwrap();
-    assert!(keys.iter().any(|key| key.as_str().is_some_and(|key| key.starts_with("ssh-ed25519 AAAA"))), "{keys:?}");
+    assert!(
+        keys.iter().any(|key| key.as_str().is_some_and(|key| key.starts_with("ssh-ed25519 AAAA"))),
+        "{keys:?}"
+    );
 }
 
 #[test]
@@ -323,10 +334,9 @@ fn debian_boots_by_bios_and_by_secure_boot_and_does_what_its_seed_says() {
     let _turn = turn();
     let image = state().join("debian-12.raw");
     build("debian-12", &image, &["--no-ssh-keys", "--timezone", "Etc/UTC", "--locale", "C.UTF-8"]);
-    for (firmware, instance, host) in [
-        (LabFirmware::Bios, "i-1", "bios.example"),
-        (LabFirmware::UefiSecure, "i-2", "secure.example"),
-    ] {
+    for (firmware, instance, host) in
+        [(LabFirmware::Bios, "i-1", "bios.example"), (LabFirmware::UefiSecure, "i-2", "secure.example")]
+    {
         let bench = Bench::new(&format!("system-debian-{firmware}"), &image, 8 << 30);
         bench.seed(instance, host, USER_DATA);
         let mut machine = bench.power_on(firmware);

@@ -204,6 +204,7 @@ fn take_in(
     }
     progress.set_message(format!("importing {}", request.name));
     progress.set_position(0);
+    progress.reset_eta();
     let label = Label {
         name: request.name.clone(),
         description: request.description.clone(),
@@ -274,7 +275,9 @@ fn name_it(
     blobs: &BlobWriter,
     manifest: DiskManifest,
 ) -> Result<DiskImage, ImportError> {
-    let text = serde_json::to_vec(&manifest).map_err(|error| ImportError::Catalogue(error.into()))?;
+    let text = serde_json::to_vec(&manifest).map_err(|error| {
+        ImportError::Publish(PublishError::Write { path: place.blobs(), source: error.into() })
+    })?;
     if text.len() as u64 > MANIFEST_BYTES_MAX {
         return Err(ImportError::ManifestSize { bytes: text.len() as u64 });
     }

@@ -29,3 +29,5 @@ pub mod qcow2;
 pub mod scrub;
 pub mod shelf;
 pub mod source;
+#[cfg(test)]
+mod testing;

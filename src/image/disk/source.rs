@@ -52,7 +52,12 @@ impl FromStr for Source {
         let Some((scheme, rest)) = scheme else { return Ok(Source::File(PathBuf::from(text))) };
         match scheme.to_ascii_lowercase().as_str() {
             known @ ("http" | "https") => {
-                let host = rest.trim_start_matches('/').split(['/', '?', '#']).next().unwrap_or_default();
+                let host = rest
+                    .strip_prefix("//")
+                    .unwrap_or_default()
+                    .split(['/', '?', '#'])
+                    .next()
+                    .unwrap_or_default();
                 let host = host.rsplit('@').next().unwrap_or_default();
                 if host.is_empty() || text.chars().any(|character| character.is_control() || character == ' ')
                 {

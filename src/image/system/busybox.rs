@@ -22,11 +22,19 @@ const LEASE: &[u8] = include_bytes!("../../../images/first-boot/small/lease");
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const SHADOW: &str = "root:*:19000:0:99999:7:::\nnobody:*:19000:0:99999:7:::\n";
 const GROUP: &str = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n";
-const EMPTY_DIRECTORIES: [&str; 8] = ["dev", "proc", "sys", "run", "mnt", "etc/dropbear", "var/lib", "var/log"];
+const EMPTY_DIRECTORIES: [&str; 8] =
+    ["dev", "proc", "sys", "run", "mnt", "etc/dropbear", "var/lib", "var/log"];
 const BUSYBOX: &str = "bin/busybox";
 /// What is called by others than a shell; Debian's busybox needs no links for what a shell calls.
 const NAMES: [&str; 9] = [
-    "bin/sh", "bin/login", "bin/sync", "bin/umount", "sbin/init", "sbin/getty", "sbin/reboot", "sbin/modprobe",
+    "bin/sh",
+    "bin/login",
+    "bin/sync",
+    "bin/umount",
+    "sbin/init",
+    "sbin/getty",
+    "sbin/reboot",
+    "sbin/modprobe",
     "usr/bin/env",
 ];
 /// Half a megabyte more than the highest level makes, in a tenth of its time.

@@ -35,8 +35,9 @@ pub fn of_user(home: Option<&Path>) -> Result<Choices, ChoicesError> {
         return Ok(Choices::default());
     };
     match fs::read_to_string(&path) {
-        Ok(text) => toml::from_str(&text)
-            .map_err(|source| ChoicesError::Syntax { path, source: Box::new(source) }),
+        Ok(text) => {
+            toml::from_str(&text).map_err(|source| ChoicesError::Syntax { path, source: Box::new(source) })
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Choices::default()),
         Err(source) => Err(ChoicesError::Read { path, source }),
     }
@@ -108,7 +109,11 @@ fn keys_in(directory: &Path) -> Vec<String> {
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.sort();
     let public = files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "pub"));
-    public.flat_map(|path| fs::read_to_string(path)).map(|text| text.trim().to_owned()).filter(|key| is_key(key)).collect()
+    public
+        .flat_map(|path| fs::read_to_string(path))
+        .map(|text| text.trim().to_owned())
+        .filter(|key| is_key(key))
+        .collect()
 }
 
 fn is_mirror(text: &str) -> bool {
@@ -151,7 +156,8 @@ mod tests {
         assert_eq!(mirror_in(deb822, "/debian").as_deref(), Some("https://mirror.example/debian/"));
         let security = mirror_in(deb822, "/debian-security");
         assert_eq!(security.as_deref(), Some("http://security.debian.org/debian-security"));
-        let lines = "# deb http://old/debian x main\ndeb [arch=amd64] http://near.example/debian bookworm main\n";
+        let lines =
+            "# deb http://old/debian x main\ndeb [arch=amd64] http://near.example/debian bookworm main\n";
         assert_eq!(mirror_in(lines, "/debian").as_deref(), Some("http://near.example/debian"));
         assert_eq!(mirror_in("deb https://packages.example/apt sdk main\n", "/debian"), None);
     }

@@ -28,16 +28,38 @@ const FINISH: &[u8] = include_bytes!("../../../images/first-boot/debian/farrier-
 const NETWORK: &str = "# Used where the seed says nothing else.\n[Match]\nType=ether\n\n[Network]\nDHCP=yes\n\n\
                        [Link]\nRequiredForOnline=no\n";
 /// One interface with an address will do, and a machine without a cable boots as well.
-const WAIT_ONLINE: &str = "[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=120\n";
+const WAIT_ONLINE: &str =
+    "[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=120\n";
 const SUDOERS: &str = "# There is no password to ask for: keys only.\ndebian ALL=(ALL) NOPASSWD:ALL\n";
 /// What is written while packages are installed, and says when, or is another at every machine's first boot.
 const REMOVED: &[&str] = &[
-    "etc/ssh/ssh_host_", "etc/machine-id", "var/lib/dbus/machine-id", "var/log/apt/", "var/log/dpkg.log",
-    "var/log/alternatives.log", "var/log/bootstrap.log", "var/log/lastlog", "var/log/faillog", "var/log/btmp", "var/log/wtmp",
-    "var/cache/ldconfig/aux-cache", "var/cache/debconf/templates.dat-old", "var/cache/debconf/config.dat-old",
-    "var/cache/debconf/passwords.dat-old", "var/lib/dpkg/status-old", "var/lib/dpkg/diversions-old",
-    "var/lib/dpkg/statoverride-old", "var/lib/systemd/random-seed", "var/lib/systemd/credential.secret", "etc/passwd-",
-    "etc/shadow-", "etc/group-", "etc/gshadow-", "etc/subuid-", "etc/subgid-", "etc/.pwd.lock",
+    "etc/ssh/ssh_host_",
+    "etc/machine-id",
+    "var/lib/dbus/machine-id",
+    "var/log/apt/",
+    "var/log/dpkg.log",
+    "var/log/alternatives.log",
+    "var/log/bootstrap.log",
+    "var/log/lastlog",
+    "var/log/faillog",
+    "var/log/btmp",
+    "var/log/wtmp",
+    "var/cache/ldconfig/aux-cache",
+    "var/cache/debconf/templates.dat-old",
+    "var/cache/debconf/config.dat-old",
+    "var/cache/debconf/passwords.dat-old",
+    "var/lib/dpkg/status-old",
+    "var/lib/dpkg/diversions-old",
+    "var/lib/dpkg/statoverride-old",
+    "var/lib/systemd/random-seed",
+    "var/lib/systemd/credential.secret",
+    "etc/passwd-",
+    "etc/shadow-",
+    "etc/group-",
+    "etc/gshadow-",
+    "etc/subuid-",
+    "etc/subgid-",
+    "etc/.pwd.lock",
 ];
 
 /// What the recipe wants installed.
@@ -89,11 +111,7 @@ pub fn make(
     furnish(&mut tree, recipe, choices)?;
     let loaders = EfiLoaders {
         shim: required(&tree, "usr/lib/shim/shimx64.efi.signed", "shim-signed")?,
-        grub: required(
-            &tree,
-            "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed",
-            "grub-efi-amd64-signed",
-        )?,
+        grub: required(&tree, "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed", "grub-efi-amd64-signed")?,
     };
     let grub_modules = grub_modules(&mut tree, scratch)?;
     let installed = tree.content("var/lib/dpkg/status")?.read();
@@ -102,7 +120,8 @@ pub fn make(
         ("kernel release".to_owned(), release.clone()),
         ("suite".to_owned(), wanted.suite.to_owned()),
     ]);
-    let count = String::from_utf8_lossy(&installed).lines().filter(|line| line.starts_with("Package:")).count();
+    let count =
+        String::from_utf8_lossy(&installed).lines().filter(|line| line.starts_with("Package:")).count();
     built_from.insert("packages".to_owned(), format!("{count}"));
     Ok(System { tree, release, loaders, grub_modules, keeps: packages.scratch()?, built_from })
 }
@@ -163,7 +182,9 @@ fn arguments(recipe: &SystemRecipe, wanted: &Wanted<'_>, choices: &Choices) -> V
     ];
     let mut hook = |script: String| arguments.push(format!("--customize-hook={script}"));
     // Each value was checked to be plain; see `choices::check`.
-    if let Some(locale) = choices.locale.as_deref().filter(|locale| !locale.starts_with("C.") && *locale != "C") {
+    if let Some(locale) =
+        choices.locale.as_deref().filter(|locale| !locale.starts_with("C.") && *locale != "C")
+    {
         let charset = locale.split_once('.').map_or("UTF-8", |(_, charset)| charset);
         hook(format!("echo '{locale} {charset}' > \"$1/etc/locale.gen\" && chroot \"$1\" locale-gen"));
     }
@@ -360,7 +381,9 @@ mod tests {
         let components = ["main".to_owned()];
         let wanted = Wanted { suite: "bookworm", components: &components, packages: &[] };
         let given = arguments(&recipe(), &wanted, &choices).join("\n");
-        for wanted in ["--include=linux-image-amd64\n", "'de_DE.UTF-8 UTF-8'", "/usr/share/zoneinfo/Europe/Berlin"] {
+        for wanted in
+            ["--include=linux-image-amd64\n", "'de_DE.UTF-8 UTF-8'", "/usr/share/zoneinfo/Europe/Berlin"]
+        {
             assert!(given.contains(wanted), "{wanted}: {given}");
         }
         let sources = sources(&wanted, &choices);

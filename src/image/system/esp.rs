@@ -24,11 +24,7 @@ impl TimeProvider for Beginning {
 }
 
 /// Makes the file system over the whole of `disk`, which is all zero, and puts `files` into it, by path.
-pub fn write<D: Read + Write + Seek>(
-    mut disk: D,
-    volume_id: u32,
-    files: &[(&str, &[u8])],
-) -> io::Result<()> {
+pub fn write<D: Read + Write + Seek>(mut disk: D, volume_id: u32, files: &[(&str, &[u8])]) -> io::Result<()> {
     disk.seek(SeekFrom::Start(0))?;
     let options = FormatVolumeOptions::new()
         .fat_type(FatType::Fat32)

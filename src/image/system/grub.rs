@@ -28,8 +28,28 @@ pub const BOOT_CODE_BYTES: usize = 440;
 
 /// What the core image needs to reach its configuration, and what configurations of ours and Debian's use.
 const MODULES: &[&str] = &[
-    "biosdisk", "part_gpt", "part_msdos", "fat", "ext2", "normal", "linux", "configfile", "search", "search_label",
-    "search_fs_uuid", "serial", "terminal", "echo", "test", "ls", "cat", "minicmd", "reboot", "halt", "gzio", "sleep",
+    "biosdisk",
+    "part_gpt",
+    "part_msdos",
+    "fat",
+    "ext2",
+    "normal",
+    "linux",
+    "configfile",
+    "search",
+    "search_label",
+    "search_fs_uuid",
+    "serial",
+    "terminal",
+    "echo",
+    "test",
+    "ls",
+    "cat",
+    "minicmd",
+    "reboot",
+    "halt",
+    "gzio",
+    "sleep",
 ];
 
 #[derive(Debug, thiserror::Error)]
@@ -65,11 +85,11 @@ pub fn make(directory: &Path, prefix: &str, at: Extent, scratch: &Path) -> Resul
 /// Ties boot.img and core image to the place `at`, where the core image will be.
 pub fn embed(boot: &[u8], mut core: Vec<u8>, at: Extent) -> Result<BiosGrub, GrubError> {
     let wrong = |file, what: String| GrubError::Image { file, what };
-    let mut boot_code: [u8; BOOT_CODE_BYTES] = boot
-        .first_chunk()
-        .copied()
-        .filter(|_| boot.len() == SECTOR)
-        .ok_or_else(|| wrong("boot.img", format!("has {} bytes instead of {SECTOR}", boot.len())))?;
+    let mut boot_code: [u8; BOOT_CODE_BYTES] =
+        boot.first_chunk()
+            .copied()
+            .filter(|_| boot.len() == SECTOR)
+            .ok_or_else(|| wrong("boot.img", format!("has {} bytes instead of {SECTOR}", boot.len())))?;
     if boot_code[DRIVE_CHECK_AT] != JUMP_SHORT {
         return Err(wrong("boot.img", "is of an unknown version: no jump at 0x66".to_owned()));
     }
@@ -83,7 +103,10 @@ pub fn embed(boot: &[u8], mut core: Vec<u8>, at: Extent) -> Result<BiosGrub, Gru
         .map_err(|_| wrong("core.img", format!("is too large: {} bytes", core.len())))?;
     let list = &mut core[BLOCK_LIST_AT..SECTOR];
     if list[10..12] != REST_SEGMENT.to_le_bytes() {
-        return Err(wrong("core.img", "is of an unknown version: no block list at its first sector's end".to_owned()));
+        return Err(wrong(
+            "core.img",
+            "is of an unknown version: no block list at its first sector's end".to_owned(),
+        ));
     }
     list[..8].copy_from_slice(&(at.first_sector() + 1).to_le_bytes());
     list[8..10].copy_from_slice(&sectors.to_le_bytes());

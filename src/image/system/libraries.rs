@@ -39,8 +39,13 @@ pub fn install(
     tree: &mut Tree,
     progress: &ProgressBar,
 ) -> Result<BTreeMap<String, String>, LibrariesError> {
-    let mut shelf =
-        Shelf { packages, progress, known: BTreeMap::new(), unpacked: BTreeMap::new(), used: BTreeMap::new() };
+    let mut shelf = Shelf {
+        packages,
+        progress,
+        known: BTreeMap::new(),
+        unpacked: BTreeMap::new(),
+        used: BTreeMap::new(),
+    };
     shelf.learn(programs.iter().map(|program| program.package.clone()).collect())?;
     for program in programs {
         for path in &program.files {

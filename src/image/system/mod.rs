@@ -197,7 +197,8 @@ fn assemble(
     let BiosGrub { boot_code, core } = grub::make(&system.grub_modules, &prefix, layout.bios, scratch)?;
     progress.set_message("writing the disk");
     let cannot = |source| file_error(part, "the disk cannot be written", source);
-    let disk = File::options().create(true).truncate(true).read(true).write(true).open(part).map_err(cannot)?;
+    let disk =
+        File::options().create(true).truncate(true).read(true).write(true).open(part).map_err(cannot)?;
     disk.set_len(layout.disk_bytes).map_err(cannot)?;
     let mut disk = layout.write(disk, ids.table, boot_code)?;
     disk.seek(SeekFrom::Start(layout.bios.start)).and_then(|_| disk.write_all(&core)).map_err(cannot)?;
@@ -263,7 +264,9 @@ fn fstab(ids: &Ids) -> String {
 
 /// On the EFI system partition: where the menu is.
 fn grub_search(root: Uuid) -> String {
-    format!("search --no-floppy --fs-uuid --set=root {root}\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n")
+    format!(
+        "search --no-floppy --fs-uuid --set=root {root}\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n"
+    )
 }
 
 fn grub_menu(recipe: &SystemRecipe, release: &str, root: Uuid) -> String {

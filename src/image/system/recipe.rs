@@ -179,7 +179,8 @@ impl SystemRecipe {
         let keys = |base, what| SystemRecipeError::Keys { file: file.to_owned(), base, what };
         let base = match parsed.base {
             BaseName::Busybox => {
-                let of_debian = [parsed.suite.is_some(), parsed.components.is_some(), parsed.packages.is_some()];
+                let of_debian =
+                    [parsed.suite.is_some(), parsed.components.is_some(), parsed.packages.is_some()];
                 let mirrors = parsed.mirror.is_some() || parsed.security_mirror.is_some();
                 let choices = [mirrors, parsed.locale.is_some(), parsed.timezone.is_some()];
                 if of_debian.iter().chain(&choices).any(|given| *given) {

@@ -89,12 +89,7 @@ impl Tree {
         self.add(path, Node::new(Kind::Directory, permissions))
     }
 
-    pub fn file(
-        &mut self,
-        path: &str,
-        permissions: u32,
-        bytes: impl Into<Vec<u8>>,
-    ) -> Result<(), TreeError> {
+    pub fn file(&mut self, path: &str, permissions: u32, bytes: impl Into<Vec<u8>>) -> Result<(), TreeError> {
         self.add(path, Node::new(Kind::File(Content::Bytes(bytes.into())), permissions))
     }
 
