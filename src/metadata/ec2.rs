@@ -27,8 +27,9 @@ const VERSIONS: [&str; 8] = [
 ];
 /// Where session tokens are got.
 pub const TOKEN_PATH: &str = "/latest/api/token";
-/// A machine on a bench has no zone; some programs insist on one.
-const ZONE: &str = "farrier";
+/// A machine in a rack has neither, and some programs insist. A region is its zone without the last letter.
+const ZONE: &str = "farrier-1a";
+const REGION: &str = "farrier-1";
 
 /// What a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +107,7 @@ fn leaves(document: &Document, mac: MacAddr, address: Ipv4Addr) -> Vec<(String, 
         ("local-ipv4", address.to_string()),
         ("mac", mac.to_string()),
         ("placement/availability-zone", ZONE.to_owned()),
-        ("placement/region", ZONE.to_owned()),
+        ("placement/region", REGION.to_owned()),
     ]
     .map(|(path, text)| (path.to_owned(), text))
     .into();

@@ -328,6 +328,31 @@ async fn s_07_ec2_is_read_with_a_session_and_not_without() {
 }
 
 #[tokio::test]
+async fn at_169_254_169_254_there_is_ec2s_tree_and_nothing_else() {
+    let bed = Bed::start().await;
+    let mut client = bed.plane.connect_link_local().await;
+    let session = client.request("PUT", "/latest/api/token", TTL).await.text();
+    let headers = with_session(&session);
+    assert!(client.request("GET", "/", &headers).await.text().lines().any(|version| version == "latest"));
+    assert_eq!(client.request("GET", "/latest/meta-data/mac", &headers).await.text(), NODE.to_string());
+    assert_eq!(client.request("GET", "/latest/user-data", &headers).await.text(), SECRET);
+    for path in ["/boot.ipxe", "/boot/52-54-00-00-00-01/script.ipxe", "/metadata/v1/nocloud/meta-data"] {
+        let answer = bed.plane.connect_link_local().await.request("GET", path, &headers).await;
+        assert_eq!(answer.status, 404, "{path}");
+    }
+    for path in ["/agent/v1/hello", "/metadata/v1/phone-home"] {
+        let answer = bed.plane.connect_link_local().await.post(path, &headers, &call().to_string()).await;
+        assert_eq!(answer.status, 405, "{path}");
+    }
+    assert_eq!(
+        bed.plane.connect_link_local().await.request("GET", "/latest/meta-data/", "").await.status,
+        401
+    );
+    // Elsewhere boot files are where they were.
+    assert_eq!(bed.plane.get("/boot/52-54-00-00-00-01/script.ipxe").await.status, 200);
+}
+
+#[tokio::test]
 async fn sessions_are_opened_as_ec2_opens_them() {
     let bed = Bed::start().await;
     for ttl in ["", "0", "21601", "-1", "x"] {
