@@ -15,7 +15,7 @@ use nix::net::if_::if_nametoindex;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::{LoaderTable, UnknownLoaderError};
-use crate::bootplane::agent_calls::AgentCalls;
+use crate::bootplane::agent_calls::{AgentCalls, InstallParts, SeedOf};
 use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use crate::bootplane::limits::Limits;
 use crate::bootplane::metadata::MetadataCalls;
@@ -28,6 +28,7 @@ use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
 use crate::guard::Guard;
 use crate::guard::network::GuardHandle;
+use crate::image::disk::shelf::DiskShelf;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
 use crate::metadata::source::MetadataSource;
@@ -35,7 +36,8 @@ use crate::net::MacAddr;
 use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Netlink;
-use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
+use crate::node::install::task::{Seed, SeedFile};
+use crate::node::registry::{Registry, RegistrySettings, SeedMaterial, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::operator::access::Access;
 use crate::operator::audit::AuditLog;
@@ -52,6 +54,7 @@ use crate::tftp::network::TftpHandle;
 use crate::{bootplane, dhcp, guard, net, operator, tftp};
 
 mod bridge_watch;
+mod disk_images;
 mod ground;
 mod view;
 
@@ -78,6 +81,7 @@ pub struct Appliance {
     files: Option<FileServices>,
     operator: OperatorHandle,
     ticker: JoinHandle<()>,
+    images: JoinHandle<()>,
 }
 
 /// What answers on the bridge beside DHCP.
@@ -154,6 +158,7 @@ impl Appliance {
         }
         let loaders = read_loaders(table, &config);
         let library = Arc::new(Library::open(&config.store.path).map_err(StartError::Library)?);
+        let disks = Arc::new(DiskShelf::open(&config.store.path).map_err(StartError::Library)?);
         let token_key = TokenKey::load_or_create(&snapshot, &*store).map_err(StartError::TokenKey)?;
 
         let durable: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
@@ -230,7 +235,7 @@ impl Appliance {
             Some(doors) => {
                 let metadata = metadata_calls(&registry, &addresses, &tally, clock, config.load().metadata)?;
                 let (files, door) =
-                    serve_files(doors, &bridge, &content, &registry, &addresses, metadata, &tally, clock)?;
+                    serve_files(doors, &bridge, &content, &disks, &registry, &addresses, metadata, &tally, clock)?;
                 (Some(files), Some(door))
             }
             None => {
@@ -249,6 +254,7 @@ impl Appliance {
             config: Arc::clone(&config),
             store,
             library: Arc::clone(&library),
+            disks: Arc::clone(&disks),
             dhcp: Arc::clone(&dhcp),
             leases: Sparing::default(),
             pool_use: Sparing::default(),
@@ -286,6 +292,7 @@ impl Appliance {
         );
         drop(running);
         let ticker = tokio::spawn(tick(Arc::clone(&registry), door, watch, clock));
+        let images = tokio::spawn(disk_images::look_after(disks, Arc::clone(&registry), clock));
         Ok(Appliance {
             config,
             clock,
@@ -298,6 +305,7 @@ impl Appliance {
             files,
             operator,
             ticker,
+            images,
         })
     }
 
@@ -323,6 +331,7 @@ impl Appliance {
     /// Stops serving in good order: nothing acknowledged is lost, transfers are told, watchers see their streams end.
     pub async fn stop(self) {
         self.ticker.abort();
+        self.images.abort();
         drop(self.watchman);
         let (tftp, http) = match self.files {
             Some(FileServices { tftp, http, advertiser }) => {
@@ -367,6 +376,7 @@ fn registry_settings(config: &Config) -> RegistrySettings {
     RegistrySettings {
         unknown: config.dhcp.unknown,
         call_deadline: config.boot.call_deadline,
+        first_boot_deadline: config.boot.first_boot_deadline,
         reservations: config.dhcp.reservations.clone(),
     }
 }
@@ -403,11 +413,12 @@ fn metadata_source(_registry: &Arc<Registry>) -> Option<Arc<dyn MetadataSource>>
     None
 }
 
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments)]
 fn serve_files(
     doors: FileDoors,
     bridge: &Bridge,
     content: &Arc<BootContent>,
+    disks: &Arc<DiskShelf>,
     registry: &Arc<Registry>,
     addresses: &Arc<AddressBook>,
     metadata: Option<MetadataCalls>,
@@ -422,7 +433,15 @@ fn serve_files(
     let again = [Some(&listener), link_local.as_ref()].into_iter().flatten().map(TcpListener::try_clone);
     let listeners = again.collect::<Result<_, _>>().map_err(failed("HTTP"))?;
     let door = Door { bridge: bridge.clone(), listeners };
-    let agents = AgentCalls::new(Arc::clone(registry), Arc::clone(addresses), Arc::clone(tally), clock);
+    let server = bridge.address.ip();
+    let seeds: SeedOf = Arc::new(move |material| seed_of(material, server));
+    let agents = AgentCalls::new(
+        Arc::clone(registry),
+        Arc::clone(addresses),
+        Arc::clone(tally),
+        clock,
+        InstallParts { disks: Some(Arc::clone(disks)), seeds },
+    );
     let limits = Limits::default();
     let service = BootService::new(Arc::clone(content), agents, Arc::clone(tally), clock, &limits);
     let service = match metadata {
@@ -517,4 +536,20 @@ impl Whereabouts for PortsOf {
     fn is_plugged(&self, port: u32) -> bool {
         self.index().is_some_and(|bridge| net::ports::is_plugged(bridge, port).unwrap_or(false))
     }
+}
+
+/// What an installed system finds on its disk.
+fn seed_of(material: &SeedMaterial, server: std::net::Ipv4Addr) -> Seed {
+    let SeedMaterial { node, intent, first_boot, token } = material;
+    let host_name = node.name.as_ref().map_or_else(|| format!("node-{}", node.id), ToString::to_string);
+    let meta = serde_json::json!({
+        "instance-id": intent.id,
+        "local-hostname": host_name,
+        "public-keys": first_boot.ssh_keys,
+        "farrier": { "phone_home": format!("http://{server}/metadata/v1/phone-home"), "token": token },
+    });
+    let mut files = vec![SeedFile { name: "meta-data".to_owned(), text: meta.to_string() }];
+    let user_data = first_boot.user_data.clone().unwrap_or_default();
+    files.push(SeedFile { name: "user-data".to_owned(), text: user_data });
+    Seed { files }
 }

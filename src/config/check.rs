@@ -35,6 +35,9 @@ const LEASE_DEFAULT: Duration = Duration::from_secs(12 * 3600);
 const CALL_DEADLINE_MIN: Duration = Duration::from_secs(30);
 const CALL_DEADLINE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Slow real machines spend two to three minutes between kernel and agent.
+/// A machine restarts, boots from its disk and grows its file system in far less, but a full memory check takes long.
+const FIRST_BOOT_DEADLINE_DEFAULT: Duration = Duration::from_secs(30 * 60);
+const FIRST_BOOT_DEADLINE_MIN: Duration = Duration::from_secs(60);
 const CALL_DEADLINE_DEFAULT: Duration = Duration::from_secs(5 * 60);
 /// The x86 kernel takes 2047 bytes of command line; half of that is left to our own arguments.
 const KERNEL_ARGUMENTS_BYTES_MAX: usize = 1024;
@@ -302,6 +305,13 @@ impl Check<'_> {
                 section.call_deadline,
                 CALL_DEADLINE_DEFAULT,
                 CALL_DEADLINE_MIN,
+                CALL_DEADLINE_MAX,
+            )?,
+            first_boot_deadline: self.duration(
+                "boot.first_boot_deadline",
+                section.first_boot_deadline,
+                FIRST_BOOT_DEADLINE_DEFAULT,
+                FIRST_BOOT_DEADLINE_MIN,
                 CALL_DEADLINE_MAX,
             )?,
         })

@@ -102,6 +102,7 @@ pub(super) struct BootSection {
     pub(super) profile: Option<String>,
     pub(super) kernel_arguments: Vec<String>,
     pub(super) call_deadline: Option<String>,
+    pub(super) first_boot_deadline: Option<String>,
     pub(super) loaders: BTreeMap<String, String>,
 }
 

@@ -205,6 +205,8 @@ pub struct BootConfig {
     pub kernel_arguments: Vec<KernelArgument>,
     /// A ramdisk silent for this long after its kernel was fetched has failed.
     pub call_deadline: Duration,
+    /// An installed system that has not called for this long after its disk was written has failed.
+    pub first_boot_deadline: Duration,
 }
 
 /// `[metadata]`: in which ways installed systems read of themselves, beside our own addresses.

@@ -10,6 +10,7 @@
 //! - [`checksum_offload`], [`set_checksum_offload`]: whether a device's checksums are left to it
 //! - [`clock_is_kept`]: whether a time service keeps the kernel's clock
 //! - [`bind_to_link`], [`hear_every_frame`]: frames of one kind, as they pass on one link
+//! - [`discard_blocks`], [`zero_blocks`], [`read_partitions_again`]: what the kernel does to a whole block device
 //! - [`admit_router_solicitations_only`] sets `ICMP6_FILTER`, [`never_fragment`] sets `IP_MTU_DISCOVER`
 
 #![allow(unsafe_code)]
@@ -572,6 +573,35 @@ pub fn clock_is_kept() -> io::Result<bool> {
         error if error < 0 => Err(io::Error::last_os_error()),
         state => Ok(state != libc::TIME_ERROR),
     }
+}
+
+/// Tells a block device that nothing in the range is needed any more (`BLKDISCARD`); what it reads as afterwards is its
+/// own affair.
+pub fn discard_blocks(device: &impl AsFd, start: u64, length: u64) -> io::Result<()> {
+    // _IO(0x12, 119) of linux/fs.h.
+    block_range(device, 0x1277, start, length)
+}
+
+/// Makes the range read as zeros (`BLKZEROOUT`): by a command of the device where it has one, else the kernel writes.
+pub fn zero_blocks(device: &impl AsFd, start: u64, length: u64) -> io::Result<()> {
+    // _IO(0x12, 127) of linux/fs.h.
+    block_range(device, 0x127f, start, length)
+}
+
+fn block_range(device: &impl AsFd, request: libc::Ioctl, start: u64, length: u64) -> io::Result<()> {
+    let range = [start, length];
+    // SAFETY: both requests read two u64 through the pointer, which is to a live array of two.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), request, range.as_ptr()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes the kernel read a disk's partition table again (`BLKRRPART`).
+pub fn read_partitions_again(device: &impl AsFd) -> io::Result<()> {
+    // _IO(0x12, 95) of linux/fs.h.
+    const BLKRRPART: libc::Ioctl = 0x125f;
+    // SAFETY: the request takes no argument.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), BLKRRPART) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Lets a raw ICMPv6 socket see router solicitations and nothing else.

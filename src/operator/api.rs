@@ -14,6 +14,7 @@ mod problem;
 mod roster;
 mod schema;
 mod status;
+mod tasks;
 
 pub use events::*;
 pub use images::*;
@@ -22,6 +23,7 @@ pub use nodes::*;
 pub use problem::*;
 pub use roster::*;
 pub use status::*;
+pub use tasks::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -169,6 +169,7 @@ fn other_servers(boot: Option<&Boot>, trace: Option<&StrangerTrace>) -> BTreeSet
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => None,
     });
     told.chain(trace.into_iter().flat_map(|trace| &trace.steps).filter_map(|step| step.other_server))

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::Binding;
+use crate::node::install::first_boot::FirstBoot;
 use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
 use crate::operator::access::tokens::{Token, TokenId};
@@ -30,6 +31,7 @@ struct State {
     audit: BTreeMap<u64, AuditRecord>,
     answers: BTreeMap<RequestKey, KeptAnswer>,
     bridge_events: BTreeMap<u64, BridgeEvent>,
+    first_boots: BTreeMap<NodeId, FirstBoot>,
     failures: u32,
     held: Option<Vec<(Vec<Change>, WhenDurable)>>,
 }
@@ -52,6 +54,7 @@ impl MemoryStore {
             tokens: snapshot.tokens.into_iter().map(|token| (token.id, token)).collect(),
             audit: snapshot.audit.into_iter().map(|record| (record.sequence, record)).collect(),
             answers: snapshot.answers.into_iter().map(|answer| (answer.key.clone(), answer)).collect(),
+            first_boots: snapshot.first_boots.into_iter().map(|it| (it.node, it)).collect(),
             bridge_events: snapshot.bridge_events.into_iter().map(|event| (event.sequence, event)).collect(),
             failures: 0,
             held: None,
@@ -98,6 +101,7 @@ impl Store for MemoryStore {
             audit: state.audit.values().cloned().collect(),
             answers,
             bridge_events: state.bridge_events.values().cloned().collect(),
+            first_boots: state.first_boots.values().cloned().collect(),
             damage: Vec::new(),
         })
     }
@@ -137,6 +141,7 @@ impl State {
             }
             Change::DropNode(id) => {
                 self.nodes.remove(&id);
+                self.first_boots.remove(&id);
                 self.events.retain(|(node, _, _), _| *node != id);
             }
             Change::PutEvent(event) => {
@@ -165,6 +170,12 @@ impl State {
             }
             Change::DropAnswer(key) => {
                 self.answers.remove(&key);
+            }
+            Change::PutFirstBoot(first_boot) => {
+                self.first_boots.insert(first_boot.node, *first_boot);
+            }
+            Change::DropFirstBoot(node) => {
+                self.first_boots.remove(&node);
             }
             Change::PutBridgeEvent(event) => {
                 self.bridge_events.insert(event.sequence, *event);

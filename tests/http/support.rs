@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use farrier::boot::decision::UnknownPolicy;
 use farrier::boot::loader::{LoaderName, LoaderTable};
-use farrier::bootplane::agent_calls::AgentCalls;
+use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use farrier::bootplane::limits::Limits;
 use farrier::bootplane::metadata::MetadataCalls;
@@ -105,8 +105,13 @@ impl Plane {
             tally: Arc::clone(&tally),
             clock,
         }));
-        let agents =
-            AgentCalls::new(Arc::clone(&registry), Arc::clone(&addresses), Arc::clone(&tally), clock);
+        let agents = AgentCalls::new(
+            Arc::clone(&registry),
+            Arc::clone(&addresses),
+            Arc::clone(&tally),
+            clock,
+            InstallParts::none(),
+        );
         let service = BootService::new(Arc::clone(&content), agents, Arc::clone(&tally), clock, &limits);
         let service = match metadata {
             Some((source, config)) => service.with_metadata(
@@ -204,6 +209,7 @@ fn registry(store: &Arc<MemoryStore>, clock: Clock) -> Arc<Registry> {
     let settings = RegistrySettings {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(300),
+        first_boot_deadline: Duration::from_secs(1800),
         reservations: Vec::new(),
     };
     let registry = Registry::new(Arc::clone(store) as Arc<dyn Store>, snapshot, settings, key);

@@ -207,6 +207,7 @@ impl History {
                 | Happening::Removed { .. }
                 | Happening::BootLoop { .. }
                 | Happening::PortConflict { .. }
+                | Happening::Install { .. }
                 | Happening::ApplianceStarted => false,
             };
         };
@@ -327,6 +328,7 @@ fn is_outside(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => false,
     }
 }
@@ -349,6 +351,7 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => false,
     }
 }

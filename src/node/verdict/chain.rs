@@ -214,6 +214,7 @@ pub(super) fn is_problem(happening: &Happening) -> bool {
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => false,
     }
 }

@@ -98,6 +98,7 @@ fn put_back(database: &mut Database, rescued: &Snapshot) -> Result<(), rusqlite:
     changes.extend(rescued.audit.iter().cloned().map(Change::PutAudit));
     let events = rescued.bridge_events.iter().cloned();
     changes.extend(events.map(|event| Change::PutBridgeEvent(Box::new(event))));
+    changes.extend(rescued.first_boots.iter().cloned().map(|it| Change::PutFirstBoot(Box::new(it))));
     changes.extend(rescued.answers.iter().cloned().map(|answer| Change::PutAnswer(Box::new(answer))));
     database.commit(std::iter::once(changes.as_slice()))?;
     for (name, value) in &rescued.secrets {
