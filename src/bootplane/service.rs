@@ -92,7 +92,7 @@ impl BootService {
                 Some(metadata) if metadata.takes(door, request.uri().path()) => {
                     return metadata.answer(peer, door, line.number(), request).await.into_response(line);
                 }
-                Some(_) | None if request.uri().path().starts_with(PREFIX) => match *request.method() {
+                _ if request.uri().path().starts_with(PREFIX) => match *request.method() {
                     Method::GET | Method::HEAD => return self.answer_image(peer, line, &request).await,
                     _ => self.agents.answer(peer, request).await,
                 },

@@ -36,7 +36,7 @@ const REGION: &str = "farrier-1";
 pub enum Found {
     /// A text, or a folder's listing.
     Text(String),
-    /// The one secret of this tree.
+    /// The one secret of this tree, which there may be, may have been, or may never be.
     UserData,
 }
 
@@ -59,9 +59,7 @@ pub fn look(document: &Document, mac: MacAddr, address: Ipv4Addr, path: &str) ->
         None => Some(Found::Text(
             if document.user_data.is_some() { "meta-data/\nuser-data" } else { "meta-data/" }.into(),
         )),
-        Some("user-data") => {
-            (names.next().is_none() && document.user_data.is_some()).then_some(Found::UserData)
-        }
+        Some("user-data") => names.next().is_none().then_some(Found::UserData),
         Some("meta-data") => {
             let wanted: Vec<&str> = names.collect();
             meta_data(document, mac, address, &wanted).map(Found::Text)
@@ -206,7 +204,6 @@ mod tests {
     fn what_is_not_there_is_not_there() {
         let document = document();
         for path in [
-            "/latest/user-data",
             "/latest/dynamic",
             "/latest/dynamic/instance-identity/document",
             "/latest/meta-data/iam/security-credentials/",

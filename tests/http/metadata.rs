@@ -225,6 +225,12 @@ async fn s_07_metadata_is_there_in_the_states_that_need_it_and_in_no_other() {
     }
     let meta = json_of(&bed.get("/metadata/v1/nocloud/meta-data").await);
     assert!(meta["farrier"].get("token").is_none(), "{meta}");
+    // Where the appliance has forgotten it by then, as well; and where there never was any, there is none.
+    bed.source.forget_user_data(NODE);
+    assert_eq!(bed.status("/latest/user-data").await, 410);
+    bed.source.set_phase(NODE, Phase::AwaitingFirstBoot);
+    assert_eq!(bed.status("/latest/user-data").await, 404);
+    assert_eq!(bed.get("/metadata/v1/nocloud/user-data").await.text(), "#cloud-config\n{}\n");
 }
 
 #[tokio::test]
