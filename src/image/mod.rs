@@ -4,7 +4,7 @@
 //! - [`disk`]: disk images in chunks, for installing
 //! - [`library`]: content-addressed blobs and the manifests that name them; what the boot plane serves
 //! - [`loaders`]: the distribution's boot loaders, read once at start
-//! - [`recipe`], [`package`], [`modules`], [`elf`], [`cpio`]: the parts of building
+//! - [`recipe`], [`package`], [`modules`], [`elf`], [`cpio`], [`ssh_server`]: the parts of building
 //! - [`build`]: recipe → deploy kernel and ramdisk
 //! - [`executable`]: whether a loader is revoked, and still what was signed
 //! - [`fetch`]: boot loaders taken out of packages that are not installed
@@ -24,3 +24,4 @@ pub mod loaders;
 pub mod modules;
 pub mod package;
 pub mod recipe;
+pub mod ssh_server;
