@@ -34,7 +34,6 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap};
 use hyper::{Method, Request, StatusCode};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -45,18 +44,23 @@ use crate::bootplane::per_minute::PerMinute;
 use crate::bootplane::service::Plain;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
-use crate::image::digest::Digest;
 use crate::image::disk::shelf::DiskShelf;
 use crate::image::library::Blob;
 use crate::net::MacAddr;
-use crate::node::install::intent::IntentId;
-use crate::node::install::task::{Progress, Report, Seed, TargetDisk};
-use crate::node::inventory::{DISKS_MAX, Inventory};
-use crate::node::registry::{AgentCaller, AgentRefusal, Failure, Hello, Registry, SeedMaterial};
-use crate::node::state::Order;
+use crate::node::install::task::Seed;
+use crate::node::inventory::DISKS_MAX;
+use crate::node::registry::{AgentCaller, Failure, Hello, Registry, SeedMaterial};
 use crate::node::timeline::Happening;
-use crate::node::token::AgentNonce;
 use crate::telemetry::Tally;
+
+mod documents;
+mod fault;
+
+use documents::{
+    BeginBody, Call, DoneBody, FailureBody, HeartbeatBody, HelloBody, ImagePart, InventoryBody, ObeyingBody,
+    ProgressBody, SeedBody,
+};
+use fault::CallFault;
 
 pub const PREFIX: &str = "/agent/";
 
@@ -106,147 +110,6 @@ impl InstallParts {
 
 /// What an installed system finds on its disk, from what is known of the node.
 pub type SeedOf = Arc<dyn Fn(&SeedMaterial) -> Seed + Send + Sync>;
-
-#[derive(Clone, Copy, Debug)]
-enum Call {
-    Hello,
-    Inventory,
-    Heartbeat,
-    Failure,
-    Obeying,
-    Begin,
-    Progress,
-    Seed,
-    Done,
-}
-
-impl Call {
-    fn from_path(path: &str) -> Option<Call> {
-        match path {
-            "/agent/v1/hello" => Some(Call::Hello),
-            "/agent/v1/inventory" => Some(Call::Inventory),
-            "/agent/v1/heartbeat" => Some(Call::Heartbeat),
-            "/agent/v1/failure" => Some(Call::Failure),
-            "/agent/v1/obeying" => Some(Call::Obeying),
-            "/agent/v1/begin" => Some(Call::Begin),
-            "/agent/v1/progress" => Some(Call::Progress),
-            "/agent/v1/seed" => Some(Call::Seed),
-            "/agent/v1/done" => Some(Call::Done),
-            _ => None,
-        }
-    }
-}
-
-/// What may be read of an image.
-#[derive(Clone, Copy, Debug)]
-enum ImagePart {
-    Manifest(Digest),
-    Chunk(Digest),
-}
-
-impl ImagePart {
-    fn from_path(path: &str) -> Option<ImagePart> {
-        let (kind, digest) = path.strip_prefix(PREFIX)?.strip_prefix("v1/")?.split_once('/')?;
-        let digest = digest.parse().ok()?;
-        match kind {
-            "image" => Some(ImagePart::Manifest(digest)),
-            "chunk" => Some(ImagePart::Chunk(digest)),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HelloBody {
-    token: String,
-    nonce: Option<AgentNonce>,
-    mac: MacAddr,
-    uptime_secs: f64,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct InventoryBody {
-    mac: MacAddr,
-    inventory: Inventory,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HeartbeatBody {
-    mac: MacAddr,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FailureBody {
-    mac: MacAddr,
-    step: String,
-    message: String,
-    /// The task it failed in.
-    intent: Option<IntentId>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ObeyingBody {
-    mac: MacAddr,
-    order: Order,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BeginBody {
-    mac: MacAddr,
-    intent: IntentId,
-    disks: Vec<TargetDisk>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ProgressBody {
-    mac: MacAddr,
-    intent: IntentId,
-    progress: Progress,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SeedBody {
-    mac: MacAddr,
-    intent: IntentId,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DoneBody {
-    mac: MacAddr,
-    intent: IntentId,
-    report: Report,
-}
-
-/// Why a call is not carried out.
-#[derive(Debug)]
-enum CallFault {
-    NoSuchCall,
-    /// The image has no such part, or it is damaged.
-    NoSuchBlob,
-    NotPost,
-    TooManyCalls,
-    TooLarge,
-    /// The body broke off.
-    Unread,
-    Malformed(String),
-    NoCredential,
-    /// We do not know the caller's address: it has to get one (again) first.
-    AddressUnknown,
-    /// The address belongs to another MAC than the body claims.
-    NotItsAddress,
-    Refused(AgentRefusal),
-    /// The call itself broke; a defect of ours.
-    Broken,
-}
 
 impl AgentCalls {
     pub fn new(
@@ -572,83 +435,6 @@ fn json_depth(text: &[u8]) -> usize {
         }
     }
     deepest
-}
-
-impl CallFault {
-    /// The same word in log and counter.
-    fn as_str(&self) -> &'static str {
-        match self {
-            CallFault::NoSuchCall => "no-such-call",
-            CallFault::NoSuchBlob => "no-such-blob",
-            CallFault::NotPost => "not-post",
-            CallFault::TooManyCalls => "too-many-calls",
-            CallFault::TooLarge => "body-too-large",
-            CallFault::Unread => "body-unread",
-            CallFault::Malformed(_) => "malformed",
-            CallFault::NoCredential => "no-credential",
-            CallFault::AddressUnknown => "address-unknown",
-            CallFault::NotItsAddress => "not-its-address",
-            CallFault::Refused(refusal) => refusal.as_str(),
-            CallFault::Broken => "broken",
-        }
-    }
-
-    fn into_answer(self) -> Plain {
-        let code = self.as_str();
-        let answer = |status, reason: &str| Plain::json(status, &json!({ "reason": reason, "code": code }));
-        let later = |status, reason: &str| {
-            answer(status, reason).with(header::RETRY_AFTER, &RETRY.as_secs().to_string())
-        };
-        match self {
-            CallFault::NoSuchCall => answer(StatusCode::NOT_FOUND, "no such call").closing(),
-            CallFault::NoSuchBlob => answer(
-                StatusCode::NOT_FOUND,
-                "the image has no such part, or it was found damaged: `farrier image verify` tells",
-            ),
-            CallFault::NotPost => answer(StatusCode::METHOD_NOT_ALLOWED, "calls are made with POST")
-                .with(header::ALLOW, "POST")
-                .closing(),
-            CallFault::TooManyCalls => {
-                later(StatusCode::TOO_MANY_REQUESTS, "too many calls from this address").closing()
-            }
-            CallFault::TooLarge => {
-                answer(StatusCode::PAYLOAD_TOO_LARGE, "a call has at most 1 MiB").closing()
-            }
-            CallFault::Unread => answer(StatusCode::BAD_REQUEST, "the body broke off").closing(),
-            CallFault::Malformed(reason) => answer(StatusCode::BAD_REQUEST, &reason),
-            CallFault::NoCredential => answer(StatusCode::UNAUTHORIZED, "Authorization: Bearer is missing"),
-            CallFault::AddressUnknown => later(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "this address is not leased to anyone: get an address by DHCP first",
-            )
-            .closing(),
-            CallFault::NotItsAddress => {
-                answer(StatusCode::UNAUTHORIZED, "this address is leased to another MAC address")
-            }
-            CallFault::Refused(refusal @ AgentRefusal::NotDurable(_)) => {
-                later(StatusCode::SERVICE_UNAVAILABLE, &refusal.to_string())
-            }
-            CallFault::Refused(
-                refusal @ (AgentRefusal::TokenMalformed
-                | AgentRefusal::TokenForged
-                | AgentRefusal::TokenExpired
-                | AgentRefusal::TokenSpent
-                | AgentRefusal::WrongMac
-                | AgentRefusal::WrongAddress
-                | AgentRefusal::WrongPort
-                | AgentRefusal::UnknownNode
-                | AgentRefusal::NotApproved
-                | AgentRefusal::SessionForged
-                | AgentRefusal::SessionReplaced
-                | AgentRefusal::OtherMachine
-                | AgentRefusal::NotAwaited),
-            ) => answer(StatusCode::UNAUTHORIZED, &refusal.to_string()),
-            CallFault::Refused(refusal @ AgentRefusal::Task(_)) => {
-                answer(StatusCode::CONFLICT, &refusal.to_string())
-            }
-            CallFault::Broken => later(StatusCode::SERVICE_UNAVAILABLE, "the appliance failed"),
-        }
-    }
 }
 
 #[cfg(test)]

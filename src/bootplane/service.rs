@@ -158,7 +158,7 @@ impl BootService {
             Err(plain) => {
                 self.tally.count("http", word_for(plain.status));
                 let head = request.method() == Method::HEAD;
-                let plain = if head { plain.without_body() } else { plain };
+                let plain = if head { plain.without_body() } else { *plain };
                 return plain.into_response(line);
             }
         };

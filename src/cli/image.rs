@@ -11,6 +11,7 @@ use crate::boot::loader::LoaderTable;
 use crate::cli::error::CommandError;
 use crate::cli::image::disk::{DiskDocument, ImportArgs};
 use crate::cli::json_text;
+use crate::cli::system::{self, SystemArgs};
 use crate::cli::table::Table;
 use crate::cli::text::{Style, Tone, bytes, memory};
 use crate::image::build::{BuildError, Builder, build, progress_bar};
@@ -66,6 +67,14 @@ enum BuildCommand {
     },
     /// The boot loaders whose packages are not installed here
     Loaders,
+    /// A bootable disk for tests: busybox, an ssh server, first boot
+    Small(SystemArgs),
+    /// A bootable disk with Debian 12
+    #[command(name = "debian-12")]
+    Debian12(SystemArgs),
+    /// A bootable disk after a recipe like images/debian-12.toml: `farrier image build FILE.toml`
+    #[command(external_subcommand)]
+    Recipe(Vec<String>),
 }
 
 pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandError> {
@@ -81,6 +90,9 @@ pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandEr
         ImageCommand::Verify { name } => return disk::run_verify(state, name, json),
         ImageCommand::Rm { name } => return disk::run_remove(state, name, json),
         ImageCommand::Gc => return disk::run_gc(state, json),
+        ImageCommand::Build(BuildCommand::Small(system)) => system::run("small", system, state),
+        ImageCommand::Build(BuildCommand::Debian12(system)) => system::run("debian-12", system, state),
+        ImageCommand::Build(BuildCommand::Recipe(words)) => system::run_words(words, state),
     };
     done.map(|()| String::new()).map_err(told)
 }
@@ -89,7 +101,11 @@ pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandEr
 fn told(error: anyhow::Error) -> CommandError {
     let text = format!("{error:#}");
     let in_build = matches!(error.downcast_ref(), Some(BuildError::Recipe(_)));
-    if in_build || error.is::<RecipeError>() { CommandError::Usage(text) } else { CommandError::Failed(text) }
+    if in_build || error.is::<RecipeError>() || system::is_usage(&error) {
+        CommandError::Usage(text)
+    } else {
+        CommandError::Failed(text)
+    }
 }
 
 fn deploy(state: &Path, profile: &str, recipe: Option<&Path>, agent: Option<&Path>) -> anyhow::Result<()> {

@@ -33,6 +33,7 @@ mod roster;
 mod serve;
 mod status;
 mod storm;
+mod system;
 pub mod table;
 mod task;
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod boot_contract;
 mod bridge;
 mod conflicts;
 mod dhcp_clients;
+mod disk_images;
 mod doctor;
 mod durability;
 mod files;

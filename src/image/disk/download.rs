@@ -116,7 +116,7 @@ pub fn download(
         if vain == VAIN_TRIES_MAX {
             return Err(DownloadError::Line { url: url.to_string(), reason });
         }
-        pause(PAUSE * (1 << vain));
+        pause(PAUSE * (1 << vain.saturating_sub(1)));
     }
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     Ok(Downloaded { file, path })

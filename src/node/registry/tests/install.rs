@@ -85,6 +85,8 @@ fn a_deployment_ends_with_the_installed_systems_call() {
     assert_eq!(bench.node(1).state, ProvisionState::WaitCallBack, "a boot alone moves nothing");
     let not_begun = bench.registry.image_for(&caller(&session, 3), true).unwrap_err();
     assert_eq!(not_begun, AgentRefusal::Task(IntentRefusal::NotBegun));
+    let manifest = bench.registry.image_for(&caller(&session, 3), false);
+    assert_eq!(manifest, Ok(Digest::of(b"manifest")), "it says how large a disk must be");
 
     bench.registry.begin_task(&caller(&session, 3), task.intent, disks()).unwrap();
     assert_eq!(bench.registry.image_for(&caller(&session, 3), true), Ok(Digest::of(b"manifest")));
