@@ -5,7 +5,6 @@
 //! plane last, so that whoever it answers finds everything running. Stopping is the reverse, except that the store goes
 //! last: every ACK under way still finds its disk.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,11 +14,7 @@ use nix::net::if_::if_nametoindex;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::{LoaderTable, UnknownLoaderError};
-use crate::bootplane::agent_calls::{AgentCalls, InstallParts, SeedOf};
 use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
-use crate::bootplane::limits::Limits;
-use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
-use crate::bootplane::service::BootService;
 use crate::bridge_log::BridgeLog;
 use crate::clock::Clock;
 use crate::config::{BridgeName, Config, DhcpMode};
@@ -31,11 +26,9 @@ use crate::image::disk::shelf::DiskShelf;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
-use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Netlink;
-use crate::node::install::task::{Seed, SeedFile};
-use crate::node::registry::{Registry, RegistrySettings, SeedMaterial, Whereabouts};
+use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
 use crate::node::token::{TokenKey, TokenKeyError};
 use crate::operator::access::Access;
 use crate::operator::audit::AuditLog;
@@ -48,16 +41,17 @@ use crate::store::place::UnusablePlaceError;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{LoadError, Store};
 use crate::telemetry::Tally;
-use crate::tftp::network::TftpHandle;
-use crate::{bootplane, dhcp, guard, net, operator, tftp};
+use crate::{dhcp, guard, net, operator};
 
 mod bridge_watch;
 mod disk_images;
+mod files;
 mod ground;
+mod installed;
 mod view;
 
 use bridge_watch::{BridgeWatch, Objection};
-use ground::FileDoors;
+use files::{Door, FileParts, FileServices, serve_files};
 pub use ground::Ground;
 use view::View;
 
@@ -80,13 +74,6 @@ pub struct Appliance {
     operator: OperatorHandle,
     ticker: JoinHandle<()>,
     images: JoinHandle<()>,
-}
-
-/// What answers on the bridge beside DHCP.
-struct FileServices {
-    tftp: TftpHandle,
-    http: BootPlaneHandle,
-    advertiser: AdvertiserHandle,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -231,8 +218,16 @@ impl Appliance {
         }));
         let (files, door) = match files {
             Some(doors) => {
-                let (files, door) =
-                    serve_files(doors, &bridge, &content, &disks, &registry, &addresses, &tally, clock)?;
+                let parts = FileParts {
+                    content: Arc::clone(&content),
+                    disks: Arc::clone(&disks),
+                    registry: Arc::clone(&registry),
+                    addresses: Arc::clone(&addresses),
+                    metadata: config.load().metadata,
+                    tally: Arc::clone(&tally),
+                    clock,
+                };
+                let (files, door) = serve_files(doors, &bridge, parts)?;
                 (Some(files), Some(door))
             }
             None => {
@@ -393,86 +388,9 @@ fn address_book(bridge: &Bridge, mode: DhcpMode) -> AddressBook {
     }
 }
 
-#[expect(clippy::too_many_arguments)]
-fn serve_files(
-    doors: FileDoors,
-    bridge: &Bridge,
-    content: &Arc<BootContent>,
-    disks: &Arc<DiskShelf>,
-    registry: &Arc<Registry>,
-    addresses: &Arc<AddressBook>,
-    tally: &Arc<Tally>,
-    clock: Clock,
-) -> Result<(FileServices, Door), StartError> {
-    let failed = |service| move |source| StartError::Service { service, source };
-    let FileDoors { tftp, http: listener } = doors;
-    let tftp = tftp::network::start(bridge.clone(), tftp, Arc::clone(content) as _, Arc::clone(tally))
-        .map_err(failed("TFTP"))?;
-    let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(failed("HTTP"))? };
-    let http = start_boot_plane(listener, bridge, content, disks, registry, addresses, tally, clock)
-        .map_err(failed("HTTP"))?;
-    let advertiser =
-        net::advertise::start(bridge.clone(), Arc::clone(tally)).map_err(failed("router advertisement"))?;
-    Ok((FileServices { tftp, http, advertiser }, door))
-}
-
-#[expect(clippy::too_many_arguments)]
-fn start_boot_plane(
-    listener: TcpListener,
-    bridge: &Bridge,
-    content: &Arc<BootContent>,
-    disks: &Arc<DiskShelf>,
-    registry: &Arc<Registry>,
-    addresses: &Arc<AddressBook>,
-    tally: &Arc<Tally>,
-    clock: Clock,
-) -> std::io::Result<BootPlaneHandle> {
-    let server = bridge.address.ip();
-    let seeds: SeedOf = Arc::new(move |material| seed_of(material, server));
-    let agents = AgentCalls::new(
-        Arc::clone(registry),
-        Arc::clone(addresses),
-        Arc::clone(tally),
-        clock,
-        InstallParts { disks: Some(Arc::clone(disks)), seeds },
-    );
-    let limits = Limits::default();
-    let service = BootService::new(Arc::clone(content), agents, Arc::clone(tally), clock, &limits);
-    let parts = BootPlaneParts {
-        subnet: bridge.address,
-        service: Arc::new(service),
-        tally: Arc::clone(tally),
-        limits,
-    };
-    bootplane::network::start(listener, parts)
-}
-
 fn say_what_is_missing(content: &BootContent) {
     for problem in content.problems() {
         tracing::warn!("{problem}");
-    }
-}
-
-/// The HTTP listener once more, to move it to a bridge that was deleted and made anew. (DHCP, TFTP and the advertiser
-/// own threads that watch links and see to it themselves.)
-struct Door {
-    bridge: Bridge,
-    listener: TcpListener,
-}
-
-impl Door {
-    fn follow(&mut self) {
-        if self.bridge.link().is_some() {
-            return;
-        }
-        let Ok(found) = self.bridge.again() else { return };
-        match found.rebind(&self.listener) {
-            Ok(()) => {
-                tracing::info!(bridge = %found.name, "HTTP is back on the bridge");
-                self.bridge = found;
-            }
-            Err(error) => tracing::error!(bridge = %found.name, %error, "HTTP cannot return to the bridge"),
-        }
     }
 }
 
@@ -522,20 +440,4 @@ impl Whereabouts for PortsOf {
     fn is_plugged(&self, port: u32) -> bool {
         self.index().is_some_and(|bridge| net::ports::is_plugged(bridge, port).unwrap_or(false))
     }
-}
-
-/// What an installed system finds on its disk.
-fn seed_of(material: &SeedMaterial, server: std::net::Ipv4Addr) -> Seed {
-    let SeedMaterial { node, intent, first_boot, token } = material;
-    let host_name = node.name.as_ref().map_or_else(|| format!("node-{}", node.id), ToString::to_string);
-    let meta = serde_json::json!({
-        "instance-id": intent.id,
-        "local-hostname": host_name,
-        "public-keys": first_boot.ssh_keys,
-        "farrier": { "phone_home": format!("http://{server}/metadata/v1/phone-home"), "token": token },
-    });
-    let mut files = vec![SeedFile { name: "meta-data".to_owned(), text: meta.to_string() }];
-    let user_data = first_boot.user_data.clone().unwrap_or_default();
-    files.push(SeedFile { name: "user-data".to_owned(), text: user_data });
-    Seed { files }
 }

@@ -4,6 +4,8 @@
 //!  GET, HEAD  /<name>          a file of the namespace           [`content`](crate::bootplane::content)
 //!  POST       /agent/v1/<call> the agent's calls                 [`agent_calls`](crate::bootplane::agent_calls)
 //!  GET, HEAD  /agent/v1/{image,chunk}/<digest>                   what an agent installs
+//!  any        /metadata/v1/…   what an installed system reads    [`metadata`](crate::bootplane::metadata)
+//!  any        /latest/…        the same as EC2 has it
 //! ```
 //! Nothing else is here. No answer redirects, and none asks a peer to prove more than its address and its token.
 
@@ -26,6 +28,7 @@ use crate::bootplane::files::{self, FileFacts};
 use crate::bootplane::head::HeadFault;
 use crate::bootplane::limits::Limits;
 use crate::bootplane::line::{Line, Mapped};
+use crate::bootplane::metadata::{Door, MetadataCalls};
 use crate::bootplane::per_minute::PerMinute;
 use crate::clock::Clock;
 use crate::image::library::Blob;
@@ -42,6 +45,7 @@ const BULK_RETRY: Duration = Duration::from_secs(5);
 pub struct BootService {
     content: Arc<BootContent>,
     agents: AgentCalls,
+    metadata: Option<MetadataCalls>,
     tally: Arc<Tally>,
     clock: Clock,
     /// Told in the log.
@@ -60,6 +64,7 @@ impl BootService {
         BootService {
             content,
             agents,
+            metadata: None,
             downloads: Downloads::new(limits, &tally),
             tally,
             clock,
@@ -67,9 +72,14 @@ impl BootService {
         }
     }
 
+    pub fn with_metadata(self, metadata: MetadataCalls) -> BootService {
+        BootService { metadata: Some(metadata), ..self }
+    }
+
     pub async fn answer(
         &self,
         peer: Ipv4Addr,
+        door: Door,
         line: Arc<Line>,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
@@ -78,16 +88,21 @@ impl BootService {
             Ok(()) if request.uri().path().len() > PATH_BYTES_MAX => {
                 Plain::text(StatusCode::URI_TOO_LONG, "path too long").closing()
             }
-            Ok(()) if request.uri().path().starts_with(PREFIX) => match *request.method() {
-                Method::GET | Method::HEAD => return self.answer_image(peer, line, &request).await,
-                _ => self.agents.answer(peer, request).await,
-            },
-            Ok(()) => match *request.method() {
-                Method::GET | Method::HEAD => return self.answer_file(peer, line, &request).await,
-                _ => Plain::text(StatusCode::METHOD_NOT_ALLOWED, "files are read with GET or HEAD")
-                    .with(header::ALLOW, "GET, HEAD")
-                    // Whatever body came with it is not read.
-                    .closing(),
+            Ok(()) => match &self.metadata {
+                Some(metadata) if metadata.takes(door, request.uri().path()) => {
+                    return metadata.answer(peer, door, line.number(), request).await.into_response(line);
+                }
+                _ if request.uri().path().starts_with(PREFIX) => match *request.method() {
+                    Method::GET | Method::HEAD => return self.answer_image(peer, line, &request).await,
+                    _ => self.agents.answer(peer, request).await,
+                },
+                Some(_) | None => match *request.method() {
+                    Method::GET | Method::HEAD => return self.answer_file(peer, line, &request).await,
+                    _ => Plain::text(StatusCode::METHOD_NOT_ALLOWED, "files are read with GET or HEAD")
+                        .with(header::ALLOW, "GET, HEAD")
+                        // Whatever body came with it is not read.
+                        .closing(),
+                },
             },
         };
         self.tally.count("http", word_for(plain.status));
@@ -315,7 +330,7 @@ impl Plain {
         Plain::of(status, "application/json", value.to_string().into())
     }
 
-    fn of(status: StatusCode, media_type: &'static str, body: Bytes) -> Plain {
+    pub(super) fn of(status: StatusCode, media_type: &'static str, body: Bytes) -> Plain {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -337,7 +352,7 @@ impl Plain {
     }
 
     /// For HEAD: the same headers, length included.
-    fn without_body(mut self) -> Plain {
+    pub(super) fn without_body(mut self) -> Plain {
         self.body = Bytes::new();
         self
     }

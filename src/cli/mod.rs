@@ -33,7 +33,6 @@ mod roster;
 mod serve;
 mod status;
 mod storm;
-mod system;
 pub mod table;
 mod task;
 #[cfg(test)]

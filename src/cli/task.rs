@@ -11,8 +11,9 @@ use super::error::CommandError;
 use super::json_text;
 use super::node::{called, parse_reference, path};
 use super::text::bytes;
+use crate::metadata::document::USER_DATA_BYTES_MAX;
+use crate::metadata::ssh_key::{ParseSshKeyError, SshKey};
 use crate::node::install::disk_rule::DiskRule;
-use crate::node::install::first_boot::{USER_DATA_MAX, check_ssh_key};
 use crate::node::install::intent::{CleanMethod, Verb};
 use crate::node::install::task::Progress;
 use crate::operator::api::{CleanRequest, DeployRequest, NodeDetail, RescueRequest, TaskDetail, TaskPhase};
@@ -219,7 +220,7 @@ pub(super) fn keys(given: &[String]) -> Result<Vec<String>, CommandError> {
     let mut keys = Vec::new();
     for text in given {
         if text.contains(' ') {
-            keys.push(check_ssh_key(text).map_err(|error| CommandError::Usage(error.to_string()))?);
+            keys.push(key(text).map_err(|error| CommandError::Usage(error.to_string()))?);
             continue;
         }
         let file = Path::new(text);
@@ -227,8 +228,8 @@ pub(super) fn keys(given: &[String]) -> Result<Vec<String>, CommandError> {
         let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let before = keys.len();
         for line in lines {
-            let key = check_ssh_key(line)
-                .map_err(|error| CommandError::Usage(format!("{}: {error}", file.display())))?;
+            let key =
+                key(line).map_err(|error| CommandError::Usage(format!("{}: {error}", file.display())))?;
             keys.push(key);
         }
         if keys.len() == before {
@@ -238,8 +239,12 @@ pub(super) fn keys(given: &[String]) -> Result<Vec<String>, CommandError> {
     Ok(keys)
 }
 
+fn key(line: &str) -> Result<String, ParseSshKeyError> {
+    line.parse::<SshKey>().map(|key| key.to_string())
+}
+
 fn user_data(file: &Path) -> Result<String, CommandError> {
-    read_text(file, USER_DATA_MAX as u64)
+    read_text(file, USER_DATA_BYTES_MAX as u64)
 }
 
 fn read_text(file: &Path, most: u64) -> Result<String, CommandError> {
@@ -255,7 +260,8 @@ fn read_text(file: &Path, most: u64) -> Result<String, CommandError> {
 mod tests {
     use super::*;
 
-    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGVhc3QtYXMtd2VzdC1ub3J0aC1zb3V0aC0xMjM0 ops";
+    const KEY: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMmETQO+uVZSIFDYBbUYOip7NwVrffHaml4BnS0O5hHV operator@example";
 
     #[test]
     fn keys_come_by_themselves_or_in_files() {
@@ -266,7 +272,7 @@ mod tests {
         assert_eq!(keys(&given).unwrap(), [KEY, KEY, KEY]);
         std::fs::write(&file, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
         let told = keys(&[file.display().to_string()]).unwrap_err().to_string();
-        assert!(told.contains("keys.pub") && told.contains("public one"), "{told}");
+        assert!(told.contains("keys.pub") && told.contains(".pub"), "{told}");
         assert!(keys(&["/nowhere.pub".to_owned()]).unwrap_err().to_string().contains("/nowhere.pub"));
     }
 }

@@ -13,7 +13,6 @@
 //! ```text
 //!  boot token: purpose 1 | mac 6 | address 4 | issued_at 8 | nonce 16 | tag 16    51 bytes, 102 characters
 //!  session:    purpose 1 | mac 6 |             issued_at 8 |            tag 16    31 bytes,  62 characters
-//!  call home:  purpose 1 | intent 16 |                             tag 16    33 bytes,  66 characters
 //! ```
 
 use std::fmt;
@@ -27,7 +26,6 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
-use crate::node::install::intent::IntentId;
 use crate::store::{Change, CommitError, Snapshot, Store};
 
 /// Slowest machines (POST of a full memory check between script and agent) need minutes; protocol.md 6.2 allows 30.
@@ -46,7 +44,6 @@ const TAG_LEN: usize = 16;
 enum Purpose {
     RamdiskBoot = b'R' as isize,
     AgentSession = b'S' as isize,
-    CallHome = b'H' as isize,
 }
 
 /// The appliance's own key; it never leaves the state directory.
@@ -213,19 +210,6 @@ impl TokenKey {
         })
     }
 
-    /// With which the system that an intent installs calls for the first time.
-    pub fn issue_call_home(&self, intent: IntentId) -> String {
-        let mut fields = vec![Purpose::CallHome as u8];
-        fields.extend_from_slice(intent.0.as_bytes());
-        self.seal(fields)
-    }
-
-    pub fn read_call_home(&self, text: &str) -> Result<IntentId, TokenFault> {
-        let fields: [u8; 1 + 16] = self.open(Purpose::CallHome, text)?;
-        let [_, id @ ..] = fields;
-        Ok(IntentId(uuid::Uuid::from_bytes(id)))
-    }
-
     fn seal(&self, mut fields: Vec<u8>) -> String {
         let tag = self.mac(&fields).finalize().into_bytes();
         fields.extend_from_slice(&tag[..TAG_LEN]);
@@ -251,12 +235,12 @@ impl TokenKey {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Exactly `len` bytes in lower-case hexadecimal.
-fn parse_hex(text: &str, len: usize) -> Option<Vec<u8>> {
+pub(crate) fn parse_hex(text: &str, len: usize) -> Option<Vec<u8>> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),

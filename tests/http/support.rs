@@ -10,12 +10,15 @@ use farrier::boot::loader::{LoaderName, LoaderTable};
 use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use farrier::bootplane::limits::Limits;
+use farrier::bootplane::metadata::MetadataCalls;
 use farrier::bootplane::network::{self, BootPlaneHandle, BootPlaneParts};
 use farrier::bootplane::service::BootService;
 use farrier::clock::Clock;
+use farrier::config::MetadataConfig;
 use farrier::dhcp::address_book::AddressBook;
 use farrier::image::library::{Library, Manifest};
 use farrier::image::loaders::Loaders;
+use farrier::metadata::source::MetadataSource;
 use farrier::net::MacAddr;
 use farrier::node::NodeId;
 use farrier::node::registry::{NewNode, NodeRef, Registry, RegistrySettings};
@@ -45,6 +48,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Plane {
     pub handle: BootPlaneHandle,
     pub address: SocketAddr,
+    /// Plays 169.254.169.254.
+    pub link_local: SocketAddr,
     pub content: Arc<BootContent>,
     pub registry: Arc<Registry>,
     pub store: Arc<MemoryStore>,
@@ -61,6 +66,14 @@ impl Plane {
     }
 
     pub async fn start_with(limits: Limits) -> Plane {
+        Plane::start_as(limits, None).await
+    }
+
+    pub async fn start_with_metadata(source: Arc<dyn MetadataSource>, config: MetadataConfig) -> Plane {
+        Plane::start_as(Limits::default(), Some((source, config))).await
+    }
+
+    async fn start_as(limits: Limits, metadata: Option<(Arc<dyn MetadataSource>, MetadataConfig)>) -> Plane {
         let state = tempfile::tempdir().unwrap();
         let (kernel, ramdisk) = (patterned(KERNEL_BYTES), patterned(RAMDISK_BYTES));
         let library = Arc::new(Library::open(state.path()).unwrap());
@@ -94,23 +107,43 @@ impl Plane {
         }));
         let agents = AgentCalls::new(
             Arc::clone(&registry),
-            addresses,
+            Arc::clone(&addresses),
             Arc::clone(&tally),
             clock,
             InstallParts::none(),
         );
-        let service =
-            Arc::new(BootService::new(Arc::clone(&content), agents, Arc::clone(&tally), clock, &limits));
+        let service = BootService::new(Arc::clone(&content), agents, Arc::clone(&tally), clock, &limits);
+        let service = match metadata {
+            Some((source, config)) => service.with_metadata(
+                MetadataCalls::new(source, addresses, Arc::clone(&tally), clock, config).unwrap(),
+            ),
+            None => service,
+        };
         let listener = std::net::TcpListener::bind((NODE_IP, 0)).unwrap();
+        let second = std::net::TcpListener::bind((NODE_IP, 0)).unwrap();
+        let link_local = second.local_addr().unwrap();
         let parts = BootPlaneParts {
             subnet: "127.0.0.0/24".parse().unwrap(),
-            service,
+            link_local: Some(second),
+            service: Arc::new(service),
             tally: Arc::clone(&tally),
             limits,
         };
         let handle = network::start(listener, parts).unwrap();
         let address = handle.local_address();
-        Plane { handle, address, content, registry, store, tally, clock, kernel, ramdisk, _state: state }
+        Plane {
+            handle,
+            address,
+            link_local,
+            content,
+            registry,
+            store,
+            tally,
+            clock,
+            kernel,
+            ramdisk,
+            _state: state,
+        }
     }
 
     pub async fn connect(&self) -> Client {
@@ -118,9 +151,11 @@ impl Plane {
     }
 
     pub async fn connect_from(&self, ip: Ipv4Addr) -> Client {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::V4(SocketAddrV4::new(ip, 0))).unwrap();
-        Client { stream: socket.connect(self.address).await.unwrap(), unread: Vec::new() }
+        Client::connect(ip, self.address).await
+    }
+
+    pub async fn connect_link_local(&self) -> Client {
+        Client::connect(NODE_IP, self.link_local).await
     }
 
     /// One request on a connection of its own.
@@ -250,6 +285,12 @@ impl Answer {
 }
 
 impl Client {
+    async fn connect(from: Ipv4Addr, to: SocketAddr) -> Client {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::V4(SocketAddrV4::new(from, 0))).unwrap();
+        Client { stream: socket.connect(to).await.unwrap(), unread: Vec::new() }
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // The other side may have closed already; what it answered is still to be read.
         let _ = self.stream.write_all(bytes.as_ref()).await;

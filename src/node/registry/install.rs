@@ -37,7 +37,7 @@ mod wanted;
 mod watch;
 
 pub use agent::AgentCaller;
-pub use first_call::{CallHomeRefusal, SeedMaterial};
+pub use first_call::SeedMaterial;
 pub use wanted::{InstallError, InstallRequest};
 
 /// An agent tells its progress twice a second; one that has said nothing for this long is not there any more.

@@ -64,8 +64,7 @@ pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use edit::{EditError, Edited, Expected, NodeEdit};
 pub use import::{Action, ImportError, Planned};
 pub use install::{
-    AgentCaller, CallHomeRefusal, InstallError, InstallRequest, InstallView, Instructions, Sample,
-    SeedMaterial,
+    AgentCaller, InstallError, InstallRequest, InstallView, Instructions, Sample, SeedMaterial,
 };
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use pages::{NodeCursor, NodeFilter, NodeView, ParseCursorError};

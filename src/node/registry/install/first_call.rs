@@ -1,132 +1,129 @@
-//! The installed system: what it is given, and its first call.
+//! The installed system: what it is given, each secret once, and its first call.
 
-use std::time::Duration;
-
+use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
+use crate::metadata::gate::{self, Answered, Grant, PhoneRefusal, ReadRefusal, Reader, Secret};
 use crate::net::MacAddr;
 use crate::node::Node;
 use crate::node::install::event::InstallEvent;
 use crate::node::install::first_boot::FirstBoot;
-use crate::node::install::intent::{Intent, IntentEvent};
+use crate::node::install::intent::{Intent, IntentEvent, Phase};
 use crate::node::registry::Registry;
 use crate::node::registry::entry::{Act, Entry};
 use crate::node::registry::install::put_back;
-use crate::store::CommitError;
 
-/// What the seed of an installed system is made of.
+/// What an installed system's document is made of.
 #[derive(Clone, Debug)]
 pub struct SeedMaterial {
     pub node: Node,
     pub intent: Intent,
     pub first_boot: FirstBoot,
-    /// With which the installed system calls.
-    pub token: String,
 }
 
-/// Why an installed system's call is not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CallHomeRefusal {
-    #[error("the token is not one this appliance gave to this node's system")]
-    Forged,
-    #[error("the system's install is over, or another one is wanted by now")]
-    Over,
-    #[error("the appliance cannot write to its disk")]
-    NotDurable(#[from] CommitError),
-}
+impl SeedMaterial {
+    fn of(entry: &Entry) -> Option<SeedMaterial> {
+        let intent = entry.node.intent.as_deref()?.clone();
+        let first_boot = entry.first_boot.clone().filter(|it| it.intent == intent.id)?;
+        Some(SeedMaterial { node: entry.node.clone(), intent, first_boot })
+    }
 
-impl CallHomeRefusal {
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            CallHomeRefusal::Forged => "call-home-forged",
-            CallHomeRefusal::Over => "call-home-over",
-            CallHomeRefusal::NotDurable(_) => "not-durable",
+    /// Who may read it now.
+    pub fn grant(&self) -> Grant {
+        Grant {
+            intent: self.intent.id,
+            ports: self.node.ports.iter().map(|port| port.mac).collect(),
+            phase: match self.intent.phase {
+                Phase::Written { .. } => gate::Phase::AwaitingFirstBoot,
+                Phase::Done { .. } => gate::Phase::Active,
+                Phase::Waiting | Phase::Running { .. } | Phase::Failed { .. } | Phase::Aborted { .. } => {
+                    gate::Phase::None
+                }
+            },
+            reads: self.first_boot.reads.clone(),
         }
     }
 }
 
 impl Registry {
     pub(super) fn material(&self, entry: &Entry) -> Option<SeedMaterial> {
-        let intent = entry.node.intent.as_deref()?.clone();
-        let first_boot = entry.first_boot.clone().filter(|it| it.intent == intent.id)?;
-        let token = self.tokens.issue_call_home(intent.id);
-        Some(SeedMaterial { node: entry.node.without_secrets(), intent, first_boot, token })
+        SeedMaterial::of(entry)
     }
 
-    /// What the metadata service tells this node's installed system, if it has one.
-    pub fn metadata_of(&self, mac: MacAddr) -> Option<SeedMaterial> {
+    /// What is known of the system that was installed on the node with this port, if one was.
+    pub fn installed(&self, mac: MacAddr) -> Option<SeedMaterial> {
         let book = self.lock();
-        let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
-        self.material(entry)
+        book.owner_of(mac).and_then(|id| book.get(id)).and_then(SeedMaterial::of)
     }
 
-    /// Notes that a secret part goes out over the network; `Err` if it did before. On disk before it returns.
-    pub fn hand_out_secret(
+    /// Notes that this reader is given a secret. On disk before it returns.
+    pub fn secret_read(
         &self,
         mac: MacAddr,
-        part: &str,
-        again_within: Duration,
+        secret: Secret,
+        reader: Reader,
         now: Timestamp,
-    ) -> Result<(), CallHomeRefusal> {
+    ) -> Result<(), ReadRefusal> {
         let mut book = self.lock_at(now);
-        let id = book.owner_of(mac).ok_or(CallHomeRefusal::Over)?;
-        let hand_out = |act: &mut Act<'_>| {
-            let Some(mut first_boot) = act.entry.first_boot.clone() else {
-                return Err(CallHomeRefusal::Over);
-            };
-            match first_boot.handed_out.iter().find(|(name, _)| name == part) {
-                Some((_, at)) if now.since(*at) <= again_within => Ok(()),
-                Some(_) => Err(CallHomeRefusal::Over),
-                None => {
-                    first_boot.handed_out.push((part.to_owned(), now));
-                    act.put_first_boot(Some(first_boot));
-                    Ok(())
-                }
-            }
-        };
-        let (outcome, effects) = book.change(id, now, hand_out).ok_or(CallHomeRefusal::Over)?;
-        let pending = self.settle_durably(id, effects);
-        drop(book);
-        pending.wait()?;
-        outcome
-    }
-
-    /// The installed system calls for the first time, or again because the answer was lost.
-    pub fn call_home(
-        &self,
-        mac: MacAddr,
-        token: &str,
-        host_name: Option<&str>,
-        now: Timestamp,
-    ) -> Result<Node, CallHomeRefusal> {
-        let called = self.tokens.read_call_home(token).map_err(|_| CallHomeRefusal::Forged)?;
-        let mut book = self.lock_at(now);
-        let id = book.owner_of(mac).ok_or(CallHomeRefusal::Over)?;
-        let before = book.get(id).map(|entry| entry.node.clone()).ok_or(CallHomeRefusal::Over)?;
-        let call = |act: &mut Act<'_>| {
-            let current = act.entry.node.intent.as_ref().is_some_and(|intent| intent.id == called);
-            if !current {
-                return Err(CallHomeRefusal::Over);
-            }
-            act.entry.node.last_seen_at = Some(now);
-            let moved = act.intent_event(&IntentEvent::CalledHome).map_err(|_| CallHomeRefusal::Over)?;
-            if moved {
-                act.note_install(InstallEvent::CalledHome { host_name: host_name.map(str::to_owned) });
-                act.follow_intent("the installed system called");
-                // What it was given is on its disk by now; here it is only something to lose.
-                let public = act.entry.first_boot.clone().map(|it| FirstBoot { user_data: None, ..it });
-                act.put_first_boot(public);
+        let id = book.owner_of(mac).ok_or(ReadRefusal::NotFound)?;
+        let mut unread = None;
+        let read = |act: &mut Act<'_>| {
+            let material = SeedMaterial::of(act.entry).ok_or(ReadRefusal::NotFound)?;
+            if let Some(reads) = material.grant().read(mac, secret, reader, now)? {
+                unread = Some(material.first_boot.clone());
+                act.put_first_boot(Some(FirstBoot { reads, ..material.first_boot }));
             }
             Ok(())
         };
-        let (outcome, effects) = book.change(id, now, call).ok_or(CallHomeRefusal::Over)?;
-        let node = book.view(id);
+        let (outcome, effects) = book.change(id, now, read).ok_or(ReadRefusal::NotFound)?;
         let pending = self.settle_durably(id, effects);
         drop(book);
-        if let Err(error) = pending.wait() {
-            self.undo(id, now, |node| put_back(node, &before));
-            return Err(error.into());
+        if pending.wait().is_err() {
+            // Noted in memory only, it would be given to this reader at its next try, and after a restart to another.
+            let mut book = self.lock_at(now);
+            let _ = book.change(id, now, |act| act.entry.first_boot = unread.or(act.entry.first_boot.take()));
+            return Err(ReadRefusal::NotDurable);
         }
-        outcome?;
-        node.ok_or(CallHomeRefusal::Over)
+        outcome
+    }
+
+    /// The installed system calls for the first time, or again because the answer was lost. `judge` says whether it is
+    /// the one. On disk before it returns.
+    pub fn call_home(
+        &self,
+        mac: MacAddr,
+        host_name: Option<&str>,
+        judge: impl FnOnce(&SeedMaterial) -> Result<Answered, PhoneRefusal>,
+        now: Timestamp,
+    ) -> Result<Answered, PhoneRefusal> {
+        let mut book = self.lock_at(now);
+        let id = book.owner_of(mac).ok_or(PhoneRefusal::NotAwaited)?;
+        let before = book.get(id).map(|entry| entry.node.clone()).ok_or(PhoneRefusal::NotAwaited)?;
+        let mut given = None;
+        let call = |act: &mut Act<'_>| {
+            let material = SeedMaterial::of(act.entry).ok_or(PhoneRefusal::NotAwaited)?;
+            let answered = judge(&material)?;
+            act.entry.node.last_seen_at = Some(now);
+            let moved = act.intent_event(&IntentEvent::CalledHome).map_err(|_| PhoneRefusal::NotAwaited)?;
+            if moved {
+                act.note_install(InstallEvent::CalledHome { host_name: host_name.map(str::to_owned) });
+                act.follow_intent("the installed system called");
+                act.entry.node.next_boot = NextBoot::LocalDisk;
+                // What it was given is on its disk by now; here it is only something to lose.
+                given = Some(material.first_boot.clone());
+                act.put_first_boot(Some(FirstBoot { user_data: None, ..material.first_boot }));
+            }
+            Ok(answered)
+        };
+        let (outcome, effects) = book.change(id, now, call).ok_or(PhoneRefusal::NotAwaited)?;
+        let pending = self.settle_durably(id, effects);
+        drop(book);
+        if pending.wait().is_err() {
+            self.undo(id, now, |node| put_back(node, &before));
+            let mut book = self.lock_at(now);
+            // It will call again, and may have to read again before it does.
+            let _ = book.change(id, now, |act| act.entry.first_boot = given.or(act.entry.first_boot.take()));
+            return Err(PhoneRefusal::NotDurable);
+        }
+        outcome
     }
 }

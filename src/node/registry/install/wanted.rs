@@ -93,9 +93,9 @@ impl Registry {
         request: InstallRequest,
         now: Timestamp,
     ) -> Result<Node, InstallError> {
-        let ssh_keys = first_boot::check(&request.ssh_keys, request.user_data.as_deref())?;
+        let (ssh_keys, user_data) = first_boot::check(&request.ssh_keys, request.user_data)?;
         let (id, nonce) = random_identity().ok_or(InstallError::NoRandomness)?;
-        let (verb, user_data) = (request.work.verb(), request.user_data);
+        let verb = request.work.verb();
         self.change_intent(reference, expected, now, move |act| {
             let node = &act.entry.node;
             if !act.approved {
@@ -130,7 +130,7 @@ impl Registry {
                     intent: id,
                     ssh_keys,
                     user_data,
-                    handed_out: Vec::new(),
+                    reads: Default::default(),
                 };
                 act.put_first_boot(Some(first_boot));
             }

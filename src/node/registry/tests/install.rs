@@ -10,7 +10,8 @@ use crate::node::registry::install::{
     AgentCaller, CallHomeRefusal, InstallError, InstallRequest, STALLED_AFTER,
 };
 
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGVhc3QtYXMtd2VzdC1ub3J0aC1zb3V0aC0xMjM0 ops";
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMmETQO+uVZSIFDYBbUYOip7NwVrffHaml4BnS0O5hHV operator@example";
 
 fn deploy() -> InstallRequest {
     let deployment = Deployment {
@@ -65,9 +66,13 @@ impl Bench {
         self.node(1).intent.unwrap().phase
     }
 
-    fn call_home(&self, at: u64) -> Result<Node, CallHomeRefusal> {
-        let token = self.registry.metadata_of(mac(1)).unwrap().token;
-        self.registry.call_home(mac(1), &token, Some("node07"), after(at))
+    fn call_home(&self, at: u64) -> Result<Answered, PhoneRefusal> {
+        let judge = |material: &SeedMaterial| match material.grant().phase {
+            crate::metadata::gate::Phase::AwaitingFirstBoot => Ok(Answered::First),
+            crate::metadata::gate::Phase::Active => Ok(Answered::Again),
+            crate::metadata::gate::Phase::None => Err(PhoneRefusal::NotAwaited),
+        };
+        self.registry.call_home(mac(1), Some("node07"), judge, after(at))
     }
 }
 
@@ -92,7 +97,7 @@ fn a_deployment_ends_with_the_installed_systems_call() {
     assert_eq!(bench.registry.image_for(&caller(&session, 3), true), Ok(Digest::of(b"manifest")));
     assert_eq!(bench.node(1).state, ProvisionState::Deploying);
     let seed = bench.registry.seed_for(&caller(&session, 4), task.intent).unwrap();
-    assert_eq!(seed.first_boot.ssh_keys, [KEY]);
+    assert_eq!(seed.first_boot.ssh_keys[0].to_string(), KEY);
 
     let forged = Report { signature: "00".repeat(32), ..report(&task) };
     let refused = bench.registry.report_task(&caller(&session, 5), task.intent, &forged).unwrap_err();
@@ -106,11 +111,16 @@ fn a_deployment_ends_with_the_installed_systems_call() {
     assert!(bench.registry.image_for(&caller(&session, 7), true).is_err());
 
     let bench = bench.restart();
-    assert_eq!(bench.registry.call_home(mac(1), "00", None, after(8)), Err(CallHomeRefusal::Forged));
-    let node = bench.call_home(9).unwrap();
-    assert_eq!(node.state, ProvisionState::Active);
-    bench.call_home(10).unwrap();
-    let kept = bench.registry.metadata_of(mac(1)).unwrap().first_boot;
+    let (one, another) = (Reader::from_bytes([1; 16]), Reader::from_bytes([2; 16]));
+    let read = |reader, at| bench.registry.secret_read(mac(1), Secret::UserData, reader, after(at));
+    assert_eq!((read(one, 8), read(one, 8)), (Ok(()), Ok(())));
+    assert_eq!(read(another, 8), Err(ReadRefusal::Gone), "each secret is one reader's");
+    let refused = bench.registry.call_home(mac(1), None, |_| Err(PhoneRefusal::WrongToken), after(8));
+    assert_eq!((refused, bench.node(1).state), (Err(PhoneRefusal::WrongToken), ProvisionState::Deploying));
+    assert_eq!(bench.call_home(9), Ok(Answered::First));
+    assert_eq!(bench.node(1).state, ProvisionState::Active);
+    assert_eq!(bench.call_home(10), Ok(Answered::Again));
+    let kept = bench.registry.installed(mac(1)).unwrap().first_boot;
     assert_eq!((kept.user_data, kept.ssh_keys.len()), (None, 1), "secrets go, keys stay");
     let reports = |it: &&Happening| {
         matches!(
@@ -146,7 +156,8 @@ fn what_cannot_be_stored_has_not_happened() {
     assert_eq!(bench.node(1).boots_next(), NextBoot::Ramdisk);
     bench.registry.report_task(&caller(&session, 5), task.intent, &report(&task)).unwrap();
     bench.store.fail_next_commits(1);
-    assert!(matches!(bench.call_home(6), Err(CallHomeRefusal::NotDurable(_))));
+    assert_eq!(bench.call_home(6), Err(PhoneRefusal::NotDurable));
+    assert!(bench.registry.installed(mac(1)).unwrap().first_boot.user_data.is_some(), "it may read again");
     assert_eq!(bench.node(1).state, ProvisionState::Deploying);
     bench.call_home(7).unwrap();
 }
@@ -208,7 +219,7 @@ fn an_operator_changes_his_mind() {
     bench.wants(deploy(), 1).unwrap();
     assert!(matches!(bench.wants(deploy(), 2), Err(InstallError::NotNow { .. })), "one at a time");
     assert_eq!(abort(2).unwrap().state, ProvisionState::Manageable, "nothing was begun");
-    assert!(bench.registry.metadata_of(mac(1)).is_none());
+    assert!(bench.registry.installed(mac(1)).is_none());
 
     bench.wants(deploy(), 3).unwrap();
     let task = bench.registry.heartbeat(&session, mac(1), ADDRESS, after(3)).unwrap().task.unwrap();
