@@ -11,6 +11,7 @@
 //! - [`files`]: RFC 9110 conditions and ranges; pure
 //! - [`content`]: what a node may fetch; TFTP asks it too
 //! - [`paces`]: how fast each machine is sent files that cannot take them fast
+//! - [`profiles`]: which boot profile each node has
 //! - [`per_minute`]: how often misses, refusals and fetches are noted before they are only counted; pure
 //! - [`agent_calls`]: the agent's JSON calls
 //! - [`body`]: what of an answer the kernel has not taken yet; its end is always told
@@ -29,6 +30,7 @@ pub mod line;
 pub mod network;
 pub mod paces;
 pub mod per_minute;
+pub mod profiles;
 pub mod pulse;
 pub mod service;
 pub mod workers;

@@ -11,6 +11,7 @@ mod images;
 mod leases;
 mod nodes;
 mod problem;
+mod profiles;
 mod roster;
 mod schema;
 mod status;
@@ -20,6 +21,7 @@ pub use images::*;
 pub use leases::*;
 pub use nodes::*;
 pub use problem::*;
+pub use profiles::*;
 pub use roster::*;
 pub use status::*;
 

@@ -307,7 +307,7 @@ fn document(endpoints: Vec<Endpoint>) -> OpenApi {
         ))
         .license(Some(utoipa::openapi::License::new("MIT OR Apache-2.0")))
         .build();
-    let tags = ["nodes", "addresses", "images", "events", "access", "appliance"];
+    let tags = ["nodes", "addresses", "images", "profiles", "events", "access", "appliance"];
     OpenApiBuilder::new()
         .info(info)
         .paths(paths.build())

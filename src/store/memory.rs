@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::boot::profile::runs::Record as ProfileRecord;
 use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::Binding;
@@ -30,6 +31,7 @@ struct State {
     audit: BTreeMap<u64, AuditRecord>,
     answers: BTreeMap<RequestKey, KeptAnswer>,
     bridge_events: BTreeMap<u64, BridgeEvent>,
+    profile_records: BTreeMap<String, ProfileRecord>,
     failures: u32,
     held: Option<Vec<(Vec<Change>, WhenDurable)>>,
 }
@@ -53,6 +55,11 @@ impl MemoryStore {
             audit: snapshot.audit.into_iter().map(|record| (record.sequence, record)).collect(),
             answers: snapshot.answers.into_iter().map(|answer| (answer.key.clone(), answer)).collect(),
             bridge_events: snapshot.bridge_events.into_iter().map(|event| (event.sequence, event)).collect(),
+            profile_records: snapshot
+                .profile_records
+                .into_iter()
+                .map(|record| (record.key(), record))
+                .collect(),
             failures: 0,
             held: None,
         };
@@ -98,6 +105,7 @@ impl Store for MemoryStore {
             audit: state.audit.values().cloned().collect(),
             answers,
             bridge_events: state.bridge_events.values().cloned().collect(),
+            profile_records: state.profile_records.values().cloned().collect(),
             damage: Vec::new(),
         })
     }
@@ -172,6 +180,10 @@ impl State {
             Change::DropBridgeEventsBelow { sequence } => {
                 self.bridge_events = self.bridge_events.split_off(&sequence);
             }
+            Change::ProfileRecord { key, record } => match record {
+                Some(record) => drop(self.profile_records.insert(key, *record)),
+                None => drop(self.profile_records.remove(&key)),
+            },
         }
     }
 }

@@ -11,6 +11,7 @@ use farrier::bootplane::agent_calls::AgentCalls;
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use farrier::bootplane::limits::Limits;
 use farrier::bootplane::network::{self, BootPlaneHandle, BootPlaneParts};
+use farrier::bootplane::profiles::ProfileDesk;
 use farrier::bootplane::service::BootService;
 use farrier::clock::Clock;
 use farrier::dhcp::address_book::AddressBook;
@@ -85,6 +86,7 @@ impl Plane {
                 arguments: vec!["console=ttyS0".parse().unwrap()],
             },
             loaders: loaders(&state),
+            profiles: profiles(&library, &store, &registry),
             library,
             registry: Arc::clone(&registry),
             addresses: Arc::clone(&addresses),
@@ -160,6 +162,13 @@ impl Plane {
     pub async fn counted_up_to(&self, service: &'static str, outcome: &'static str, least: u64) -> u64 {
         until(|| Some(self.tally.value(service, outcome)).filter(|count| *count >= least)).await
     }
+}
+
+fn profiles(library: &Arc<Library>, store: &Arc<MemoryStore>, registry: &Registry) -> Arc<ProfileDesk> {
+    let desk =
+        Arc::new(ProfileDesk::new(Vec::new(), Arc::clone(library), Arc::clone(store) as Arc<dyn Store>));
+    registry.follow_profiles(Box::new(Arc::clone(&desk)));
+    desk
 }
 
 fn registry(store: &Arc<MemoryStore>, clock: Clock) -> Arc<Registry> {
