@@ -55,11 +55,11 @@ pub struct AddArgs {
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// An initrd for the kernel; several are loaded in this order
-    #[arg(long = "initrd", value_name = "FILE", requires = "kernel")]
+    #[arg(long = "initrd", value_name = "FILE", conflicts_with_all = ["efi", "iso"])]
     initrds: Vec<PathBuf>,
     /// A word of the kernel's command line; `{node.name}`, `{node.mac}`, `{node.address}`, `{node.uuid}`,
     /// `{node.label.KEY}`, `{server}` and `{metadata}` stand for the values of the node that boots
-    #[arg(long = "arg", value_name = "WORD", requires = "kernel", allow_hyphen_values = true)]
+    #[arg(long = "arg", value_name = "WORD", conflicts_with_all = ["efi", "iso"], allow_hyphen_values = true)]
     arguments: Vec<ProfileArgument>,
     /// An EFI program
     #[arg(long, value_name = "FILE")]
@@ -429,7 +429,8 @@ mod tests {
         for (bad, why) in [
             ("add live", "required"),
             ("add live --kernel k --efi e", "cannot be used with"),
-            ("add live --efi e --arg x", "required"),
+            ("add live --efi e --arg x", "cannot be used with"),
+            ("add live --arg x", "required"),
             ("add live --kernel k --arg {node.serial}", "node.label.KEY"),
             ("add Live --kernel k", "not a profile name"),
             ("assign live", "required"),

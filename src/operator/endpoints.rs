@@ -399,13 +399,13 @@ fn boot_profiles() -> Vec<Endpoint> {
                 .flag("served", "Only profiles that are, or are not, whole."),
         ),
         read(
-            "/api/v1/profiles/{name}",
+            "/api/v1/profiles/{profile}",
             get(profiles::show),
             Told::answers::<ProfileEntry>("show_profile", "profiles", "One boot profile").refuses(&[404]),
         ),
         change(
             Method::DELETE,
-            "/api/v1/profiles/{name}",
+            "/api/v1/profiles/{profile}",
             delete(profiles::remove),
             Told::answers::<ProfileEntry>(
                 "remove_profile",
