@@ -10,7 +10,7 @@ use std::time::Duration;
 use farrier::boot::namespace;
 use farrier::net::MacAddr;
 
-use crate::support::{ClientMachine, SERVER, TestBed, eventually, in_namespace, pattern};
+use crate::support::{ClientMachine, SERVER, TestBed, eventually, in_namespace, pattern, run};
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 const CONFIGURATION: &str = "[boot]\nprofile = \"vm\"\n";
@@ -238,7 +238,12 @@ fn a_one_shot_is_booted_once_whatever_is_restarted() {
 
         // It outranks the local disk, and once it is spent the disk it is.
         done(bed.farrier(&["profile", "unassign", "2"]));
-        done(bed.farrier(&["node", "order", "anvil", "local-boot"]));
+        let socket = bed.path("operator.sock").display().to_string();
+        let patch = ["-sS", "--fail", "-X", "PATCH", "-H", "Content-Type: application/json", "-d"];
+        let what = ["{\"next_boot\":\"local-disk\"}", "--unix-socket", &socket];
+        run("curl", &[&patch[..], &what, &["http://localhost/api/v1/nodes/anvil"]].concat());
+        boot(&machine, 0);
+        assert!(script(&machine).contains("boots from its local disk"));
         assign(&bed);
         boot(&machine, 0);
         assert!(names(&script(&machine)));
