@@ -160,6 +160,8 @@ fn a_profile_is_served_to_those_it_is_assigned_to_without_a_reload() {
         for (name, bytes) in [("kernel", &kernel), ("initrd/0", &first), ("initrd/1", &second)] {
             assert_eq!(get(&machine, &format!("profile/live/{name}")).as_ref(), Some(bytes), "{name}");
         }
+        let why = bed.farrier_json(&["why", "anvil"]);
+        assert_eq!(why["cause"], "profile-handed-out", "{why}");
         assert!(
             get(&machine, "profile/live/initrd/2").is_none()
                 && get(&machine, "profile/live/boot.efi").is_none()
@@ -168,9 +170,7 @@ fn a_profile_is_served_to_those_it_is_assigned_to_without_a_reload() {
         stranger.boot_udhcpc();
         assert!(get(&stranger, "profile/live/kernel").is_none(), "not its profile");
 
-        let why = bed.farrier_json(&["why", "anvil"]);
-        assert_eq!(why["cause"], "profile-handed-out", "{why}");
-        let shown = done(bed.farrier(&["node", "show", "anvil"]));
+        let shown = done(bed.farrier(&["event", "list", "anvil"]));
         assert!(shown.contains("live by rule 1: booted"), "{shown}");
         let explained =
             done(bed.farrier(&["explain", "--mac", &MAC.to_string(), "--firmware", "uefi-secure"]));
@@ -233,8 +233,10 @@ fn a_one_shot_is_booted_once_whatever_is_restarted() {
             assert!(script(&machine).contains("/image/vm/vmlinuz"), "the ramdisk, as before");
             assert!(get(&machine, "profile/wipe/kernel").is_none());
         }
-        let shown = done(bed.farrier(&["node", "show", "anvil"]));
-        assert!(shown.contains("wipe by rule 1: started") || shown.contains("wipe by rule 2"), "{shown}");
+        let shown = done(bed.farrier(&["event", "list", "anvil"]));
+        for told in ["wipe by rule 1: started", "wipe by rule 2: handed out whole"] {
+            assert!(shown.contains(told), "{told}: {shown}");
+        }
 
         // It outranks the local disk, and once it is spent the disk it is.
         done(bed.farrier(&["profile", "unassign", "2"]));
@@ -280,7 +282,7 @@ fn who_cannot_boot_it_is_named_when_it_is_assigned_and_passed_over_when_it_boots
             // BIOS: the EFI program is passed over, and the timeline says so; the image is for others.
             boot(&machine, 0);
             assert!(script(&machine).contains("/profile/live/kernel"));
-            let shown = done(bed.farrier(&["node", "show", "anvil"]));
+            let shown = done(bed.farrier(&["event", "list", "anvil"]));
             assert!(shown.contains("memtest by rule 2: passed over: it is an EFI program"), "{shown}");
             // UEFI: the program, by GRUB as well.
             boot(&machine, 7);
