@@ -16,7 +16,7 @@ PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
 DEB_OUT    ?= target/deb
 
-.PHONY: help demo test test-api sim differential fuzz faults soak build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
+.PHONY: help demo test test-install test-api sim differential fuzz faults soak build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ test:            ## every test: parsers to real firmware
 	@.ci/packages test
 	$(CARGO) build --release --bins
 	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test
+
+test-install:    ## what `make test` leaves out for its length: Debian 12 built, booted by BIOS and by Secure Boot
+	@.ci/packages test
+	@.ci/packages test-install
+	$(CARGO) build --release --bins
+	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test --test lab -- --ignored --nocapture
 
 faults:          ## kills, power cuts, failing disks, restarts: the full counts (hours); last figures in tests/RELIABILITY.md
 	@.ci/packages test

@@ -5,7 +5,6 @@
 //! plane last, so that whoever it answers finds everything running. Stopping is the reverse, except that the store goes
 //! last: every ACK under way still finds its disk.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,12 +14,8 @@ use nix::net::if_::if_nametoindex;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::{LoaderTable, UnknownLoaderError};
-use crate::bootplane::agent_calls::AgentCalls;
 use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
-use crate::bootplane::limits::Limits;
-use crate::bootplane::network::{BootPlaneHandle, BootPlaneParts};
 use crate::bootplane::profiles::ProfileDesk;
-use crate::bootplane::service::BootService;
 use crate::bridge_log::BridgeLog;
 use crate::clock::Clock;
 use crate::config::{BridgeName, Config, DhcpMode};
@@ -28,10 +23,10 @@ use crate::dhcp::address_book::AddressBook;
 use crate::dhcp::network::{DhcpHandle, DhcpParts};
 use crate::guard::Guard;
 use crate::guard::network::GuardHandle;
+use crate::image::disk::shelf::DiskShelf;
 use crate::image::library::{Library, OpenError};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
-use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::{Bridge, BridgeError};
 use crate::net::link::Netlink;
 use crate::node::registry::{Registry, RegistrySettings, Whereabouts};
@@ -47,15 +42,17 @@ use crate::store::place::UnusablePlaceError;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{LoadError, Store};
 use crate::telemetry::Tally;
-use crate::tftp::network::TftpHandle;
-use crate::{bootplane, dhcp, guard, net, operator, tftp};
+use crate::{dhcp, guard, net, operator};
 
 mod bridge_watch;
+mod disk_images;
+mod files;
 mod ground;
+mod installed;
 mod view;
 
 use bridge_watch::{BridgeWatch, Objection};
-use ground::FileDoors;
+use files::{Door, FileParts, FileServices, serve_files};
 pub use ground::Ground;
 use view::View;
 
@@ -77,13 +74,7 @@ pub struct Appliance {
     files: Option<FileServices>,
     operator: OperatorHandle,
     ticker: JoinHandle<()>,
-}
-
-/// What answers on the bridge beside DHCP.
-struct FileServices {
-    tftp: TftpHandle,
-    http: BootPlaneHandle,
-    advertiser: AdvertiserHandle,
+    images: JoinHandle<()>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +144,7 @@ impl Appliance {
         }
         let loaders = read_loaders(table, &config);
         let library = Arc::new(Library::open(&config.store.path).map_err(StartError::Library)?);
+        let disks = Arc::new(DiskShelf::open(&config.store.path).map_err(StartError::Library)?);
         let token_key = TokenKey::load_or_create(&snapshot, &*store).map_err(StartError::TokenKey)?;
 
         let durable: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
@@ -231,8 +223,16 @@ impl Appliance {
         }));
         let (files, door) = match files {
             Some(doors) => {
-                let (files, door) =
-                    serve_files(doors, &bridge, &content, &registry, &addresses, &tally, clock)?;
+                let parts = FileParts {
+                    content: Arc::clone(&content),
+                    disks: Arc::clone(&disks),
+                    registry: Arc::clone(&registry),
+                    addresses: Arc::clone(&addresses),
+                    metadata: config.load().metadata,
+                    tally: Arc::clone(&tally),
+                    clock,
+                };
+                let (files, door) = serve_files(doors, &bridge, parts)?;
                 (Some(files), Some(door))
             }
             None => {
@@ -251,6 +251,7 @@ impl Appliance {
             config: Arc::clone(&config),
             store,
             library: Arc::clone(&library),
+            disks: Arc::clone(&disks),
             dhcp: Arc::clone(&dhcp),
             leases: Sparing::default(),
             pool_use: Sparing::default(),
@@ -289,6 +290,7 @@ impl Appliance {
         );
         drop(running);
         let ticker = tokio::spawn(tick(Arc::clone(&registry), Arc::clone(&library), door, watch, clock));
+        let images = tokio::spawn(disk_images::look_after(disks, Arc::clone(&registry), clock));
         Ok(Appliance {
             config,
             clock,
@@ -301,6 +303,7 @@ impl Appliance {
             files,
             operator,
             ticker,
+            images,
         })
     }
 
@@ -326,6 +329,7 @@ impl Appliance {
     /// Stops serving in good order: nothing acknowledged is lost, transfers are told, watchers see their streams end.
     pub async fn stop(self) {
         self.ticker.abort();
+        self.images.abort();
         drop(self.watchman);
         let (tftp, http) = match self.files {
             Some(FileServices { tftp, http, advertiser }) => {
@@ -370,6 +374,7 @@ fn registry_settings(config: &Config) -> RegistrySettings {
     RegistrySettings {
         unknown: config.dhcp.unknown,
         call_deadline: config.boot.call_deadline,
+        first_boot_deadline: config.boot.first_boot_deadline,
         reservations: config.dhcp.reservations.clone(),
     }
 }
@@ -389,74 +394,9 @@ fn address_book(bridge: &Bridge, mode: DhcpMode) -> AddressBook {
     }
 }
 
-fn serve_files(
-    doors: FileDoors,
-    bridge: &Bridge,
-    content: &Arc<BootContent>,
-    registry: &Arc<Registry>,
-    addresses: &Arc<AddressBook>,
-    tally: &Arc<Tally>,
-    clock: Clock,
-) -> Result<(FileServices, Door), StartError> {
-    let failed = |service| move |source| StartError::Service { service, source };
-    let FileDoors { tftp, http: listener } = doors;
-    let tftp = tftp::network::start(bridge.clone(), tftp, Arc::clone(content) as _, Arc::clone(tally))
-        .map_err(failed("TFTP"))?;
-    let door = Door { bridge: bridge.clone(), listener: listener.try_clone().map_err(failed("HTTP"))? };
-    let http = start_boot_plane(listener, bridge, content, registry, addresses, tally, clock)
-        .map_err(failed("HTTP"))?;
-    let advertiser =
-        net::advertise::start(bridge.clone(), Arc::clone(tally)).map_err(failed("router advertisement"))?;
-    Ok((FileServices { tftp, http, advertiser }, door))
-}
-
-fn start_boot_plane(
-    listener: TcpListener,
-    bridge: &Bridge,
-    content: &Arc<BootContent>,
-    registry: &Arc<Registry>,
-    addresses: &Arc<AddressBook>,
-    tally: &Arc<Tally>,
-    clock: Clock,
-) -> std::io::Result<BootPlaneHandle> {
-    let agents = AgentCalls::new(Arc::clone(registry), Arc::clone(addresses), Arc::clone(tally), clock);
-    let limits = Limits::default();
-    let service = BootService::new(Arc::clone(content), agents, Arc::clone(tally), clock, &limits);
-    let parts = BootPlaneParts {
-        subnet: bridge.address,
-        service: Arc::new(service),
-        tally: Arc::clone(tally),
-        limits,
-    };
-    bootplane::network::start(listener, parts)
-}
-
 fn say_what_is_missing(content: &BootContent) {
     for problem in content.problems() {
         tracing::warn!("{problem}");
-    }
-}
-
-/// The HTTP listener once more, to move it to a bridge that was deleted and made anew. (DHCP, TFTP and the advertiser
-/// own threads that watch links and see to it themselves.)
-struct Door {
-    bridge: Bridge,
-    listener: TcpListener,
-}
-
-impl Door {
-    fn follow(&mut self) {
-        if self.bridge.link().is_some() {
-            return;
-        }
-        let Ok(found) = self.bridge.again() else { return };
-        match found.rebind(&self.listener) {
-            Ok(()) => {
-                tracing::info!(bridge = %found.name, "HTTP is back on the bridge");
-                self.bridge = found;
-            }
-            Err(error) => tracing::error!(bridge = %found.name, %error, "HTTP cannot return to the bridge"),
-        }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod tftp;
 
 pub mod explain;
 pub mod image;
+pub mod metadata;
 pub mod store;
 
 pub mod bridge_log;

@@ -139,6 +139,7 @@ fn node(number: u32, now: Timestamp) -> Vec<Change> {
         order: None,
         redeemed_token_at: None,
         redeemed_by: None,
+        intent: None,
         labels: Default::default(),
         failure: None,
         version: 7,

@@ -100,6 +100,7 @@ pub fn with_nodes(state: &Path, macs: impl Iterator<Item = MacAddr>) {
                 order: None,
                 redeemed_token_at: None,
                 redeemed_by: None,
+                intent: None,
                 labels: Default::default(),
                 failure: None,
                 version: 1,

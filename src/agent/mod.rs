@@ -16,7 +16,8 @@
 //! - [`uevent`]: waiting for the kernel to announce devices
 //! - [`lease`]: the port with our MAC, and its address
 //! - [`calls`]: the appliance's HTTP interface; [`backoff`] says when to try again
-//! - [`session`]: hello, inventory, heartbeats, orders; [`keepsake`] is what a restarted agent goes on with
+//! - [`install`]: what a task does to the machine's disks
+//! - [`session`]: hello, inventory, heartbeats, orders, tasks; [`keepsake`] is what a restarted agent goes on with
 //! - [`collect`]: the inventory, read below any root so that tests read fixture trees
 
 pub mod backoff;
@@ -24,6 +25,7 @@ pub mod calls;
 pub mod collect;
 pub mod console;
 pub mod drivers;
+pub mod install;
 pub mod keepsake;
 pub mod lease;
 pub mod parameters;

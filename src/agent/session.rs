@@ -1,4 +1,4 @@
-//! The agent proper: from kernel command line to waiting for orders.
+//! The agent proper: from kernel command line to waiting for orders and tasks.
 //!
 //! No step gives up on its own: drivers, port, lease and calls are tried until they work, and the console says what is
 //! being waited for. Only the appliance's refusal, or a command line without our parameters, ends a boot; the machine
@@ -11,14 +11,18 @@ use nix::sys::reboot::{RebootMode, reboot};
 
 use crate::agent::MODULES_DIR;
 use crate::agent::backoff::{Backoff, pause};
-use crate::agent::calls::{Appliance, CallError, Welcome};
+use crate::agent::calls::{Appliance, CallError, TaskCalls, Welcome};
 use crate::agent::collect;
 use crate::agent::console::{Console, uptime};
 use crate::agent::drivers::{Loader, Role};
+use crate::agent::install::target::{BlockDisk, Disk};
+use crate::agent::install::{self, Ground, Outcome};
 use crate::agent::keepsake::{self, Keepsake};
 use crate::agent::lease::{self, Lease, News};
 use crate::agent::parameters::Parameters;
 use crate::agent::uevent::Uevents;
+use crate::net::MacAddr;
+use crate::node::install::task::AgentTask;
 use crate::node::inventory::Inventory;
 use crate::node::state::Order;
 
@@ -64,7 +68,7 @@ pub fn run() -> ! {
         console.trouble("reading the driver index", &error.to_string(), "Build the ramdisk again.");
         Loader::empty()
     });
-    let seed = parameters.mac.0.iter().fold(0_u64, |seed, byte| seed << 8 | u64::from(*byte));
+    let seed = mac_number(parameters.mac);
     let mut agent = Agent {
         appliance: Appliance::new(&parameters.server, parameters.mac),
         // The kernel time makes two boots of one machine differ.
@@ -202,13 +206,8 @@ impl Agent {
                     }
                     pause(wait);
                 }
-                Err(error @ CallError::Refused { .. }) => {
-                    let way_out = "A token is good for one boot: restart this machine. If it was removed or is not \
-                                   approved, see `farrier node list` at the appliance.";
-                    self.console.trouble(step, &error.to_string(), way_out);
-                    stand_still()
-                }
-                Err(error @ CallError::Rejected { .. }) => {
+                Err(error @ CallError::Refused { .. }) => self.refused(step, &error.to_string()),
+                Err(error @ (CallError::Superseded { .. } | CallError::Rejected { .. })) => {
                     let message = error.to_string();
                     // It refuses this call; that it hears of the failure is a hope.
                     let _ = self.appliance.failure(credential, step, &message);
@@ -221,6 +220,13 @@ impl Agent {
         }
     }
 
+    fn refused(&self, step: &str, what: &str) -> ! {
+        let way_out = "A token is good for one boot: restart this machine. If it was removed or is not approved, see \
+                       `farrier node list` at the appliance.";
+        self.console.trouble(step, what, way_out);
+        stand_still()
+    }
+
     fn collect_and_wait(&mut self, welcome: &Welcome, interface: &str, mut lease: Lease) -> ! {
         self.settle();
         let mut reported = self.report_inventory(welcome);
@@ -228,7 +234,8 @@ impl Agent {
             Duration::from_secs(welcome.heartbeat_secs.clamp(*HEARTBEAT_SECS.start(), *HEARTBEAT_SECS.end()));
         self.console
             .say(format_args!("enrolled; waiting for orders, a heartbeat every {} s", period.as_secs()));
-        let mut due = Instant::now() + period;
+        // A task may be waiting already.
+        let mut due = Instant::now();
         loop {
             match lease.wait(due.saturating_duration_since(Instant::now())) {
                 Some(News::Ended(why)) => {
@@ -239,10 +246,13 @@ impl Agent {
                 None => {
                     due = Instant::now() + period;
                     let session = welcome.session.clone();
-                    let order = self
+                    let orders = self
                         .until_answered("heartbeat", &session, |agent| agent.appliance.heartbeat(&session));
-                    if let Some(order) = order {
+                    if let Some(order) = orders.order {
                         self.obey(order, &session);
+                    } else if let Some(task) = orders.task {
+                        self.carry_out(&task, &session);
+                        due = Instant::now() + period;
                     }
                     let now = collect::inventory(Path::new("/"));
                     if hardware_differs(&reported, &now) {
@@ -284,6 +294,26 @@ impl Agent {
         inventory
     }
 
+    /// Installs, cleans, or stands by; heartbeats go on as reports of progress.
+    fn carry_out(&self, task: &AgentTask, session: &str) {
+        let root = Path::new("/");
+        let ground = Ground {
+            root,
+            console: &self.console,
+            calls: &TaskCalls { appliance: &self.appliance, session },
+            open: &|device| BlockDisk::open(device).map(|disk| Box::new(disk) as Box<dyn Disk>),
+            unlock_firmware: &collect::unlock_efivars,
+            seed: mac_number(self.parameters.mac),
+        };
+        match install::run(&ground, task) {
+            Outcome::Reboot => {
+                self.restart(RebootMode::RB_AUTOBOOT, "restarting into the new system", session)
+            }
+            Outcome::Stay | Outcome::Superseded { .. } => {}
+            Outcome::Refused { reason } => self.refused("the task", &reason),
+        }
+    }
+
     fn obey(&mut self, order: Order, session: &str) {
         self.console.say(format_args!("order: {order}"));
         for _ in 0..OBEY_TRIES {
@@ -301,16 +331,27 @@ impl Agent {
             Order::Reboot | Order::LocalBoot => RebootMode::RB_AUTOBOOT,
             Order::PowerOff => RebootMode::RB_POWER_OFF,
         };
+        self.restart(mode, &order.to_string(), session);
+    }
+
+    /// Comes back only if the kernel does not do it.
+    fn restart(&self, mode: RebootMode, what: &str, session: &str) {
         nix::unistd::sync();
         let Err(errno) = reboot(mode);
         self.console.trouble(
             "obeying",
-            &format!("{order}: {}", errno.desc()),
+            &format!("{what}: {}", errno.desc()),
             "Use the machine's own switch.",
         );
-        let message = format!("{order} refused by the kernel: {}", errno.desc());
+        let message = format!("{what} refused by the kernel: {}", errno.desc());
+        // It stands on the screen as well.
         let _ = self.appliance.failure(session, "obeying", &message);
     }
+}
+
+/// A number that differs between machines.
+fn mac_number(mac: MacAddr) -> u64 {
+    mac.0.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Disks or network interfaces came or went; link and time may differ freely.

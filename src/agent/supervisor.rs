@@ -40,6 +40,7 @@ pub fn run() -> ExitCode {
         console.trouble("mounting", failure, "The kernel is not one farrier built a ramdisk for.");
     }
     if wants_shell() {
+        console.say(format_args!("`{}` is on the kernel command line: opening a shell", parameters::SHELL));
         spawn_shell(&console);
     }
     let mut agent = spawn_agent(&console);
@@ -109,8 +110,7 @@ fn wants_shell() -> bool {
         .is_ok_and(|text| text.split_ascii_whitespace().any(|word| word == parameters::SHELL))
 }
 
-fn spawn_shell(console: &Console) {
-    console.say(format_args!("`{}` is on the kernel command line: opening a shell", parameters::SHELL));
+pub fn spawn_shell(console: &Console) {
     let line = "/bin/busybox --install -s /bin; exec setsid cttyhack sh";
     let shell = Command::new(BUSYBOX).args(["sh", "-c", line]).env("PATH", "/bin").spawn();
     if let Err(error) = shell {

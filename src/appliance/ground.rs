@@ -8,9 +8,10 @@ use std::path::Path;
 
 use super::{StartError, loader_table};
 use crate::boot::loader::LoaderTable;
-use crate::config::{Config, DhcpMode, NetworkConfig};
+use crate::config::{Config, DhcpMode, MetadataConfig, NetworkConfig};
 use crate::dhcp;
 use crate::net::bridge::Bridge;
+use crate::net::link_local::{self, LinkLocal};
 use crate::net::neighbours;
 use crate::operator::{HandedOver, Listeners};
 use crate::privileges::{self, Confinement, Reach};
@@ -24,16 +25,32 @@ pub(super) const HTTP_PORT: u16 = 80;
 pub(super) struct FileDoors {
     pub(super) tftp: tftp::network::Doors,
     pub(super) http: TcpListener,
+    /// 169.254.169.254, if it is wanted and can be had.
+    pub(super) link_local: Option<TcpListener>,
 }
 
 impl FileDoors {
-    fn open(bridge: &Bridge) -> Result<FileDoors, StartError> {
+    fn open(bridge: &Bridge, metadata: MetadataConfig) -> Result<FileDoors, StartError> {
         let taken = |service| move |source| StartError::Service { service, source };
         Ok(FileDoors {
             tftp: tftp::network::Doors::open(bridge).map_err(taken("TFTP"))?,
             http: bridge.tcp_listener(HTTP_PORT).map_err(taken("HTTP"))?,
+            link_local: metadata.ec2.then(|| open_link_local(bridge)).flatten(),
         })
     }
+}
+
+/// Serving goes on without it: NoCloud, and EC2's tree at our own address, are there all the same.
+fn open_link_local(bridge: &Bridge) -> Option<TcpListener> {
+    let way_out = "write ec2 = false under [metadata] if no node needs it";
+    if let Err(error) = LinkLocal::put_on(&bridge.name) {
+        tracing::warn!("{error}; {way_out}");
+        return None;
+    }
+    let listener = bridge.link_local_listener(HTTP_PORT);
+    listener
+        .map_err(|error| tracing::warn!("nobody can listen on {}: {error}; {way_out}", link_local::ADDRESS))
+        .ok()
 }
 
 /// Everything an [`super::Appliance`] stands on.
@@ -59,7 +76,7 @@ impl Ground {
         place::check(&config.store.path)?;
         let dhcp = dhcp::network::Doors::open(&bridge).map_err(StartError::Dhcp)?;
         let files = match config.dhcp.mode {
-            DhcpMode::Server | DhcpMode::Proxy => Some(FileDoors::open(&bridge)?),
+            DhcpMode::Server | DhcpMode::Proxy => Some(FileDoors::open(&bridge, config.metadata)?),
             DhcpMode::Observe => None,
         };
         let loaders = table.files().map(|file| file.path.clone()).collect();

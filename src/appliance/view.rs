@@ -17,8 +17,10 @@ use crate::dhcp::network::DhcpHandle;
 use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
 use crate::guard::Guard;
+use crate::image::digest::Digest;
+use crate::image::disk::shelf::DiskShelf;
 use crate::image::executable::Signature;
-use crate::image::library::Library;
+use crate::image::library::{BlobRef, Library};
 use crate::net;
 use crate::net::MacAddr;
 use crate::net::bridge::Bridge;
@@ -28,7 +30,7 @@ use crate::operator::api::{
 };
 use crate::operator::sparing::Sparing;
 use crate::operator::views::{self, Leases};
-use crate::operator::{ApplianceView, PageAddress, Premises};
+use crate::operator::{ApplianceView, PageAddress, Premises, WantedImage};
 use crate::privileges::Confinement;
 use crate::store::sqlite::SqliteStore;
 
@@ -39,6 +41,7 @@ pub(super) struct View {
     pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) store: Arc<SqliteStore>,
     pub(super) library: Arc<Library>,
+    pub(super) disks: Arc<DiskShelf>,
     pub(super) dhcp: Arc<DhcpHandle>,
     pub(super) leases: Sparing<Leases>,
     pub(super) pool_use: Sparing<PoolUse>,
@@ -134,6 +137,16 @@ impl ApplianceView for View {
 
     fn other_servers(&self) -> Vec<OtherServer> {
         self.dhcp.other_servers()
+    }
+
+    fn disk_image(&self, name: &str) -> Option<WantedImage> {
+        let image = self.disks.get(name)?;
+        let BlobRef { digest, bytes } = image.manifest_blob;
+        Some(WantedImage { manifest: digest, manifest_bytes: bytes, bytes: image.manifest.bytes })
+    }
+
+    fn pin_image(&self, manifest: Digest) -> Result<(), String> {
+        self.disks.pin(manifest).map_err(|error| error.to_string())
     }
 
     fn images(&self) -> Vec<ImageEntry> {

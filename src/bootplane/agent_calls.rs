@@ -4,13 +4,22 @@
 //! |---|---|---|
 //! | `/agent/v1/hello` | `{token, nonce?, mac, uptime_secs}` | `{session, node, heartbeat_secs}` |
 //! | `/agent/v1/inventory` | `{mac, inventory}` | `{}` |
-//! | `/agent/v1/heartbeat` | `{mac}` | `{order?}` |
-//! | `/agent/v1/failure` | `{mac, step, message}` | `{}` |
+//! | `/agent/v1/heartbeat` | `{mac}` | `{order?, task?}` |
+//! | `/agent/v1/failure` | `{mac, step, message, intent?}` | `{}` |
 //! | `/agent/v1/obeying` | `{mac, order}` | `{}` |
+//! | `/agent/v1/begin` | `{mac, intent, disks}` | `{}` |
+//! | `/agent/v1/progress` | `{mac, intent, progress}` | `{go_on}` |
+//! | `/agent/v1/seed` | `{mac, intent}` | `{files}` |
+//! | `/agent/v1/done` | `{mac, intent, report}` | `{}` |
 //!
 //! All but `hello` carry `Authorization: Bearer <session>` (`failure`: or the boot token, when `hello` never
 //! succeeded). The MAC claimed must be the one we gave the caller's address to. A refusal is 401 with a `reason`, and
 //! final; 429 and 503 carry Retry-After and mean "later". What is answered with 200 is on disk.
+//!
+//! | GET `/agent/v1/image/<digest>` | | the manifest of the image that is installed |
+//! | GET `/agent/v1/chunk/<digest>` | | one of its chunks |
+//!
+//! What the last six are about is in [`crate::node::install::task`]; a task that is not the caller's is 409.
 //!
 //! Every call may be repeated when its answer was lost: `hello` with the same token and the same nonce (32 hexadecimal
 //! digits the agent made up for this boot) gives the same session, and an inventory replaces the one before it.
@@ -25,7 +34,6 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap};
 use hyper::{Method, Request, StatusCode};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -36,13 +44,23 @@ use crate::bootplane::per_minute::PerMinute;
 use crate::bootplane::service::Plain;
 use crate::clock::{Clock, Timestamp};
 use crate::dhcp::address_book::AddressBook;
+use crate::image::disk::shelf::DiskShelf;
+use crate::image::library::Blob;
 use crate::net::MacAddr;
-use crate::node::inventory::Inventory;
-use crate::node::registry::{AgentRefusal, Hello, Registry};
-use crate::node::state::Order;
+use crate::node::install::task::Seed;
+use crate::node::inventory::DISKS_MAX;
+use crate::node::registry::{AgentCaller, Failure, Hello, Registry, SeedMaterial};
 use crate::node::timeline::Happening;
-use crate::node::token::AgentNonce;
 use crate::telemetry::Tally;
+
+mod documents;
+mod fault;
+
+use documents::{
+    BeginBody, Call, DoneBody, FailureBody, HeartbeatBody, HelloBody, ImagePart, InventoryBody, ObeyingBody,
+    ProgressBody, SeedBody,
+};
+use fault::CallFault;
 
 pub const PREFIX: &str = "/agent/";
 
@@ -72,86 +90,26 @@ pub struct AgentCalls {
     refusals: PerMinute<Ipv4Addr>,
     allowances: Mutex<HashMap<Ipv4Addr, Allowance>>,
     calls: Arc<Semaphore>,
+    parts: InstallParts,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Call {
-    Hello,
-    Inventory,
-    Heartbeat,
-    Failure,
-    Obeying,
+/// What agents install from.
+#[derive(Clone)]
+pub struct InstallParts {
+    /// Absent where there are no disk images.
+    pub disks: Option<Arc<DiskShelf>>,
+    pub seeds: SeedOf,
 }
 
-impl Call {
-    fn from_path(path: &str) -> Option<Call> {
-        match path {
-            "/agent/v1/hello" => Some(Call::Hello),
-            "/agent/v1/inventory" => Some(Call::Inventory),
-            "/agent/v1/heartbeat" => Some(Call::Heartbeat),
-            "/agent/v1/failure" => Some(Call::Failure),
-            "/agent/v1/obeying" => Some(Call::Obeying),
-            _ => None,
-        }
+impl InstallParts {
+    /// Nothing to install.
+    pub fn none() -> InstallParts {
+        InstallParts { disks: None, seeds: Arc::new(|_| Seed::default()) }
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HelloBody {
-    token: String,
-    nonce: Option<AgentNonce>,
-    mac: MacAddr,
-    uptime_secs: f64,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct InventoryBody {
-    mac: MacAddr,
-    inventory: Inventory,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HeartbeatBody {
-    mac: MacAddr,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FailureBody {
-    mac: MacAddr,
-    step: String,
-    message: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ObeyingBody {
-    mac: MacAddr,
-    order: Order,
-}
-
-/// Why a call is not carried out.
-#[derive(Debug)]
-enum CallFault {
-    NoSuchCall,
-    NotPost,
-    TooManyCalls,
-    TooLarge,
-    /// The body broke off.
-    Unread,
-    Malformed(String),
-    NoCredential,
-    /// We do not know the caller's address: it has to get one (again) first.
-    AddressUnknown,
-    /// The address belongs to another MAC than the body claims.
-    NotItsAddress,
-    Refused(AgentRefusal),
-    /// The call itself broke; a defect of ours.
-    Broken,
-}
+/// What an installed system finds on its disk, from what is known of the node.
+pub type SeedOf = Arc<dyn Fn(&SeedMaterial) -> Seed + Send + Sync>;
 
 impl AgentCalls {
     pub fn new(
@@ -159,6 +117,7 @@ impl AgentCalls {
         addresses: Arc<AddressBook>,
         tally: Arc<Tally>,
         clock: Clock,
+        parts: InstallParts,
     ) -> AgentCalls {
         AgentCalls {
             registry,
@@ -168,7 +127,37 @@ impl AgentCalls {
             refusals: PerMinute::new(REFUSALS_PER_MINUTE),
             allowances: Mutex::default(),
             calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+            parts,
         }
+    }
+
+    /// What a running deployment reads: `/agent/v1/image/<manifest>` and `/agent/v1/chunk/<blob>`. Not told on the
+    /// timeline one by one, for there are hundreds: the agent tells how far it is.
+    pub fn image_blob(&self, peer: Ipv4Addr, path: &str, headers: &HeaderMap) -> Result<Blob, Box<Plain>> {
+        let now = self.clock.now();
+        self.find_blob(peer, path, headers, now)
+            .map_err(|fault| Box::new(self.conclude(peer, Err(fault), now)))
+    }
+
+    fn find_blob(
+        &self,
+        peer: Ipv4Addr,
+        path: &str,
+        headers: &HeaderMap,
+        now: Timestamp,
+    ) -> Result<Blob, CallFault> {
+        let asked = ImagePart::from_path(path).ok_or(CallFault::NoSuchCall)?;
+        let mac = self.addresses.owner(peer).ok_or(CallFault::AddressUnknown)?;
+        let session = bearer(headers).ok_or(CallFault::NoCredential)?;
+        let caller = AgentCaller { session: &session, mac, address: peer, now };
+        let manifest = self.registry.image_for(&caller).map_err(CallFault::Refused)?;
+        let disks = self.parts.disks.as_ref();
+        let found = disks.and_then(|disks| match asked {
+            ImagePart::Manifest(digest) if digest == manifest => disks.manifest(manifest),
+            ImagePart::Manifest(_) => None,
+            ImagePart::Chunk(digest) => disks.chunk(manifest, digest),
+        });
+        found.ok_or(CallFault::NoSuchBlob)
     }
 
     pub async fn answer(&self, peer: Ipv4Addr, request: Request<Incoming>) -> Plain {
@@ -187,7 +176,13 @@ impl AgentCalls {
     ) -> Plain {
         let owner = self.addresses.owner(peer).ok_or(CallFault::AddressUnknown);
         let outcome = Call::from_path(path).ok_or(CallFault::NoSuchCall).and_then(|call| {
-            let caller = Caller { registry: Arc::clone(&self.registry), peer, owner: owner?, credential };
+            let caller = Caller {
+                registry: Arc::clone(&self.registry),
+                seeds: Arc::clone(&self.parts.seeds),
+                peer,
+                owner: owner?,
+                credential,
+            };
             caller.carry_out(call, body, now)
         });
         self.conclude(peer, outcome, now)
@@ -219,6 +214,7 @@ impl AgentCalls {
             | CallFault::NoCredential
             | CallFault::NotItsAddress => true,
             CallFault::NoSuchCall
+            | CallFault::NoSuchBlob
             | CallFault::NotPost
             | CallFault::TooManyCalls
             | CallFault::Unread
@@ -247,7 +243,7 @@ impl AgentCalls {
         // Never closed, so always granted.
         let _turn = self.calls.acquire().await.map_err(|_| CallFault::Broken)?;
         let (registry, clock) = (Arc::clone(&self.registry), self.clock);
-        let caller = Caller { registry, peer, owner, credential };
+        let caller = Caller { registry, seeds: Arc::clone(&self.parts.seeds), peer, owner, credential };
         // The registry waits for the disk; the threads that serve the wire must not.
         let carried_out = tokio::task::spawn_blocking(move || caller.carry_out(call, &body, clock.now()));
         carried_out.await.unwrap_or(Err(CallFault::Broken))
@@ -290,6 +286,7 @@ impl Allowance {
 /// A call with everything that is known of who makes it.
 struct Caller {
     registry: Arc<Registry>,
+    seeds: SeedOf,
     peer: Ipv4Addr,
     owner: MacAddr,
     credential: Option<String>,
@@ -322,14 +319,23 @@ impl Caller {
             Call::Heartbeat => {
                 let HeartbeatBody { mac } = parse(body)?;
                 let (session, mac) = (self.credential()?, self.own(mac)?);
-                let order = registry.heartbeat(session, mac, self.peer, now).map_err(CallFault::Refused)?;
-                Ok(order.map_or_else(|| json!({}), |order| json!({ "order": order })))
+                let waiting = registry.heartbeat(session, mac, self.peer, now).map_err(CallFault::Refused)?;
+                let mut answer = serde_json::Map::new();
+                answer.extend(waiting.order.map(|order| ("order".to_owned(), json!(order))));
+                answer.extend(waiting.task.map(|task| ("task".to_owned(), json!(task))));
+                Ok(Value::Object(answer))
             }
             Call::Failure => {
-                let FailureBody { mac, step, message } = parse(body)?;
+                let FailureBody { mac, step, message, intent } = parse(body)?;
                 let (credential, mac) = (self.credential()?, self.own(mac)?);
                 registry
-                    .report_failure(credential, mac, self.peer, &step, &message, now)
+                    .report_failure(
+                        credential,
+                        mac,
+                        self.peer,
+                        &Failure { step: &step, message: &message, intent },
+                        now,
+                    )
                     .map_err(CallFault::Refused)?;
                 Ok(json!({}))
             }
@@ -339,7 +345,39 @@ impl Caller {
                 registry.obeying(session, mac, self.peer, order, now).map_err(CallFault::Refused)?;
                 Ok(json!({}))
             }
+            Call::Begin => {
+                let BeginBody { mac, intent, disks } = parse(body)?;
+                if disks.len() > DISKS_MAX {
+                    return Err(CallFault::Malformed(format!("more than {DISKS_MAX} disks")));
+                }
+                registry.begin_task(&self.agent(mac, now)?, intent, disks).map_err(CallFault::Refused)?;
+                Ok(json!({}))
+            }
+            Call::Progress => {
+                let ProgressBody { mac, intent, progress } = parse(body)?;
+                let caller = self.agent(mac, now)?;
+                let go_on = registry.task_progress(&caller, intent, progress).map_err(CallFault::Refused)?;
+                Ok(json!({ "go_on": go_on }))
+            }
+            Call::Seed => {
+                let SeedBody { mac, intent } = parse(body)?;
+                let material =
+                    registry.seed_for(&self.agent(mac, now)?, intent).map_err(CallFault::Refused)?;
+                let seed = (self.seeds)(&material);
+                serde_json::to_value(seed).map_err(|_| CallFault::Broken)
+            }
+            Call::Done => {
+                let DoneBody { mac, intent, report } = parse(body)?;
+                registry.report_task(&self.agent(mac, now)?, intent, &report).map_err(CallFault::Refused)?;
+                Ok(json!({}))
+            }
         }
+    }
+
+    /// The caller as one with a session.
+    fn agent(&self, claimed: MacAddr, now: Timestamp) -> Result<AgentCaller<'_>, CallFault> {
+        let (session, mac) = (self.credential()?, self.own(claimed)?);
+        Ok(AgentCaller { session, mac, address: self.peer, now })
     }
 
     fn own(&self, claimed: MacAddr) -> Result<MacAddr, CallFault> {
@@ -396,74 +434,6 @@ fn json_depth(text: &[u8]) -> usize {
         }
     }
     deepest
-}
-
-impl CallFault {
-    /// The same word in log and counter.
-    fn as_str(&self) -> &'static str {
-        match self {
-            CallFault::NoSuchCall => "no-such-call",
-            CallFault::NotPost => "not-post",
-            CallFault::TooManyCalls => "too-many-calls",
-            CallFault::TooLarge => "body-too-large",
-            CallFault::Unread => "body-unread",
-            CallFault::Malformed(_) => "malformed",
-            CallFault::NoCredential => "no-credential",
-            CallFault::AddressUnknown => "address-unknown",
-            CallFault::NotItsAddress => "not-its-address",
-            CallFault::Refused(refusal) => refusal.as_str(),
-            CallFault::Broken => "broken",
-        }
-    }
-
-    fn into_answer(self) -> Plain {
-        let code = self.as_str();
-        let answer = |status, reason: &str| Plain::json(status, &json!({ "reason": reason, "code": code }));
-        let later = |status, reason: &str| {
-            answer(status, reason).with(header::RETRY_AFTER, &RETRY.as_secs().to_string())
-        };
-        match self {
-            CallFault::NoSuchCall => answer(StatusCode::NOT_FOUND, "no such call").closing(),
-            CallFault::NotPost => answer(StatusCode::METHOD_NOT_ALLOWED, "calls are made with POST")
-                .with(header::ALLOW, "POST")
-                .closing(),
-            CallFault::TooManyCalls => {
-                later(StatusCode::TOO_MANY_REQUESTS, "too many calls from this address").closing()
-            }
-            CallFault::TooLarge => {
-                answer(StatusCode::PAYLOAD_TOO_LARGE, "a call has at most 1 MiB").closing()
-            }
-            CallFault::Unread => answer(StatusCode::BAD_REQUEST, "the body broke off").closing(),
-            CallFault::Malformed(reason) => answer(StatusCode::BAD_REQUEST, &reason),
-            CallFault::NoCredential => answer(StatusCode::UNAUTHORIZED, "Authorization: Bearer is missing"),
-            CallFault::AddressUnknown => later(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "this address is not leased to anyone: get an address by DHCP first",
-            )
-            .closing(),
-            CallFault::NotItsAddress => {
-                answer(StatusCode::UNAUTHORIZED, "this address is leased to another MAC address")
-            }
-            CallFault::Refused(refusal @ AgentRefusal::NotDurable(_)) => {
-                later(StatusCode::SERVICE_UNAVAILABLE, &refusal.to_string())
-            }
-            CallFault::Refused(
-                refusal @ (AgentRefusal::TokenMalformed
-                | AgentRefusal::TokenForged
-                | AgentRefusal::TokenExpired
-                | AgentRefusal::TokenSpent
-                | AgentRefusal::WrongMac
-                | AgentRefusal::WrongAddress
-                | AgentRefusal::WrongPort
-                | AgentRefusal::UnknownNode
-                | AgentRefusal::NotApproved
-                | AgentRefusal::SessionForged
-                | AgentRefusal::SessionReplaced
-                | AgentRefusal::NotAwaited),
-            ) => answer(StatusCode::UNAUTHORIZED, &refusal.to_string()),
-            CallFault::Broken => later(StatusCode::SERVICE_UNAVAILABLE, "the appliance failed"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! file, so the stream has the kernel send that part with sendfile(2), and no byte of it is read here.
 
 use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -17,6 +18,8 @@ use crate::net::pace::Pace;
 /// Shared by a connection's stream, its service and its task; all three run on the task that drives the connection.
 #[derive(Debug)]
 pub struct Line {
+    /// Of this run; no two connections have the same.
+    number: u64,
     pub pulse: Pulse,
     /// What the answer under way is sent from. Answers follow one another: hyper asks for the next one only when
     /// all of this one is with the kernel.
@@ -36,12 +39,18 @@ pub struct Mapped {
 
 impl Line {
     pub fn new(now: Instant) -> Line {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Line {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             pulse: Pulse::new(now),
             mapped: Mutex::new(None),
             turn: Mutex::new(None),
             pace: Mutex::new(None),
         }
+    }
+
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     pub fn sending_from(&self, mapped: Option<Mapped>) {

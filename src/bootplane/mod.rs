@@ -14,11 +14,14 @@
 //! - [`profiles`]: which boot profile each node has
 //! - [`per_minute`]: how often misses, refusals and fetches are noted before they are only counted; pure
 //! - [`agent_calls`]: the agent's JSON calls
+//! - [`metadata`]: what installed systems read of themselves, and their call home
+//! - [`allowance`]: how much a peer may ask at once and in the long run; pure
 //! - [`body`]: what of an answer the kernel has not taken yet; its end is always told
 //! - [`line`]: what the parts of one connection share
 //! - [`limits`]: every bound, with what happens at it
 
 pub mod agent_calls;
+pub mod allowance;
 pub mod body;
 pub mod connection;
 pub mod content;
@@ -27,6 +30,7 @@ pub mod files;
 pub mod head;
 pub mod limits;
 pub mod line;
+pub mod metadata;
 pub mod network;
 pub mod paces;
 pub mod per_minute;

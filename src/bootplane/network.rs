@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::bootplane::connection::{self, Closed};
 use crate::bootplane::limits::Limits;
+use crate::bootplane::metadata::Door;
 use crate::bootplane::service::BootService;
 use crate::bootplane::workers::Workers;
 use crate::telemetry::{Level, Taken, Tally};
@@ -27,6 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct BootPlaneParts {
     /// Only peers from here are served: the bridge's subnet.
     pub subnet: Ipv4Network,
+    /// `169.254.169.254`, if it is served.
+    pub link_local: Option<std::net::TcpListener>,
     pub service: Arc<BootService>,
     pub tally: Arc<Tally>,
     pub limits: Limits,
@@ -43,10 +46,15 @@ pub struct BootPlaneHandle {
 
 /// Starts serving `listener`: connections are accepted on the tokio runtime this is called from and served by
 /// workers of their own.
-pub fn start(listener: std::net::TcpListener, parts: BootPlaneParts) -> io::Result<BootPlaneHandle> {
-    listener.set_nonblocking(true)?;
-    let listener = TcpListener::from_std(listener)?;
+pub fn start(listener: std::net::TcpListener, mut parts: BootPlaneParts) -> io::Result<BootPlaneHandle> {
+    let listening = |listener: std::net::TcpListener| {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    let link_local = parts.link_local.take().map(listening).transpose()?;
+    let listener = listening(listener)?;
     let address = listener.local_addr()?;
+    let listener = Listeners { bridge: listener, link_local };
     let (stop, stopping) = watch::channel(false);
     let task = tokio::spawn(run(listener, Workers::start()?, parts, stopping));
     Ok(BootPlaneHandle { address, stop, task: Some(task) })
@@ -74,12 +82,25 @@ impl Drop for BootPlaneHandle {
     }
 }
 
-async fn run(
-    listener: TcpListener,
-    workers: Workers,
-    parts: BootPlaneParts,
-    mut stop: watch::Receiver<bool>,
-) {
+/// Every door of the boot plane.
+struct Listeners {
+    bridge: TcpListener,
+    link_local: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr, Door)> {
+        let Some(link_local) = &self.link_local else {
+            return self.bridge.accept().await.map(|(socket, peer)| (socket, peer, Door::Bridge));
+        };
+        tokio::select! {
+            accepted = self.bridge.accept() => accepted.map(|(socket, peer)| (socket, peer, Door::Bridge)),
+            accepted = link_local.accept() => accepted.map(|(socket, peer)| (socket, peer, Door::LinkLocal)),
+        }
+    }
+}
+
+async fn run(listener: Listeners, workers: Workers, parts: BootPlaneParts, mut stop: watch::Receiver<bool>) {
     let slots = Arc::new(Semaphore::new(parts.limits.connections));
     let peers = Arc::new(PeerSlots::default());
     let open = parts.tally.level("http", "connections", parts.limits.connections as u64);
@@ -94,9 +115,9 @@ async fn run(
             Some(_) = connections.join_next() => continue,
         };
         let taken_on =
-            accepted.and_then(|(socket, peer, slot)| match admit(peer, slot, &peers, &open, &parts) {
+            accepted.and_then(|(socket, peer, door, slot)| match admit(peer, slot, &peers, &open, &parts) {
                 Some(admission) => {
-                    let serve = serve(admission, stopping.clone(), &parts);
+                    let serve = serve(admission, door, stopping.clone(), &parts);
                     workers.serve(socket, &mut connections, serve)
                 }
                 None => Ok(()),
@@ -116,13 +137,13 @@ async fn run(
 }
 
 async fn accept(
-    listener: &TcpListener,
+    listener: &Listeners,
     slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, SocketAddr, Door, OwnedSemaphorePermit)> {
     // A slot first: without one the connection stays in the kernel's queue.
     let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
-    let (socket, peer) = listener.accept().await?;
-    Ok((socket, peer, slot))
+    let (socket, peer, door) = listener.accept().await?;
+    Ok((socket, peer, door, slot))
 }
 
 /// A peer's right to a connection, given back when dropped.
@@ -159,6 +180,7 @@ fn admit(
 /// What is to be done with the connection, once a worker has it.
 fn serve(
     admission: Admission,
+    door: Door,
     stop: watch::Receiver<bool>,
     parts: &BootPlaneParts,
 ) -> impl FnOnce(TcpStream, Arc<Semaphore>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + use<> {
@@ -168,7 +190,7 @@ fn serve(
             let peer = admission.peer;
             let answer = |line, request| {
                 let service = Arc::clone(&service);
-                async move { service.answer(peer, line, request).await }
+                async move { service.answer(peer, door, line, request).await }
             };
             let ended = |closed: Closed| {
                 // First: who sees a connection counted as ended may open the next.

@@ -265,6 +265,9 @@ impl ProfileDesk {
     /// What the rules come to for a node whose loader asks.
     pub fn choose(&self, node: &Node, boot: u32, asker: Asker) -> Choice {
         let mut choice = Choice::default();
+        if node.must_boot_ramdisk() {
+            return choice;
+        }
         let note = |rule: &Rule, verdict: Verdict| {
             if let Some(reason) = verdict.passed_over() {
                 let (profile, rule) = (rule.profile.clone(), rule.number);
@@ -378,7 +381,7 @@ impl ProfileDesk {
 
 impl Profiles for Arc<ProfileDesk> {
     fn assigned(&self, node: &Node, boot: u32) -> Option<AssignedProfile> {
-        if self.rules.load().is_empty() {
+        if self.rules.load().is_empty() || node.must_boot_ramdisk() {
             return None;
         }
         self.first(&Subject::of(node), boot, None, |_, _| {}).map(|(assigned, _)| assigned)

@@ -3,6 +3,9 @@
 //! ```text
 //!  GET, HEAD  /<name>          a file of the namespace           [`content`](crate::bootplane::content)
 //!  POST       /agent/v1/<call> the agent's calls                 [`agent_calls`](crate::bootplane::agent_calls)
+//!  GET, HEAD  /agent/v1/{image,chunk}/<digest>                   what an agent installs
+//!  any        /metadata/v1/…   what an installed system reads    [`metadata`](crate::bootplane::metadata)
+//!  any        /latest/…        the same as EC2 has it
 //! ```
 //! Nothing else is here. No answer redirects, and none asks a peer to prove more than its address and its token.
 
@@ -25,8 +28,10 @@ use crate::bootplane::files::{self, FileFacts};
 use crate::bootplane::head::HeadFault;
 use crate::bootplane::limits::Limits;
 use crate::bootplane::line::{Line, Mapped};
+use crate::bootplane::metadata::{Door, MetadataCalls};
 use crate::bootplane::per_minute::PerMinute;
 use crate::clock::Clock;
+use crate::image::library::Blob;
 use crate::node::timeline::{FileOutcome, Transport, aborted};
 use crate::telemetry::Tally;
 
@@ -44,6 +49,7 @@ const BULK_RETRY: Duration = Duration::from_secs(5);
 pub struct BootService {
     content: Arc<BootContent>,
     agents: AgentCalls,
+    metadata: Option<MetadataCalls>,
     tally: Arc<Tally>,
     clock: Clock,
     /// Told in the log.
@@ -62,6 +68,7 @@ impl BootService {
         BootService {
             content,
             agents,
+            metadata: None,
             downloads: Downloads::new(limits, &tally),
             tally,
             clock,
@@ -69,9 +76,14 @@ impl BootService {
         }
     }
 
+    pub fn with_metadata(self, metadata: MetadataCalls) -> BootService {
+        BootService { metadata: Some(metadata), ..self }
+    }
+
     pub async fn answer(
         &self,
         peer: Ipv4Addr,
+        door: Door,
         line: Arc<Line>,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
@@ -80,13 +92,21 @@ impl BootService {
             Ok(()) if request.uri().path().len() > PATH_BYTES_MAX => {
                 Plain::text(StatusCode::URI_TOO_LONG, "path too long").closing()
             }
-            Ok(()) if request.uri().path().starts_with(PREFIX) => self.agents.answer(peer, request).await,
-            Ok(()) => match *request.method() {
-                Method::GET | Method::HEAD => return self.answer_file(peer, line, &request).await,
-                _ => Plain::text(StatusCode::METHOD_NOT_ALLOWED, "files are read with GET or HEAD")
-                    .with(header::ALLOW, "GET, HEAD")
-                    // Whatever body came with it is not read.
-                    .closing(),
+            Ok(()) => match &self.metadata {
+                Some(metadata) if metadata.takes(door, request.uri().path()) => {
+                    return metadata.answer(peer, door, line.number(), request).await.into_response(line);
+                }
+                _ if request.uri().path().starts_with(PREFIX) => match *request.method() {
+                    Method::GET | Method::HEAD => return self.answer_image(peer, line, &request).await,
+                    _ => self.agents.answer(peer, request).await,
+                },
+                Some(_) | None => match *request.method() {
+                    Method::GET | Method::HEAD => return self.answer_file(peer, line, &request).await,
+                    _ => Plain::text(StatusCode::METHOD_NOT_ALLOWED, "files are read with GET or HEAD")
+                        .with(header::ALLOW, "GET, HEAD")
+                        // Whatever body came with it is not read.
+                        .closing(),
+                },
             },
         };
         self.tally.count("http", word_for(plain.status));
@@ -133,14 +153,9 @@ impl BootService {
             Ok(served) if head || served.ticket.size < BULK_BYTES => {
                 self.send_file(served, None, line, request)
             }
-            Ok(served) => match self.place_for(&served, request.headers()).await {
+            Ok(served) => match self.place_for(served.ticket.size, request.headers()).await {
                 Some(place) => self.send_file(served, Some(place), line, request),
-                None => {
-                    let seconds = BULK_RETRY.as_secs().to_string();
-                    Plain::text(StatusCode::SERVICE_UNAVAILABLE, "busy")
-                        .with(header::RETRY_AFTER, &seconds)
-                        .into_response(line)
-                }
+                None => self.busy(line),
             },
             Err(plain) => {
                 self.tally.count("http", word_for(plain.status));
@@ -172,9 +187,57 @@ impl BootService {
         }
     }
 
+    /// A part of the disk image that this agent installs.
+    async fn answer_image(
+        &self,
+        peer: Ipv4Addr,
+        line: Arc<Line>,
+        request: &Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        let blob = match self.agents.image_blob(peer, request.uri().path(), request.headers()) {
+            Ok(blob) => blob,
+            Err(plain) => {
+                self.tally.count("http", word_for(plain.status));
+                let head = request.method() == Method::HEAD;
+                let plain = if head { plain.without_body() } else { *plain };
+                return plain.into_response(line);
+            }
+        };
+        let Blob { bytes, file, digest, size, modified } = blob;
+        let media_type = "application/octet-stream";
+        let facts = FileFacts { size, digest: Some(digest), modified: Some(modified), media_type };
+        let answer = files::answer(request.method(), request.headers(), &facts);
+        let Some(part) = answer.part.filter(|_| request.method() == Method::GET) else {
+            self.tally.count("http", word_for(answer.status));
+            return response(answer.status, answer.headers, AnswerBody::text(Bytes::new(), line));
+        };
+        let bulk = part.end - part.start >= BULK_BYTES;
+        let place = match self.place_for(size, request.headers()).await {
+            None if bulk => return self.busy(line),
+            place => place,
+        };
+        let body = bytes.slice(part.start as usize..part.end as usize);
+        let tally = Arc::clone(&self.tally);
+        tally.http_transfer_begins();
+        let when_done: WhenDone = Box::new(move |sent| {
+            drop(place);
+            tally.http_transfer_ends();
+            tally.add("http", "bytes", sent);
+            tally.count("http", "image-part");
+        });
+        let mapped = file.map(|file| Mapped { file, bytes });
+        response(answer.status, answer.headers, AnswerBody::file(body, mapped, line, when_done))
+    }
+
+    fn busy(&self, line: Arc<Line>) -> Response<AnswerBody> {
+        let seconds = BULK_RETRY.as_secs().to_string();
+        Plain::text(StatusCode::SERVICE_UNAVAILABLE, "busy")
+            .with(header::RETRY_AFTER, &seconds)
+            .into_response(line)
+    }
+
     /// The right to send a large file: now, after a while, or not at all to whoever understands that.
-    async fn place_for(&self, served: &Served, headers: &HeaderMap) -> Option<Place> {
-        let size = served.ticket.size;
+    async fn place_for(&self, size: u64, headers: &HeaderMap) -> Option<Place> {
         if let Some(place) = self.downloads.try_enter(size) {
             return Some(place);
         }
@@ -295,7 +358,7 @@ impl Plain {
         Plain::of(status, "application/json", value.to_string().into())
     }
 
-    fn of(status: StatusCode, media_type: &'static str, body: Bytes) -> Plain {
+    pub(super) fn of(status: StatusCode, media_type: &'static str, body: Bytes) -> Plain {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -317,7 +380,7 @@ impl Plain {
     }
 
     /// For HEAD: the same headers, length included.
-    fn without_body(mut self) -> Plain {
+    pub(super) fn without_body(mut self) -> Plain {
         self.body = Bytes::new();
         self
     }

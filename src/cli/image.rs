@@ -1,19 +1,27 @@
-//! `farrier image …`: build deploy images, fetch loaders, list what the library holds.
+//! `farrier image …`: build deploy images, import disk images, fetch loaders, list what the library holds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
 
 use crate::boot::loader::LoaderTable;
 use crate::cli::error::CommandError;
+use crate::cli::image::disk::{DiskDocument, ImportArgs};
+use crate::cli::json_text;
+use crate::cli::system::{self, SystemArgs};
+use crate::cli::table::Table;
+use crate::cli::text::{Style, Tone, bytes, memory};
 use crate::image::build::{BuildError, Builder, build, progress_bar};
+use crate::image::digest::Digest;
+use crate::image::disk::shelf::DiskShelf;
 use crate::image::fetch::{FetchError, Fetched, fetch_loaders};
 use crate::image::library::{Library, Manifest};
 use crate::image::recipe::{Recipe, RecipeError};
+
+mod disk;
 
 #[derive(Debug, Args)]
 pub struct ImageArgs {
@@ -29,8 +37,18 @@ enum ImageCommand {
     /// Make an image and put it into the library
     #[command(subcommand)]
     Build(BuildCommand),
+    /// Take a disk image into the library, to be installed on nodes
+    Import(ImportArgs),
     /// List the images in the library
     List,
+    /// Say what is known of a disk image
+    Show { name: String },
+    /// Read all of a disk image back, and see whether it still is what was imported
+    Verify { name: String },
+    /// Take a disk image out of the library; refused while an install wants it
+    Rm { name: String },
+    /// Remove blobs that no image, profile or install needs any more
+    Gc,
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,15 +67,32 @@ enum BuildCommand {
     },
     /// The boot loaders whose packages are not installed here
     Loaders,
+    /// A bootable disk for tests: busybox, an ssh server, first boot
+    Small(SystemArgs),
+    /// A bootable disk with Debian 12
+    #[command(name = "debian-12")]
+    Debian12(SystemArgs),
+    /// A bootable disk after a recipe like images/debian-12.toml: `farrier image build FILE.toml`
+    #[command(external_subcommand)]
+    Recipe(Vec<String>),
 }
 
 pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandError> {
+    let state = &arguments.state;
     let done = match &arguments.command {
         ImageCommand::Build(BuildCommand::Deploy { profile, recipe, agent }) => {
-            deploy(&arguments.state, profile, recipe.as_deref(), agent.as_deref())
+            deploy(state, profile, recipe.as_deref(), agent.as_deref())
         }
-        ImageCommand::Build(BuildCommand::Loaders) => loaders(&arguments.state),
-        ImageCommand::List => list(&arguments.state, json),
+        ImageCommand::Build(BuildCommand::Loaders) => loaders(state),
+        ImageCommand::Import(import) => return disk::run_import(state, import, json),
+        ImageCommand::List => return list(state, json).map_err(told),
+        ImageCommand::Show { name } => return disk::show(state, name, json),
+        ImageCommand::Verify { name } => return disk::run_verify(state, name, json),
+        ImageCommand::Rm { name } => return disk::run_remove(state, name, json),
+        ImageCommand::Gc => return disk::run_gc(state, json),
+        ImageCommand::Build(BuildCommand::Small(system)) => system::run("small", system, state),
+        ImageCommand::Build(BuildCommand::Debian12(system)) => system::run("debian-12", system, state),
+        ImageCommand::Build(BuildCommand::Recipe(words)) => system::run_words(words, state),
     };
     done.map(|()| String::new()).map_err(told)
 }
@@ -66,7 +101,11 @@ pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandEr
 fn told(error: anyhow::Error) -> CommandError {
     let text = format!("{error:#}");
     let in_build = matches!(error.downcast_ref(), Some(BuildError::Recipe(_)));
-    if in_build || error.is::<RecipeError>() { CommandError::Usage(text) } else { CommandError::Failed(text) }
+    if in_build || error.is::<RecipeError>() || system::is_usage(&error) {
+        CommandError::Usage(text)
+    } else {
+        CommandError::Failed(text)
+    }
 }
 
 fn deploy(state: &Path, profile: &str, recipe: Option<&Path>, agent: Option<&Path>) -> anyhow::Result<()> {
@@ -125,46 +164,83 @@ fn loaders(state: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn list(state: &Path, json: bool) -> anyhow::Result<()> {
+/// A deploy profile as `--json` prints it.
+#[derive(serde::Serialize)]
+struct DeployDocument<'a> {
+    kind: &'static str,
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+}
+
+fn list(state: &Path, json: bool) -> anyhow::Result<String> {
+    let nothing = || format!("no images in {}; `farrier image build deploy` makes one\n", state.display());
     // Opening makes the directories, which who only looks does not expect.
     if !Library::exists(state) {
-        if json {
-            println!("[]");
-            return Ok(());
-        }
-        println!("no images in {}; `farrier image build deploy` makes one", state.display());
-        return Ok(());
+        return Ok(if json { "[]\n".to_owned() } else { nothing() });
     }
-    let library = Library::open(state)?;
-    let profiles = library.profiles();
+    let (library, shelf) = (Library::open(state)?, DiskShelf::open(state)?);
+    let (profiles, disks, pins) = (library.profiles(), shelf.list(), shelf.pins());
+    let documents: Vec<DiskDocument> = disks
+        .iter()
+        .map(|image| DiskDocument::of(image, pins.contains(&image.manifest_blob.digest)))
+        .collect();
     if json {
-        let manifests: Vec<&Manifest> = profiles.iter().map(|profile| &profile.manifest).collect();
-        println!("{}", serde_json::to_string_pretty(&manifests)?);
-        return Ok(());
+        let profiles = profiles.iter().map(|profile| {
+            serde_json::to_value(DeployDocument { kind: "deploy", manifest: &profile.manifest })
+        });
+        let all: Result<Vec<_>, _> = profiles.chain(documents.iter().map(serde_json::to_value)).collect();
+        return Ok(json_text(&all?));
     }
-    if profiles.is_empty() {
-        println!("no images in {}; `farrier image build deploy` makes one", state.display());
-        return Ok(());
+    let mut text = String::new();
+    let style = Style::of_stdout();
+    if !profiles.is_empty() {
+        let mut table =
+            Table::new(&["PROFILE", "KERNEL", ">KERNEL SIZE", ">RAMDISK", ">MODULES", "RAMDISK SHA-256"]);
+        for profile in &profiles {
+            let manifest = &profile.manifest;
+            let cells = [
+                manifest.profile.clone(),
+                manifest.built_from.get("kernel release").cloned().unwrap_or_default(),
+                HumanBytes(manifest.kernel.bytes).to_string(),
+                HumanBytes(manifest.ramdisk.bytes).to_string(),
+                modules(manifest).to_string(),
+                short(manifest.ramdisk.digest),
+            ];
+            table.row(Tone::Plain, cells);
+        }
+        text.push_str(&table.render(style));
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["PROFILE", "KERNEL", "KERNEL SIZE", "RAMDISK", "MODULES", "RAMDISK SHA-256"]);
-    for profile in &profiles {
-        let manifest = &profile.manifest;
-        table.add_row([
-            manifest.profile.clone(),
-            manifest.built_from.get("kernel release").cloned().unwrap_or_default(),
-            HumanBytes(manifest.kernel.bytes).to_string(),
-            HumanBytes(manifest.ramdisk.bytes).to_string(),
-            modules(manifest).to_string(),
-            manifest.ramdisk.digest.to_string().chars().take(12).collect(),
-        ]);
+    if !disks.is_empty() {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        let mut table =
+            Table::new(&["DISK IMAGE", ">DISK", ">TO FETCH", "IMPORTED", "SHA-256", "DESCRIPTION"]);
+        for image in &disks {
+            let cells = [
+                image.name.clone(),
+                memory(image.manifest.bytes),
+                bytes(image.manifest.stored_bytes()),
+                image.imported_at.to_string().chars().take(10).collect(),
+                short(image.manifest.sha256),
+                image.description.clone(),
+            ];
+            table.row(Tone::Plain, cells);
+        }
+        text.push_str(&table.render(style));
     }
-    println!("{table}");
-    for damage in library.damage() {
-        println!("not served: {}: {}", damage.path.display(), damage.reason);
+    if text.is_empty() {
+        text = nothing();
     }
-    Ok(())
+    for damage in library.damage().into_iter().chain(shelf.damage()) {
+        text.push_str(&format!("not served: {}: {}\n", damage.path.display(), damage.reason));
+    }
+    Ok(text)
+}
+
+/// Enough of a digest to tell two apart.
+fn short(digest: Digest) -> String {
+    digest.to_string().chars().take(12).collect()
 }
 
 #[cfg(test)]

@@ -34,7 +34,9 @@ mod roster;
 mod serve;
 mod status;
 mod storm;
+mod system;
 pub mod table;
+mod task;
 #[cfg(test)]
 mod tests;
 pub mod text;
@@ -99,7 +101,7 @@ pub enum Command {
     Export(roster::ExportArgs),
     /// Follow all nodes live, until Ctrl-C
     Watch,
-    /// Build deploy images, fetch boot loaders, list what is there
+    /// Build deploy images, import disk images, fetch boot loaders, list what is there
     Image(image::ImageArgs),
     /// Watch four machines, one per firmware, netboot and enroll
     Demo(demo::DemoArgs),

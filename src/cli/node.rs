@@ -1,4 +1,4 @@
-//! `farrier node add|list|show|label|approve|quirks|remove|order`
+//! `farrier node add|list|show|label|approve|quirks|remove|order`; what is done to disks is in `task.rs`
 
 use std::net::Ipv4Addr;
 
@@ -18,7 +18,9 @@ use crate::node::inventory::{BootedBy, Inventory};
 use crate::node::labels::{LabelError, LabelKey, LabelValue, parse_label};
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::Boot;
-use crate::operator::api::{NodeDetail, NodePatch, NodeSummary, OrderRequest, PortRequest, RegisterRequest};
+use crate::operator::api::{
+    NodeDetail, NodePatch, NodeSummary, OrderRequest, PortRequest, RegisterRequest, TaskDetail, TaskPhase,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
@@ -97,6 +99,30 @@ pub enum NodeCommand {
     Import(super::roster::ImportArgs),
     /// Write all nodes as a list in one of those formats
     Export(super::roster::ExportArgs),
+    /// Install a disk image at the node's next netboot, once
+    Deploy(super::task::DeployArgs),
+    /// Empty the node's disks at its next netboot, and read back that they are
+    Clean(super::task::CleanArgs),
+    /// Let the node's next netboot be a ramdisk that keys can log in to
+    Rescue(super::task::RescueArgs),
+    /// Out of the rescue ramdisk, back to what the node was
+    Unrescue {
+        /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
+        node: String,
+    },
+    /// The installed system is needed no more: the node is available
+    Release {
+        /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
+        node: String,
+    },
+    /// End the open task; what it wrote is not undone
+    Abort {
+        /// Name, MAC address, id or SMBIOS UUID
+        #[arg(value_parser = parse_reference)]
+        node: String,
+    },
     /// Give the node's agent an order; it obeys at its next heartbeat
     Order {
         /// Name, MAC address, id or SMBIOS UUID
@@ -125,7 +151,7 @@ impl From<OrderWord> for Order {
 }
 
 /// Anything may be asked for but nothing, which would be the path of all nodes.
-fn parse_reference(text: &str) -> Result<String, String> {
+pub(super) fn parse_reference(text: &str) -> Result<String, String> {
     if text.trim().is_empty() {
         return Err(
             "a name, MAC address, id or SMBIOS UUID is wanted; `farrier node list` shows them".to_owned()
@@ -205,6 +231,16 @@ pub(super) async fn run(
         }
         NodeCommand::Import(arguments) => super::roster::import(&arguments, client, json, style).await,
         NodeCommand::Export(arguments) => super::roster::export(&arguments, client, json).await,
+        NodeCommand::Deploy(arguments) => super::task::deploy(arguments, client, json).await,
+        NodeCommand::Clean(arguments) => super::task::clean(arguments, client, json).await,
+        NodeCommand::Rescue(arguments) => super::task::rescue(arguments, client, json).await,
+        NodeCommand::Unrescue { node } => {
+            super::task::act(&node, "/unrescue", "leaves its rescue ramdisk", client, json).await
+        }
+        NodeCommand::Release { node } => super::task::act(&node, "/release", "released", client, json).await,
+        NodeCommand::Abort { node } => {
+            super::task::act(&node, "/abort", "no longer has an open task", client, json).await
+        }
         NodeCommand::Order { node, order } => {
             let request = OrderRequest { order: order.into() };
             let node = client.post(&path(&node, "/order"), &request).await?;
@@ -266,9 +302,9 @@ pub(super) fn state_words(node: &NodeSummary) -> (Tone, String) {
         return (Tone::Attention, "waits for approval".to_owned());
     }
     let tone = match node.state {
-        ProvisionState::Enroll | ProvisionState::Inspecting => Tone::Plain,
-        ProvisionState::Manageable => Tone::Good,
-        ProvisionState::InspectFailed => Tone::Bad,
+        failed if failed.is_failed() => Tone::Bad,
+        ProvisionState::Manageable | ProvisionState::Available | ProvisionState::Active => Tone::Good,
+        _ => Tone::Plain,
     };
     (tone, node.state.to_string())
 }
@@ -329,6 +365,9 @@ pub(super) fn render_detail(node: &NodeDetail, boot: Option<&Boot>, style: Style
     if let Some(failure) = &summary.failure {
         line("failure", Tone::Bad, failure);
     }
+    if let Some(task) = &node.task {
+        line("task", Tone::Plain, &task_words(task));
+    }
     if let Some(order) = summary.order {
         line("order", Tone::Plain, &format!("{order}, waits for the agent's next heartbeat"));
     }
@@ -365,6 +404,28 @@ pub(super) fn render_detail(node: &NodeDetail, boot: Option<&Boot>, style: Style
         None => text.push_str("\nno boot yet\n"),
     }
     text
+}
+
+fn task_words(task: &TaskDetail) -> String {
+    let what = match &task.image {
+        Some(image) => format!("{} {image}", task.verb),
+        None => task.verb.to_string(),
+    };
+    let phase = match task.phase {
+        TaskPhase::Waiting => "waits for the next netboot",
+        TaskPhase::Running => "running",
+        TaskPhase::Written => "written, its system has not called yet",
+        TaskPhase::Done => "done",
+        TaskPhase::Failed => "failed",
+        TaskPhase::Aborted => "aborted",
+    };
+    let progress = task.progress.filter(|_| task.phase == TaskPhase::Running).map(|it| {
+        let percent = it.done.saturating_mul(100).checked_div(it.total).unwrap_or(0);
+        format!(", {} {percent} % at {}/s", it.step, bytes(it.rate))
+    });
+    let disks: Vec<&str> = task.disks.iter().map(|disk| disk.name.as_str()).collect();
+    let disks = if disks.is_empty() { String::new() } else { format!(" on {}", disks.join(", ")) };
+    format!("{what} (number {}): {phase}{disks}{}", task.generation, progress.unwrap_or_default())
 }
 
 fn render_inventory(inventory: &Inventory, style: Style) -> String {

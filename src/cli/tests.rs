@@ -219,6 +219,7 @@ fn a_node_is_shown_with_the_boot_that_stopped() {
         created_at: START,
         inventory: Some(inventory()),
         quirks: Default::default(),
+        task: None,
         version: 4,
     };
     let text = node::render_detail(&detail, Some(&boot()), Style::PLAIN, after(20_000));

@@ -8,6 +8,7 @@ use crate::boot::client::ClientClass;
 use crate::boot::decision::ScriptPlan;
 use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
+use crate::node::install::event::InstallEvent;
 use crate::node::timeline::{
     ADDRESS_ELSEWHERE, AgentCall, Boot, FileOutcome, Happening, ProfileOutcome, Stage, Transport, edited,
 };
@@ -115,6 +116,14 @@ pub fn describe(happening: &Happening) -> Line {
                 "the loader was fetched {loaders} times and never asked for a script; none is offered now"
             );
             Line::new(Tone::Bad, "boot loop", detail)
+        }
+        Happening::Install { install, .. } => {
+            let tone = match install {
+                InstallEvent::Reported { .. } | InstallEvent::CalledHome { .. } => Tone::Good,
+                trouble if trouble.is_trouble() => Tone::Bad,
+                _ => Tone::Plain,
+            };
+            Line::new(tone, "install", install.words())
         }
         Happening::ApplianceStarted => Line::new(Tone::Attention, "farrier", "started again"),
         Happening::PortConflict { port, owner } => {

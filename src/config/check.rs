@@ -10,10 +10,12 @@ use ipnetwork::Ipv4Network;
 
 use super::document::Document;
 use super::error::{ConfigError, nearest};
-use super::file::{BootSection, DhcpSection, FileConfig, NetworkSection, StoreSection, StrangersSection};
+use super::file::{
+    BootSection, DhcpSection, FileConfig, MetadataSection, NetworkSection, StoreSection, StrangersSection,
+};
 use super::{
-    BootConfig, BridgeName, Config, DhcpConfig, DhcpMode, Identity, NetworkConfig, OnRival, PoolRange,
-    StoreConfig, StrangerLimits,
+    BootConfig, BridgeName, Config, DhcpConfig, DhcpMode, Identity, MetadataConfig, NetworkConfig, OnRival,
+    PoolRange, StoreConfig, StrangerLimits,
 };
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
@@ -33,6 +35,9 @@ const LEASE_DEFAULT: Duration = Duration::from_secs(12 * 3600);
 const CALL_DEADLINE_MIN: Duration = Duration::from_secs(30);
 const CALL_DEADLINE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Slow real machines spend two to three minutes between kernel and agent.
+/// A machine restarts, boots from its disk and grows its file system in far less, but a full memory check takes long.
+const FIRST_BOOT_DEADLINE_DEFAULT: Duration = Duration::from_secs(30 * 60);
+const FIRST_BOOT_DEADLINE_MIN: Duration = Duration::from_secs(60);
 const CALL_DEADLINE_DEFAULT: Duration = Duration::from_secs(5 * 60);
 /// The x86 kernel takes 2047 bytes of command line; half of that is left to our own arguments.
 const KERNEL_ARGUMENTS_BYTES_MAX: usize = 1024;
@@ -73,8 +78,9 @@ impl Check<'_> {
         let operator = self.operator(file.operator, &network)?;
         let store = self.store(file.store)?;
         let boot = self.boot(file.boot)?;
+        let metadata = self.metadata(&file.metadata)?;
         let user = file.process.user.map(|name| self.account("process.user", "user", name)).transpose()?;
-        Ok(Config { network, dhcp, operator, store, boot, user })
+        Ok(Config { network, dhcp, operator, store, boot, metadata, user })
     }
 
     fn network(&self, section: NetworkSection) -> Result<NetworkConfig, ConfigError> {
@@ -301,7 +307,26 @@ impl Check<'_> {
                 CALL_DEADLINE_MIN,
                 CALL_DEADLINE_MAX,
             )?,
+            first_boot_deadline: self.duration(
+                "boot.first_boot_deadline",
+                section.first_boot_deadline,
+                FIRST_BOOT_DEADLINE_DEFAULT,
+                FIRST_BOOT_DEADLINE_MIN,
+                CALL_DEADLINE_MAX,
+            )?,
         })
+    }
+
+    fn metadata(&self, section: &MetadataSection) -> Result<MetadataConfig, ConfigError> {
+        let default = MetadataConfig::default();
+        let ec2 = section.ec2.unwrap_or(default.ec2);
+        let imds_v1 = section.imds_v1.unwrap_or(default.imds_v1);
+        if imds_v1 && !ec2 {
+            let rule = "the first version of EC2's metadata is served only where the second is";
+            let way_out = "remove it, or write ec2 = true";
+            return Err(self.refuse("metadata.imds_v1", imds_v1, rule, way_out));
+        }
+        Ok(MetadataConfig { ec2, imds_v1 })
     }
 
     fn kernel_arguments(&self, texts: &[String]) -> Result<Vec<KernelArgument>, ConfigError> {

@@ -19,6 +19,7 @@ pub(super) struct FileConfig {
     pub(super) operator: OperatorSection,
     pub(super) store: StoreSection,
     pub(super) boot: BootSection,
+    pub(super) metadata: MetadataSection,
     pub(super) process: ProcessSection,
 }
 
@@ -101,7 +102,15 @@ pub(super) struct BootSection {
     pub(super) profile: Option<String>,
     pub(super) kernel_arguments: Vec<String>,
     pub(super) call_deadline: Option<String>,
+    pub(super) first_boot_deadline: Option<String>,
     pub(super) loaders: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct MetadataSection {
+    pub(super) ec2: Option<bool>,
+    pub(super) imds_v1: Option<bool>,
 }
 
 /// Reads the text into the mirror, or says what is wrong with it and where.

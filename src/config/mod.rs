@@ -47,6 +47,7 @@ pub struct Config {
     pub operator: OperatorConfig,
     pub store: StoreConfig,
     pub boot: BootConfig,
+    pub metadata: MetadataConfig,
     /// Whom a start as root becomes, by name or number. Without: the package's user, if there is one.
     pub user: Option<String>,
 }
@@ -204,6 +205,23 @@ pub struct BootConfig {
     pub kernel_arguments: Vec<KernelArgument>,
     /// A ramdisk silent for this long after its kernel was fetched has failed.
     pub call_deadline: Duration,
+    /// An installed system that has not called for this long after its disk was written has failed.
+    pub first_boot_deadline: Duration,
+}
+
+/// `[metadata]`: in which ways installed systems read of themselves, beside our own addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetadataConfig {
+    /// As EC2 has it, at 169.254.169.254 too.
+    pub ec2: bool,
+    /// Without a session, as EC2's first version.
+    pub imds_v1: bool,
+}
+
+impl Default for MetadataConfig {
+    fn default() -> Self {
+        MetadataConfig { ec2: true, imds_v1: false }
+    }
 }
 
 impl Config {
@@ -258,6 +276,8 @@ impl Config {
             ("operator.metrics_open", self.operator.metrics_open != new.operator.metrics_open),
             ("operator.consoles", self.operator.consoles != new.operator.consoles),
             ("store.path", self.store.path != new.store.path),
+            ("metadata.ec2", self.metadata.ec2 != new.metadata.ec2),
+            ("metadata.imds_v1", self.metadata.imds_v1 != new.metadata.imds_v1),
             ("process.user", self.user != new.user),
         ];
         compared.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

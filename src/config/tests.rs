@@ -55,6 +55,7 @@ fn the_shown_file_names_every_key() {
         ("operator.tls", "[operator.tls]\nnonsense = 1"),
         ("store", "[store]\nnonsense = 1"),
         ("boot", "[boot]\nnonsense = 1"),
+        ("metadata", "[metadata]\nnonsense = 1"),
         ("process", "[process]\nnonsense = 1"),
     ];
     for (section, text) in sections {

@@ -25,10 +25,10 @@ use crate::image::elf::{ElfError, static_program};
 use crate::image::library::{Library, Manifest, OpenError, PublishError};
 use crate::image::modules::{ModuleTexts, ModuleTree, ModulesError, Resolved};
 use crate::image::package::{Package, PackageError, Packages, run, spinner_style};
-use crate::image::recipe::{Compression, ProfileRecipe, Recipe, RecipeError};
+use crate::image::recipe::{Compression, Recipe, RecipeError, WantedModule};
 
 const LEASE_SCRIPT_TEXT: &[u8] = include_bytes!("../../images/lease.sh");
-const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
+pub(in crate::image) const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
 /// Files that are in every ramdisk as directories only: places to mount on, and the shell's home.
 const EMPTY_DIRECTORIES: &[&str] = &["dev", "proc", "sys", "run", "tmp", "root"];
 
@@ -107,7 +107,7 @@ pub fn build(
     let tree = packages.unpack(&package, progress)?;
     let kernel = Kernel::find(&tree.path, &package)?;
     step(progress, "resolving modules");
-    let resolved = kernel.resolve(&tree.path, profile, &recipe.file)?;
+    let resolved = kernel.resolve(&tree.path, &profile.modules, &recipe.file)?;
     step(progress, "packing the ramdisk");
     let archive = ramdisk(&kernel, &resolved, agent.clone(), busybox.clone())?;
     let unpacked = archive.emit()?;
@@ -115,6 +115,7 @@ pub fn build(
     let packed =
         compress(&unpacked, profile.compression).map_err(|source| BuildError::Compress { source })?;
     step(progress, "publishing");
+    let _until_named = library.hold()?;
     let manifest = Manifest {
         profile: profile.name.clone(),
         kernel: library.add(&mut kernel.image.as_slice())?,
@@ -160,7 +161,11 @@ fn read_program(path: &Path) -> Result<Vec<u8>, BuildError> {
 }
 
 /// The installed busybox if it is a static one, else Debian's static one, downloaded.
-fn busybox(builder: &Builder, packages: &Packages, progress: &ProgressBar) -> Result<Vec<u8>, BuildError> {
+pub(in crate::image) fn busybox(
+    builder: &Builder,
+    packages: &Packages,
+    progress: &ProgressBar,
+) -> Result<Vec<u8>, BuildError> {
     if let Ok(program) = read_program(&builder.busybox) {
         return Ok(program);
     }
@@ -179,14 +184,14 @@ fn busybox(builder: &Builder, packages: &Packages, progress: &ProgressBar) -> Re
 }
 
 /// An unpacked kernel package.
-struct Kernel {
-    release: String,
-    image: Vec<u8>,
+pub(in crate::image) struct Kernel {
+    pub release: String,
+    pub image: Vec<u8>,
     modules: PathBuf,
 }
 
 impl Kernel {
-    fn find(root: &Path, package: &Package) -> Result<Kernel, BuildError> {
+    pub fn find(root: &Path, package: &Package) -> Result<Kernel, BuildError> {
         let release = package.name.strip_prefix(KERNEL_PACKAGE_PREFIX).unwrap_or(&package.name).to_owned();
         let none = |what| BuildError::NoKernel { package: package.name.clone(), what };
         let image = fs::read(root.join("boot").join(format!("vmlinuz-{release}")))
@@ -200,7 +205,7 @@ impl Kernel {
         Ok(Kernel { release, image, modules })
     }
 
-    fn resolve(&self, root: &Path, profile: &ProfileRecipe, file: &str) -> Result<Resolved, BuildError> {
+    pub fn resolve(&self, root: &Path, modules: &[WantedModule], file: &str) -> Result<Resolved, BuildError> {
         // depmod looks for lib/modules below its base.
         let base = self.modules.ancestors().nth(3).unwrap_or(root);
         run(Command::new("depmod").arg("-b").arg(base).arg(&self.release), "kmod")?;
@@ -217,13 +222,13 @@ impl Kernel {
             soft_dependencies: &soft_dependencies,
         };
         ModuleTree::parse(texts)
-            .resolve(&profile.modules)
+            .resolve(modules)
             .map_err(|reason| BuildError::Modules { file: file.to_owned(), reason })
     }
 
     /// A module's bytes, uncompressed whatever the package does: the ramdisk is compressed as a whole. The signature
     /// at its end stays, or a kernel locked down by Secure Boot would refuse it.
-    fn module(&self, path: &str) -> Result<Vec<u8>, BuildError> {
+    pub fn module(&self, path: &str) -> Result<Vec<u8>, BuildError> {
         let path = self.modules.join(path);
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("xz") => Ok(run(Command::new("xz").arg("-dc").arg(&path), "xz-utils")?.stdout),
@@ -266,7 +271,7 @@ fn inside(path: &'static str) -> &'static str {
 }
 
 /// One frame, one thread: the same bytes on every machine.
-fn compress(bytes: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
+pub(in crate::image) fn compress(bytes: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     match compression {
         Compression::None => Ok(bytes.to_vec()),
         Compression::Zstd(level) => zstd::bulk::compress(bytes, i32::from(level)),

@@ -19,7 +19,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +27,7 @@ use std::time::UNIX_EPOCH;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::script::{KernelArgument, ParseKernelArgumentError};
@@ -170,6 +171,13 @@ impl Library {
     pub fn reload(&self) -> Result<(), OpenError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.read_shelf()
+    }
+
+    /// Keeps `gc` away until what is added is named. Waits while one runs.
+    pub fn hold(&self) -> Result<Held, PublishError> {
+        let locked = writing_lock(&self.images).and_then(|file| file.lock_shared().map(|()| file));
+        let path = self.images.clone();
+        locked.map(|file| Held { _locked: file }).map_err(|source| PublishError::Write { path, source })
     }
 
     /// Stores the bytes of `source` under their digest. Storing the same bytes twice is one blob.
@@ -317,26 +325,38 @@ fn read_manifest(path: &Path) -> Result<Manifest, String> {
     Ok(manifest)
 }
 
+/// Opens a blob of the size it should have.
+pub(in crate::image) fn open_sized(path: &Path, expected: u64) -> Result<(File, Metadata), String> {
+    let read = |error: io::Error| error.to_string();
+    let file = File::open(path).map_err(read)?;
+    let metadata = file.metadata().map_err(read)?;
+    if !metadata.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    if metadata.len() != expected {
+        return Err(format!("{} bytes, {expected} are wanted", metadata.len()));
+    }
+    Ok((file, metadata))
+}
+
 /// Hashes a blob and maps the file that was hashed, which nobody may write to. The pass over all of it also brings it
 /// into the page cache before the first node asks; reading, and not touching the mapping, keeps those pages out of
 /// our own memory: HTTP sends them from the file, and never needs them here.
 fn open_blob(path: &Path, expected: BlobRef) -> Result<Blob, String> {
     let read = |error: io::Error| error.to_string();
-    let mut file = File::open(path).map_err(read)?;
-    let metadata = file.metadata().map_err(read)?;
-    if !metadata.is_file() {
-        return Err("not a regular file".to_owned());
-    }
-    if metadata.len() != expected.bytes {
-        return Err(format!("{} bytes, {} are wanted", metadata.len(), expected.bytes));
-    }
+    let (mut file, metadata) = open_sized(path, expected.bytes)?;
     let (digest, size) = Digest::of_stream(&mut file, |_| Ok(())).map_err(read)?;
     if digest != expected.digest || size != expected.bytes {
         return Err(format!("its bytes hash to {digest}"));
     }
-    let bytes = map_bytes(&file, size).map_err(read)?;
-    let modified = modified_at(&metadata);
-    Ok(Blob { bytes, file: Some(Arc::new(file)), digest, size, modified })
+    map_blob(file, &metadata, expected).map_err(read)
+}
+
+/// An open blob, mapped.
+pub(in crate::image) fn map_blob(file: File, metadata: &Metadata, named: BlobRef) -> io::Result<Blob> {
+    let bytes = map_bytes(&file, named.bytes)?;
+    let (digest, size) = (named.digest, named.bytes);
+    Ok(Blob { bytes, file: Some(Arc::new(file)), digest, size, modified: modified_at(metadata) })
 }
 
 /// When a file was last written; 1970 if its file system cannot tell.
@@ -350,36 +370,62 @@ fn map_bytes(file: &File, size: u64) -> io::Result<Bytes> {
     if size == 0 { Ok(Bytes::new()) } else { Ok(Bytes::from_owner(sys::map_file(file)?)) }
 }
 
+/// While it lives, no blob is taken away because nothing names it yet.
+#[derive(Debug)]
+pub struct Held {
+    _locked: File,
+}
+
+/// The file whose lock says who is writing blobs: whoever adds shares it, `gc` wants it alone.
+pub(in crate::image) fn writing_lock(images: &Path) -> io::Result<File> {
+    let path = images.join(".writing");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    own_like(&file, images)?;
+    Ok(file)
+}
+
+/// What root makes in a directory of the appliance is the appliance's: it runs as a user of its own.
+pub(in crate::image) fn own_like(made: &File, directory: &Path) -> io::Result<()> {
+    let (wanted, now) = (fs::metadata(directory)?, made.metadata()?);
+    if Uid::effective().is_root() && (wanted.uid(), wanted.gid()) != (now.uid(), now.gid()) {
+        fchown(made, Some(wanted.uid()), Some(wanted.gid()))?;
+    }
+    Ok(())
+}
+
 /// A file being written beside its final name; removed again unless published.
-struct Temporary {
+pub(in crate::image) struct Temporary {
     path: PathBuf,
     directory: PathBuf,
-    file: File,
+    pub(in crate::image) file: File,
     published: bool,
 }
 
 impl Temporary {
-    fn create(directory: &Path) -> Result<Temporary, PublishError> {
+    pub(in crate::image) fn create(directory: &Path) -> Result<Temporary, PublishError> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!(".new-{}-{number}", std::process::id()));
         // A leftover of a process that died with our id.
         let _ = fs::remove_file(&path);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
-        match file {
+        match file.and_then(|file| own_like(&file, directory).map(|()| file)) {
             Ok(file) => Ok(Temporary { path, directory: directory.to_owned(), file, published: false }),
             Err(source) => Err(PublishError::Write { path, source }),
         }
     }
 
     /// Durable under its final name when this returns: file synced, renamed, directory synced.
-    fn publish_as(&mut self, path: &Path) -> Result<(), PublishError> {
-        let steps = || -> io::Result<()> {
-            self.file.sync_all()?;
-            fs::rename(&self.path, path)?;
-            File::open(&self.directory)?.sync_all()
-        };
-        steps().map_err(|source| PublishError::Write { path: path.to_owned(), source })?;
+    pub(in crate::image) fn publish_as(&mut self, path: &Path) -> Result<(), PublishError> {
+        self.place_as(path)?;
+        let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|source| PublishError::Write { path: path.to_owned(), source })
+    }
+
+    /// Whole under its final name, durable once its directory is synced: of thousands of files, once for all.
+    pub(in crate::image) fn place_as(&mut self, path: &Path) -> Result<(), PublishError> {
+        let placed = self.file.sync_all().and_then(|()| fs::rename(&self.path, path));
+        placed.map_err(|source| PublishError::Write { path: path.to_owned(), source })?;
         self.published = true;
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! - [`loaders`]: the distribution's boot loaders, read once at start
 //! - [`recipe`], [`package`], [`modules`], [`elf`], [`cpio`]: the parts of building
 //! - [`build`]: recipe → deploy kernel and ramdisk
+//! - [`system`]: recipe → disk image of a whole system
 //! - [`executable`]: whether a loader is revoked, and still what was signed
 //! - [`fetch`]: boot loaders taken out of packages that are not installed
 //!
@@ -24,3 +25,4 @@ pub mod loaders;
 pub mod modules;
 pub mod package;
 pub mod recipe;
+pub mod system;

@@ -27,6 +27,7 @@ pub struct Package {
     /// Bytes of the `.deb`.
     pub size: u64,
     pub sha256: String,
+    /// What it needs to run and to be installed.
     pub depends: Vec<String>,
 }
 
@@ -83,18 +84,24 @@ impl Packages {
 
     /// The version apt would install. `name` may end in `:arm64` or another architecture this machine's apt knows.
     pub fn candidate(&self, name: &str) -> Result<Package, PackageError> {
-        let (plain, architecture) = name.split_once(':').unwrap_or((name, "all"));
-        if !is_package_name(plain) || !architecture.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(PackageError::Name { name: name.escape_default().collect() });
-        }
-        let unknown = |complaint: String| PackageError::Unknown { name: name.to_owned(), complaint };
-        let output = match run(Command::new("apt-cache").args(["show", "--no-all-versions", name]), "apt") {
-            Ok(output) => output,
-            Err(PackageError::Tool { complaint, .. }) => return Err(unknown(complaint)),
+        let text = describe(&[name]).map_err(|error| unknown(name, error))?;
+        parse_stanza(&text).ok_or_else(|| PackageError::Unknown {
+            name: name.to_owned(),
+            complaint: "its description is incomplete".to_owned(),
+        })
+    }
+
+    /// Those of `names` that apt knows as packages of their own; asked for together, for each question takes apt a while.
+    pub fn candidates(&self, names: &[&str]) -> Result<Vec<Package>, PackageError> {
+        let text = match describe(names) {
+            Ok(text) => text,
+            // One that is only virtual fails them all.
+            Err(PackageError::Tool { .. }) => {
+                return Ok(names.iter().flat_map(|name| self.candidate(name)).collect());
+            }
             Err(error) => return Err(error),
         };
-        parse_stanza(&String::from_utf8_lossy(&output.stdout))
-            .ok_or_else(|| unknown("its description is incomplete".to_owned()))
+        Ok(text.split("\n\n").filter_map(parse_stanza).collect())
     }
 
     /// The package a meta package stands for, e.g. `linux-image-amd64` → `linux-image-6.1.0-56-amd64`.
@@ -147,6 +154,11 @@ impl Packages {
         Ok(file)
     }
 
+    /// A directory beside the downloads, for a build to work in.
+    pub fn scratch(&self) -> Result<Scratch, PackageError> {
+        Scratch::create(&self.cache)
+    }
+
     /// A package's files below a directory that goes away with the value returned.
     pub fn unpack(&self, package: &Package, progress: &ProgressBar) -> Result<Scratch, PackageError> {
         let file = self.download(package, progress)?;
@@ -162,23 +174,28 @@ impl Packages {
         path: &Path,
         progress: &ProgressBar,
     ) -> Result<Vec<u8>, PackageError> {
-        let scratch = self.unpack(package, progress)?;
-        let relative = path.strip_prefix("/").unwrap_or(path);
-        // Links stay inside the package: one that is absolute or climbs out is not followed to this machine's files.
-        let inside = scratch
-            .path
-            .join(relative)
-            .canonicalize()
-            .ok()
-            .zip(scratch.path.canonicalize().ok())
-            .filter(|(file, root)| file.starts_with(root))
-            .map(|(file, _)| file)
-            .ok_or_else(|| PackageError::NoFile { name: package.name.clone(), path: path.to_owned() })?;
-        fs::read(&inside).map_err(|source| PackageError::File {
-            path: inside.clone(),
-            what: "it cannot be read",
-            source,
-        })
+        self.unpack(package, progress)?
+            .read(path)?
+            .ok_or_else(|| PackageError::NoFile { name: package.name.clone(), path: path.to_owned() })
+    }
+}
+
+/// Stanzas of packages, one after the other.
+fn describe(names: &[&str]) -> Result<String, PackageError> {
+    for name in names {
+        let (plain, architecture) = name.split_once(':').unwrap_or((name, "all"));
+        if !is_package_name(plain) || !architecture.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(PackageError::Name { name: name.escape_default().collect() });
+        }
+    }
+    let output = run(Command::new("apt-cache").args(["show", "--no-all-versions"]).args(names), "apt")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn unknown(name: &str, error: PackageError) -> PackageError {
+    match error {
+        PackageError::Tool { complaint, .. } => PackageError::Unknown { name: name.to_owned(), complaint },
+        other => other,
     }
 }
 
@@ -218,7 +235,8 @@ fn parse_stanza(text: &str) -> Option<Package> {
             .take_while(|line| !line.is_empty())
             .find_map(|line| line.strip_prefix(key)?.strip_prefix(':').map(str::trim))
     };
-    let depends = field("Depends").unwrap_or_default().split(',').filter_map(|dependency| {
+    let all = ["Depends", "Pre-Depends"].into_iter().filter_map(field).flat_map(|list| list.split(','));
+    let depends = all.filter_map(|dependency| {
         dependency.split_whitespace().next().map(|name| name.split(':').next().unwrap_or(name).to_owned())
     });
     Some(Package {
@@ -248,6 +266,22 @@ impl Scratch {
         match fs::create_dir(&path) {
             Ok(()) => Ok(Scratch { path }),
             Err(source) => Err(PackageError::File { path, what: "the directory cannot be made", source }),
+        }
+    }
+}
+
+impl Scratch {
+    /// The bytes of a file in it, by its path as if this were the root; `None` where there is none. Links stay inside:
+    /// one that is absolute or climbs out is not followed to this machine's files.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, PackageError> {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let places = self.path.join(relative).canonicalize().ok().zip(self.path.canonicalize().ok());
+        let Some((file, _)) = places.filter(|(file, root)| file.starts_with(root) && file.is_file()) else {
+            return Ok(None);
+        };
+        match fs::read(&file) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(source) => Err(PackageError::File { path: file, what: "it cannot be read", source }),
         }
     }
 }

@@ -147,9 +147,7 @@ fn read_profile(
         for spanned in list {
             let line = line_of(text, spanned.span().start);
             let name = spanned.into_inner();
-            if name.is_empty()
-                || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-            {
+            if !is_module_name(&name) {
                 return Err(RecipeError::ModuleName { file, line, name: name.escape_default().collect() });
             }
             // The kernel takes `-` and `_` for one.
@@ -185,7 +183,11 @@ pub fn is_package_name(name: &str) -> bool {
         && name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
+pub fn is_module_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
+pub(in crate::image) fn line_of(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
 }
 

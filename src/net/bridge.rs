@@ -19,6 +19,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::config::BridgeName;
 use crate::net::hazards::{self, Allowed, Hazard};
 use crate::net::link::{self, Link};
+use crate::net::link_local;
 use crate::net::{MacAddr, Urgency};
 
 /// Connections the kernel completes before we accept them. Past it a SYN is dropped, and its sender waits a second, then
@@ -193,6 +194,21 @@ impl Bridge {
         socket.set_tcp_nodelay(true)?;
         Urgency::Prompt.set_on(&socket);
         socket.bind(&SocketAddr::from((self.ip(), port)).into())?;
+        socket.listen(TCP_BACKLOG)?;
+        Ok(socket.into())
+    }
+
+    /// The same on `169.254.169.254`, which [`link_local`](super::link_local) makes local here. What it sends reaches the
+    /// next machine and no further (TTL 1): a node does not pass its metadata on to what runs behind it.
+    pub fn link_local_listener(&self, port: u16) -> io::Result<TcpListener> {
+        let socket = self.socket(Type::STREAM, Protocol::TCP)?;
+        socket.set_reuse_address(true)?;
+        socket.set_tcp_nodelay(true)?;
+        // No interface has the address.
+        socket.set_ip_transparent_v4(true)?;
+        socket.set_ttl_v4(1)?;
+        Urgency::Prompt.set_on(&socket);
+        socket.bind(&SocketAddr::from((link_local::ADDRESS, port)).into())?;
         socket.listen(TCP_BACKLOG)?;
         Ok(socket.into())
     }

@@ -6,6 +6,7 @@
 //! - `frame`: IPv4/UDP frames to clients that have no address yet
 //! - `arp`: whether anybody answers at an address
 //! - `advertise`: IPv6 router advertisements that tell netbooting firmware not to wait for a router
+//! - `link_local`: 169.254.169.254, for what comes in from the bridge
 //! - `hazards`: what speaks against serving an interface
 //! - `descriptors`: the limit of open files
 //! - `neighbours`: the size of the host's neighbour table
@@ -22,6 +23,7 @@ pub mod descriptors;
 pub mod frame;
 pub mod hazards;
 pub mod link;
+pub mod link_local;
 pub mod mac;
 pub mod neighbours;
 pub mod overheard;

@@ -5,10 +5,12 @@
 //! - [`send_pieces`]: many datagrams per call, each gathered from pieces of memory, or cut from one by the kernel
 //! - [`map_file`]: a file as memory, shared by all transfers
 //! - [`die_with_parent`]: a child process that cannot outlive us
+//! - [`leave_behind`]: a process that waits for our end
 //! - [`peer_groups`]: the groups of whoever connected to a Unix socket
 //! - [`checksum_offload`], [`set_checksum_offload`]: whether a device's checksums are left to it
 //! - [`clock_is_kept`]: whether a time service keeps the kernel's clock
 //! - [`bind_to_link`], [`hear_every_frame`]: frames of one kind, as they pass on one link
+//! - [`discard_blocks`], [`zero_blocks`], [`read_partitions_again`]: what the kernel does to a whole block device
 //! - [`admit_router_solicitations_only`] sets `ICMP6_FILTER`, [`never_fragment`] sets `IP_MTU_DISCOVER`
 
 #![allow(unsafe_code)]
@@ -17,7 +19,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
@@ -389,6 +391,36 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     }
 }
 
+/// Makes a process that does `task`, whose argument returns once this one is gone, however that comes about. It hears no
+/// signal but SIGKILL and has no file of ours open. To be called while there is one thread.
+pub fn leave_behind(task: impl FnOnce(&dyn Fn())) -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    let (gone, ours) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    // SAFETY: with one thread the child finds no lock held by a thread it has not got. It never returns from here.
+    if let nix::unistd::ForkResult::Parent { .. } = unsafe { nix::unistd::fork() }? {
+        // Closed by the kernel, with everything else we have.
+        let _ = ours.into_raw_fd();
+        return Ok(());
+    }
+    let _ = nix::unistd::setsid();
+    for heard in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+        // SAFETY: no handler is installed.
+        let _ = unsafe { signal(heard, SigHandler::SigIgn) };
+    }
+    // SAFETY: two system calls on numbers; whatever had these files open here never runs again.
+    unsafe {
+        libc::dup2(gone.as_raw_fd(), 0);
+        libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0);
+    }
+    task(&|| {
+        let mut end = [0];
+        // SAFETY: one byte of a live array.
+        while unsafe { libc::read(0, end.as_mut_ptr().cast(), 1) } > 0 {}
+    });
+    // SAFETY: ends this process without running what its parent would run at its end.
+    unsafe { libc::_exit(0) }
+}
+
 /// For a socket whose datagrams always fit the device's MTU: they leave unfragmented whatever ICMP claims about the path,
 /// and the kernel need not find each an identification for its fragments.
 pub fn never_fragment(socket: &impl AsFd) -> io::Result<()> {
@@ -541,6 +573,35 @@ pub fn clock_is_kept() -> io::Result<bool> {
         error if error < 0 => Err(io::Error::last_os_error()),
         state => Ok(state != libc::TIME_ERROR),
     }
+}
+
+/// Tells a block device that nothing in the range is needed any more (`BLKDISCARD`); what it reads as afterwards is its
+/// own affair.
+pub fn discard_blocks(device: &impl AsFd, start: u64, length: u64) -> io::Result<()> {
+    // _IO(0x12, 119) of linux/fs.h.
+    block_range(device, 0x1277, start, length)
+}
+
+/// Makes the range read as zeros (`BLKZEROOUT`): by a command of the device where it has one, else the kernel writes.
+pub fn zero_blocks(device: &impl AsFd, start: u64, length: u64) -> io::Result<()> {
+    // _IO(0x12, 127) of linux/fs.h.
+    block_range(device, 0x127f, start, length)
+}
+
+fn block_range(device: &impl AsFd, request: libc::Ioctl, start: u64, length: u64) -> io::Result<()> {
+    let range = [start, length];
+    // SAFETY: both requests read two u64 through the pointer, which is to a live array of two.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), request, range.as_ptr()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes the kernel read a disk's partition table again (`BLKRRPART`).
+pub fn read_partitions_again(device: &impl AsFd) -> io::Result<()> {
+    // _IO(0x12, 95) of linux/fs.h.
+    const BLKRRPART: libc::Ioctl = 0x125f;
+    // SAFETY: the request takes no argument.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), BLKRRPART) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Lets a raw ICMPv6 socket see router solicitations and nothing else.

@@ -26,6 +26,7 @@ use crate::boot::decision::NextBoot;
 use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::install::intent::{Intent, IntentNonce};
 use crate::node::inventory::Inventory;
 use crate::node::labels::Labels;
 use crate::node::state::{Order, ProvisionState};
@@ -158,10 +159,34 @@ pub struct Node {
     pub redeemed_token_at: Option<Timestamp>,
     /// Who redeemed it, if that agent came with a nonce: its repeated call is no second use.
     pub redeemed_by: Option<Redeemer>,
+    /// The last thing an operator wanted for its disks, whatever became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intent: Option<Box<Intent>>,
     /// Why it is in a failed state, in the agent's or the appliance's words.
     pub failure: Option<String>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     /// Grows by one with every stored change.
     pub version: u64,
+}
+
+impl Node {
+    /// What the next netboot does: an open task on its disks outranks what was set.
+    pub fn boots_next(&self) -> NextBoot {
+        if self.must_boot_ramdisk() { NextBoot::Ramdisk } else { self.next_boot }
+    }
+
+    /// An open task on its disks is done by the ramdisk, whatever else it is to boot.
+    pub fn must_boot_ramdisk(&self) -> bool {
+        self.intent.as_ref().is_some_and(|intent| intent.needs_ramdisk())
+    }
+
+    /// For whoever may read everything but act for nobody: without the key of its task.
+    pub fn without_secrets(&self) -> Node {
+        let mut node = self.clone();
+        if let Some(intent) = &mut node.intent {
+            intent.nonce = IntentNonce::from_bytes([0; IntentNonce::LEN]);
+        }
+        node
+    }
 }

@@ -21,6 +21,7 @@ use crate::boot::profile::rules::RuleNumber;
 use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::install::event::InstallEvent;
 use crate::node::inventory::clean_text;
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::edited::NodeChange;
@@ -175,6 +176,12 @@ pub enum Happening {
         port: MacAddr,
         owner: NodeId,
     },
+    /// A step of an install, or of another task on the node's disks.
+    Install {
+        /// Which of the node's intents, from 1.
+        generation: u64,
+        install: InstallEvent,
+    },
     /// The appliance was started while this boot was under way; what was sent meanwhile was not heard.
     ApplianceStarted,
 }
@@ -314,6 +321,9 @@ impl Happening {
             }
             Happening::AgentRefused { reason, .. } => clean(reason),
             Happening::State { cause, .. } => clean(cause),
+            Happening::Install { generation, install } => {
+                return Happening::Install { generation: *generation, install: install.clone().bounded() };
+            }
             Happening::Agent { .. }
             | Happening::Profile { .. }
             | Happening::OrderGiven { .. }
@@ -356,6 +366,7 @@ impl Happening {
             | Happening::Removed { .. }
             | Happening::BootLoop { .. }
             | Happening::PortConflict { .. }
+            | Happening::Install { .. }
             | Happening::ApplianceStarted => None,
         }
     }

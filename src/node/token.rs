@@ -235,12 +235,12 @@ impl TokenKey {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Exactly `len` bytes in lower-case hexadecimal.
-fn parse_hex(text: &str, len: usize) -> Option<Vec<u8>> {
+pub(crate) fn parse_hex(text: &str, len: usize) -> Option<Vec<u8>> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),

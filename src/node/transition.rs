@@ -10,7 +10,9 @@
 //!  approved         enroll       inspecting      inspect failed  manageable
 //! ```
 //!
-//! A node that is not approved moves nowhere: whatever it fetches or claims, it stays where it is.
+//! A node that is not approved moves nowhere: whatever it fetches or claims, it stays where it is. Nor does one whose
+//! state an install decides ([`crate::node::install::intent`]): its ramdisk is not there to enroll it, and its inventory
+//! is welcome all the same.
 
 use crate::node::state::ProvisionState;
 
@@ -62,23 +64,34 @@ pub enum Refusal {
 
 /// The state after `event`; equal to `state` if the event is fine but moves nothing.
 pub fn apply(state: ProvisionState, approved: bool, event: Event) -> Result<ProvisionState, Refusal> {
-    use ProvisionState::{Enroll, InspectFailed, Inspecting, Manageable};
-    match (event, state) {
-        (Event::Approved, state) => Ok(state),
-        (
-            Event::RamdiskServed | Event::AgentHello | Event::InventoryReported | Event::AgentFailed,
-            Enroll | Inspecting | InspectFailed | Manageable,
-        ) if !approved => Err(Refusal::NotApproved),
-        (Event::RamdiskServed | Event::AgentHello, Enroll | Inspecting | InspectFailed | Manageable) => {
-            Ok(Inspecting)
+    use ProvisionState::{
+        Active, Available, CleanFailed, CleanWait, Cleaning, DeployFailed, Deploying, Enroll, InspectFailed,
+        Inspecting, Manageable, Rescue, RescueFailed, Rescuing, WaitCallBack,
+    };
+    let from_the_ramdisk = match event {
+        Event::RamdiskServed | Event::AgentHello | Event::InventoryReported | Event::AgentFailed => true,
+        Event::CallOverdue | Event::Approved => false,
+    };
+    if from_the_ramdisk && !approved {
+        return Err(Refusal::NotApproved);
+    }
+    let enrolling = match state {
+        Enroll | Inspecting | InspectFailed | Manageable => state,
+        Available | WaitCallBack | Deploying | DeployFailed | Active | CleanWait | Cleaning | CleanFailed
+        | Rescuing | Rescue | RescueFailed => {
+            return if event == Event::CallOverdue { Err(Refusal::NotAwaited) } else { Ok(state) };
         }
+    };
+    match (event, enrolling) {
+        (Event::Approved, state) => Ok(state),
+        (Event::RamdiskServed | Event::AgentHello, _) => Ok(Inspecting),
         (Event::InventoryReported, Enroll) => Err(Refusal::NotAwaited),
-        (Event::InventoryReported, Inspecting | InspectFailed | Manageable) => Ok(Manageable),
-        (Event::AgentFailed, Enroll | Inspecting | InspectFailed) => Ok(InspectFailed),
+        (Event::InventoryReported, _) => Ok(Manageable),
         // Its inventory is in; a failure while waiting or obeying takes nothing of that back.
         (Event::AgentFailed, Manageable) => Ok(Manageable),
+        (Event::AgentFailed, _) => Ok(InspectFailed),
         (Event::CallOverdue, Inspecting) => Ok(InspectFailed),
-        (Event::CallOverdue, Enroll | InspectFailed | Manageable) => Err(Refusal::NotAwaited),
+        (Event::CallOverdue, _) => Err(Refusal::NotAwaited),
     }
 }
 
@@ -103,6 +116,17 @@ mod tests {
         assert_eq!(approved.map(|(event, _)| event), Event::ALL);
         for (event, row) in approved {
             for (state, expected) in STATES.into_iter().zip(row) {
+                assert_eq!(apply(state, true, event), expected, "{state} + {event:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_an_install_decides_no_ramdisk_moves() {
+        let installs = ProvisionState::ALL.into_iter().filter(|state| !STATES.contains(state));
+        for state in installs {
+            for event in Event::ALL {
+                let expected = if event == Event::CallOverdue { Err(NotAwaited) } else { Ok(state) };
                 assert_eq!(apply(state, true, event), expected, "{state} + {event:?}");
             }
         }

@@ -15,6 +15,7 @@ mod profiles;
 mod roster;
 mod schema;
 mod status;
+mod tasks;
 
 pub use events::*;
 pub use images::*;
@@ -24,6 +25,7 @@ pub use problem::*;
 pub use profiles::*;
 pub use roster::*;
 pub use status::*;
+pub use tasks::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -9,7 +9,7 @@ use super::access::{self, Role};
 use super::api::*;
 use super::openapi::Told;
 use super::routes::Shared;
-use super::{events, images, leases, monitoring, nodes, profiles, roster, why};
+use super::{events, images, leases, monitoring, nodes, profiles, roster, tasks, why};
 use crate::boot::client::Firmware;
 use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
@@ -46,6 +46,7 @@ pub fn all() -> Vec<Endpoint> {
     let parts = [
         reading_nodes(),
         changing_nodes(),
+        tasks(),
         lists(),
         addresses(),
         images_and_events(),
@@ -245,6 +246,95 @@ fn changing_nodes() -> Vec<Endpoint> {
                 "Give the node's agent an order; it obeys at its next heartbeat",
             )
             .reads::<OrderRequest>()
+            .conditional(),
+        ),
+    ]
+}
+
+fn tasks() -> Vec<Endpoint> {
+    vec![
+        read(
+            "/api/v1/nodes/{ref}/task",
+            get(tasks::show),
+            Told::answers::<TaskDetail>(
+                "show_task",
+                "tasks",
+                "What was wanted last for a node's disks, and the course it took",
+            ),
+        ),
+        change(
+            Method::POST,
+            "/api/v1/nodes/{ref}/deploy",
+            post(tasks::deploy),
+            Told::answers::<NodeDetail>(
+                "deploy_node",
+                "tasks",
+                "Install a disk image at the node's next netboot, once",
+            )
+            .reads::<DeployRequest>()
+            .refuses(&[409])
+            .conditional(),
+        ),
+        change(
+            Method::POST,
+            "/api/v1/nodes/{ref}/clean",
+            post(tasks::clean),
+            Told::answers::<NodeDetail>(
+                "clean_node",
+                "tasks",
+                "Empty disks at the node's next netboot, and read back that they are",
+            )
+            .reads::<CleanRequest>()
+            .refuses(&[409])
+            .conditional(),
+        ),
+        change(
+            Method::POST,
+            "/api/v1/nodes/{ref}/rescue",
+            post(tasks::rescue),
+            Told::answers::<NodeDetail>(
+                "rescue_node",
+                "tasks",
+                "Let the node's next netboot be a ramdisk that keys can log in to",
+            )
+            .reads::<RescueRequest>()
+            .refuses(&[409])
+            .conditional(),
+        ),
+        change(
+            Method::POST,
+            "/api/v1/nodes/{ref}/unrescue",
+            post(tasks::unrescue),
+            Told::answers::<NodeDetail>(
+                "unrescue_node",
+                "tasks",
+                "Out of the rescue ramdisk, back to what the node was",
+            )
+            .refuses(&[409])
+            .conditional(),
+        ),
+        change(
+            Method::POST,
+            "/api/v1/nodes/{ref}/release",
+            post(tasks::release),
+            Told::answers::<NodeDetail>(
+                "release_node",
+                "tasks",
+                "The installed system is needed no more: the node is available",
+            )
+            .refuses(&[409])
+            .conditional(),
+        ),
+        change(
+            Method::POST,
+            "/api/v1/nodes/{ref}/abort",
+            post(tasks::abort),
+            Told::answers::<NodeDetail>(
+                "abort_node",
+                "tasks",
+                "End the open task; what it wrote is not undone",
+            )
+            .refuses(&[409])
             .conditional(),
         ),
     ]

@@ -38,6 +38,7 @@ use crate::config::Config;
 use crate::dhcp::lease::PoolUse;
 use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
+use crate::image::digest::Digest;
 use crate::net::MacAddr;
 use crate::net::ports::BridgePort;
 use crate::node::registry::Registry;
@@ -78,6 +79,7 @@ mod routes;
 mod serve;
 mod socket;
 pub mod sparing;
+pub(crate) mod tasks;
 #[cfg(test)]
 mod tests;
 pub mod tls;
@@ -112,6 +114,16 @@ pub trait ApplianceView: Send + Sync {
     fn rivals(&self) -> Vec<RivalStatus> {
         Vec::new()
     }
+    /// A disk image by its name, if it is whole.
+    fn disk_image(&self, _name: &str) -> Option<WantedImage> {
+        None
+    }
+
+    /// Keeps a disk image from being removed, until no task needs it any more.
+    fn pin_image(&self, _manifest: Digest) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Deploy images, whole or damaged, by profile.
     fn images(&self) -> Vec<ImageEntry>;
 
@@ -144,6 +156,16 @@ pub trait ApplianceView: Send + Sync {
     fn deploy_image(&self) -> Option<DeployImage> {
         None
     }
+}
+
+/// What a deployment has to know of its image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WantedImage {
+    pub manifest: Digest,
+    /// Size of the manifest's blob.
+    pub manifest_bytes: u64,
+    /// Size of the disk it makes.
+    pub bytes: u64,
 }
 
 /// What the kernel tells of the bridge.

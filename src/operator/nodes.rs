@@ -298,7 +298,7 @@ pub(crate) async fn change_now(
 }
 
 /// Who did what to which node. An inventory is long, and no operator's doing: it is left out.
-fn audit(
+pub(super) fn audit(
     parts: &OperatorParts,
     principal: &Principal,
     action: &'static str,
@@ -306,7 +306,8 @@ fn audit(
     after: Option<&Node>,
 ) {
     let shown = |node: &Node| -> Option<Value> {
-        let node = Node { inventory: None, redeemed_token_at: None, redeemed_by: None, ..node.clone() };
+        let node =
+            Node { inventory: None, redeemed_token_at: None, redeemed_by: None, ..node.without_secrets() };
         serde_json::to_value(node).ok()
     };
     let subject = after

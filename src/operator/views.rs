@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
-use super::OperatorParts;
 use super::api::{
     BlobEntry, BootSummary, Counter, DhcpStatus, Health, ImageEntry, LeaseEntry, NodeDetail, NodeSummary,
     Page, PoolStatus, PortEntry, PortSummary, ReservationEntry, ReservationSource, RivalStatus, Status,
     TransfersStatus,
 };
+use super::{OperatorParts, tasks};
 use crate::clock::Timestamp;
 use crate::config::BridgeName;
 use crate::dhcp::lease::{LeaseState, LeaseView};
@@ -29,12 +29,7 @@ pub const PAGE_DEFAULT: usize = 100;
 pub const PAGE_MAX: usize = 1000;
 
 /// The states a status lists even when no node is in them, so that a scraper sees each series from the start.
-const STATES: [ProvisionState; 4] = [
-    ProvisionState::Enroll,
-    ProvisionState::Inspecting,
-    ProvisionState::InspectFailed,
-    ProvisionState::Manageable,
-];
+const STATES: [ProvisionState; 15] = ProvisionState::ALL;
 
 /// Bindings and offers at one moment.
 #[derive(Debug, Default)]
@@ -114,6 +109,7 @@ pub fn node_detail(parts: &OperatorParts, node: &Node) -> NodeDetail {
         created_at: node.created_at,
         inventory: node.inventory.clone(),
         quirks: node.quirks,
+        task: tasks::of(&parts.registry, node.id, node),
         version: node.version,
     }
 }
@@ -126,6 +122,7 @@ pub fn detail_of(view: &NodeView<'_>, leases: &Leases, now: Timestamp) -> NodeDe
         created_at: view.node.created_at,
         inventory: view.node.inventory.clone(),
         quirks: view.node.quirks,
+        task: tasks::detail(view.node, &view.install()),
         version: view.node.version,
     }
 }

@@ -79,7 +79,11 @@ fn profiles_for(parts: &OperatorParts, mac: MacAddr) -> ProfileKnowledge {
         ports: node.ports.clone(),
         labels: node.labels.clone(),
         // As of its next boot: what runs in this one is over by then.
-        rules: fences(&|rule| desk.fence(rule, &Subject::of(node), boot.saturating_add(1))),
+        rules: match node.must_boot_ramdisk() {
+            // An open task outranks every profile.
+            true => Vec::new(),
+            false => fences(&|rule| desk.fence(rule, &Subject::of(node), boot.saturating_add(1))),
+        },
         profiles: Vec::new(),
     });
     let stranger = || ProfileKnowledge { rules: fences(&|_| Fence::Armed), ..ProfileKnowledge::default() };
@@ -198,6 +202,7 @@ fn other_servers(boot: Option<&Boot>, trace: Option<&StrangerTrace>) -> BTreeSet
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => None,
     });
     told.chain(trace.into_iter().flat_map(|trace| &trace.steps).filter_map(|step| step.other_server))

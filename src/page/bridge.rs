@@ -57,8 +57,12 @@ fn choose(rows: &[Row]) -> (Vec<&Row>, Vec<(Condition, u64)>) {
 
 fn wants_attention(condition: Condition) -> bool {
     match condition {
-        Condition::Failed | Condition::Stuck | Condition::Waiting | Condition::Booting => true,
-        Condition::Inspecting | Condition::Enrolled | Condition::New => false,
+        Condition::Failed
+        | Condition::Stuck
+        | Condition::Waiting
+        | Condition::Booting
+        | Condition::Installing => true,
+        Condition::Inspecting | Condition::Enrolled | Condition::Active | Condition::New => false,
     }
 }
 
@@ -151,7 +155,9 @@ fn short(row: &Row) -> &'static str {
             | Condition::Stuck
             | Condition::Booting
             | Condition::Inspecting
-            | Condition::Enrolled,
+            | Condition::Installing
+            | Condition::Enrolled
+            | Condition::Active,
         ) => row.condition.word(),
     }
 }

@@ -33,11 +33,12 @@ pub(super) struct Wanted {
     trouble: String,
 }
 
-const KINDS: [(&str, &str); 7] = [
+const KINDS: [(&str, &str); 8] = [
     ("dhcp", "addresses (DHCP)"),
     ("file", "files"),
     ("script", "scripts"),
     ("agent", "agent"),
+    ("install", "installs"),
     ("state", "changes of state"),
     ("operator", "operators' doings"),
     ("bridge", "the bridge itself"),
@@ -49,6 +50,7 @@ fn kind(happening: &Happening) -> &'static str {
         Happening::File { .. } => "file",
         Happening::Script { .. } | Happening::Profile { .. } => "script",
         Happening::Agent { .. } | Happening::AgentRefused { .. } => "agent",
+        Happening::Install { .. } => "install",
         Happening::State { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }

@@ -28,33 +28,53 @@ pub(super) enum Condition {
     Waiting,
     Booting,
     Inspecting,
+    /// Something is done to its disks, or will be at its next netboot.
+    Installing,
     Enrolled,
+    /// An installed system runs.
+    Active,
     /// Registered, and never seen.
     New,
 }
 
 impl Condition {
-    pub(super) const ALL: [Condition; 7] = [
+    pub(super) const ALL: [Condition; 9] = [
         Condition::Failed,
         Condition::Stuck,
         Condition::Waiting,
         Condition::Booting,
         Condition::Inspecting,
+        Condition::Installing,
         Condition::Enrolled,
+        Condition::Active,
         Condition::New,
     ];
 
     pub(super) fn of(node: &NodeSummary, now: Timestamp, deadline: Duration) -> Condition {
         let moved_at = node.boot.as_ref().map(|boot| boot.stage_at.unwrap_or(boot.started_at));
         let in_time = |moved: Timestamp| now.since(moved) <= deadline;
-        if node.state == ProvisionState::InspectFailed {
+        if node.state.is_failed() {
             return Condition::Failed;
         }
         if !node.approved {
             return Condition::Waiting;
         }
         match (node.state, moved_at) {
-            (ProvisionState::Manageable, _) => Condition::Enrolled,
+            (ProvisionState::Manageable | ProvisionState::Available, _) => Condition::Enrolled,
+            (ProvisionState::Active, _) => Condition::Active,
+            (
+                ProvisionState::WaitCallBack
+                | ProvisionState::Deploying
+                | ProvisionState::CleanWait
+                | ProvisionState::Cleaning
+                | ProvisionState::Rescuing
+                | ProvisionState::Rescue,
+                _,
+            ) => Condition::Installing,
+            (
+                ProvisionState::DeployFailed | ProvisionState::CleanFailed | ProvisionState::RescueFailed,
+                _,
+            ) => Condition::Failed,
             (ProvisionState::Inspecting, Some(moved)) if !in_time(moved) => Condition::Stuck,
             (ProvisionState::Inspecting | ProvisionState::InspectFailed, _) => Condition::Inspecting,
             (ProvisionState::Enroll, None) => Condition::New,
@@ -71,7 +91,9 @@ impl Condition {
             Condition::Waiting => "waiting",
             Condition::Booting => "booting",
             Condition::Inspecting => "inspecting",
+            Condition::Installing => "installing",
             Condition::Enrolled => "enrolled",
+            Condition::Active => "active",
             Condition::New => "new",
         }
     }
@@ -87,7 +109,9 @@ impl Condition {
             Condition::Waiting => "waiting for approval",
             Condition::Booting => "booting",
             Condition::Inspecting => "inspecting",
+            Condition::Installing => "installing",
             Condition::Enrolled => "enrolled",
+            Condition::Active => "active",
             Condition::New => "never booted",
         }
     }
@@ -105,8 +129,12 @@ impl Condition {
             Condition::Booting => "M3 2 14 8 3 14z",
             // A ring.
             Condition::Inspecting => "M8 1a7 7 0 1 0 0 14A7 7 0 1 0 8 1zm0 4a3 3 0 1 1 0 6 3 3 0 1 1 0-6z",
+            // An arrow down, onto a line.
+            Condition::Installing => "M6 1h4v6h4l-6 6-6-6h4zM2 13.500h12v2H2z",
             // A disc.
             Condition::Enrolled => "M8 1.5a6.5 6.5 0 1 0 0 13 6.5 6.5 0 1 0 0-13z",
+            // A check mark.
+            Condition::Active => "M6.200 14 1 8.500 3 6.500l3.200 3.200L13 3l2 2z",
             // A frame.
             Condition::New => "M2 2h12v12H2zm2.500 2.500v7h7v-7z",
         }
@@ -185,7 +213,12 @@ impl PageParts {
     fn fetching(&self, row: Row) -> Row {
         let asked = match row.condition {
             Condition::Booting | Condition::Inspecting | Condition::Stuck => row.mac(),
-            Condition::Failed | Condition::Waiting | Condition::Enrolled | Condition::New => None,
+            Condition::Failed
+            | Condition::Waiting
+            | Condition::Installing
+            | Condition::Enrolled
+            | Condition::Active
+            | Condition::New => None,
         };
         let fetching = asked.and_then(|mac| self.operator.registry.fetching(mac));
         Row { moving: fetching.map(|fetching| fetching.stage).or(row.moving), ..row }

@@ -57,7 +57,7 @@ fn legend(rows: &[Row]) -> Markup {
 fn numbers(parts: &PageParts, status: &Status, rows: &[Row]) -> Markup {
     let now = parts.now();
     let count = |condition| rows.iter().filter(|row| row.condition == condition).count() as u64;
-    let enrolled = count(Condition::Enrolled);
+    let enrolled = count(Condition::Enrolled) + count(Condition::Active) + count(Condition::Installing);
     let troubled = count(Condition::Failed) + count(Condition::Stuck);
     let today = rows
         .iter()
@@ -70,7 +70,7 @@ fn numbers(parts: &PageParts, status: &Status, rows: &[Row]) -> Markup {
     let taken = pool.bound + pool.offered + pool.quarantined;
     html! {
         section #numbers.numbers aria-label="Numbers" data-live {
-            (number("Enrolled", &words::grouped(enrolled), &format!("of {}", words::plural(rows.len() as u64, "node", "nodes")), "/nodes?condition=enrolled", share_bar(rows)))
+            (number("Enrolled", &words::grouped(enrolled), &format!("of {}", words::plural(rows.len() as u64, "node", "nodes")), "/nodes?condition=enrolled,installing,active", share_bar(rows)))
             (number("Booted, last 24 h", &words::grouped(today), if today == 1 { "machine" } else { "machines" }, "/nodes?sort=boot&dir=desc", html! {}))
             (number("Failed or stuck", &words::grouped(troubled), if troubled == 0 { "nothing to do" } else { "need a look" }, "/nodes?condition=failed,stuck", html! {}))
             @if status.dhcp.mode == DhcpMode::Proxy {

@@ -8,6 +8,7 @@ use crate::boot::profile::runs::Record as ProfileRecord;
 use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::Binding;
+use crate::node::install::first_boot::FirstBoot;
 use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
 use crate::operator::access::tokens::{Token, TokenId};
@@ -32,6 +33,7 @@ struct State {
     answers: BTreeMap<RequestKey, KeptAnswer>,
     bridge_events: BTreeMap<u64, BridgeEvent>,
     profile_records: BTreeMap<String, ProfileRecord>,
+    first_boots: BTreeMap<NodeId, FirstBoot>,
     failures: u32,
     held: Option<Vec<(Vec<Change>, WhenDurable)>>,
 }
@@ -54,6 +56,7 @@ impl MemoryStore {
             tokens: snapshot.tokens.into_iter().map(|token| (token.id, token)).collect(),
             audit: snapshot.audit.into_iter().map(|record| (record.sequence, record)).collect(),
             answers: snapshot.answers.into_iter().map(|answer| (answer.key.clone(), answer)).collect(),
+            first_boots: snapshot.first_boots.into_iter().map(|it| (it.node, it)).collect(),
             bridge_events: snapshot.bridge_events.into_iter().map(|event| (event.sequence, event)).collect(),
             profile_records: snapshot
                 .profile_records
@@ -106,6 +109,7 @@ impl Store for MemoryStore {
             answers,
             bridge_events: state.bridge_events.values().cloned().collect(),
             profile_records: state.profile_records.values().cloned().collect(),
+            first_boots: state.first_boots.values().cloned().collect(),
             damage: Vec::new(),
         })
     }
@@ -145,6 +149,7 @@ impl State {
             }
             Change::DropNode(id) => {
                 self.nodes.remove(&id);
+                self.first_boots.remove(&id);
                 self.events.retain(|(node, _, _), _| *node != id);
             }
             Change::PutEvent(event) => {
@@ -173,6 +178,12 @@ impl State {
             }
             Change::DropAnswer(key) => {
                 self.answers.remove(&key);
+            }
+            Change::PutFirstBoot(first_boot) => {
+                self.first_boots.insert(first_boot.node, *first_boot);
+            }
+            Change::DropFirstBoot(node) => {
+                self.first_boots.remove(&node);
             }
             Change::PutBridgeEvent(event) => {
                 self.bridge_events.insert(event.sequence, *event);

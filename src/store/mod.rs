@@ -1,6 +1,6 @@
 //! Durable state: synced to disk before anybody is told of it.
 //!
-//! The store knows DHCP bindings, nodes, timeline events, the bridge's events, operators' tokens, the audit log, answers that
+//! The store knows DHCP bindings, nodes and what their installed systems are given, timeline events, the bridge's events, operators' tokens, the audit log, answers that
 //! may be asked for again, who boots which profile, and a few secrets. It is read whole at start ([`Store::load`]) and afterwards only written: every part keeps what it owns in memory, and hands the
 //! store batches of [`Change`]s. A batch is atomic and applied in order of submission. [`Store::submit`] returns at
 //! once; the store groups what is queued into one transaction, syncs it to disk, and only then calls each batch's
@@ -15,6 +15,7 @@ use std::net::Ipv4Addr;
 use crate::boot::profile::runs::Record as ProfileRecord;
 use crate::bridge_log::event::BridgeEvent;
 use crate::dhcp::lease::Binding;
+use crate::node::install::first_boot::FirstBoot;
 use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
 use crate::operator::access::tokens::{Token, TokenId};
@@ -37,7 +38,7 @@ pub enum Change {
         address: Ipv4Addr,
     },
     PutNode(Box<Node>),
-    /// Drops the node and its whole timeline.
+    /// Drops the node, its whole timeline, and what its installed system was to be given.
     DropNode(NodeId),
     PutEvent(Box<TimelineEvent>),
     /// Drops one boot of the timeline.
@@ -58,6 +59,9 @@ pub enum Change {
     },
     PutAnswer(Box<KeptAnswer>),
     DropAnswer(RequestKey),
+    /// What an operator gave for a node's installed system; one a node.
+    PutFirstBoot(Box<FirstBoot>),
+    DropFirstBoot(NodeId),
     PutBridgeEvent(Box<BridgeEvent>),
     /// Drops every event of the bridge with a lower sequence number.
     DropBridgeEventsBelow {
@@ -94,6 +98,8 @@ impl Change {
             | Change::DropAuditBelow { .. }
             | Change::PutAnswer(_)
             | Change::DropAnswer(_)
+            | Change::PutFirstBoot(_)
+            | Change::DropFirstBoot(_)
             | Change::PutBridgeEvent(_)
             | Change::DropBridgeEventsBelow { .. }
             | Change::ProfileRecord { .. } => None,
@@ -118,6 +124,7 @@ pub struct Snapshot {
     pub bridge_events: Vec<BridgeEvent>,
     /// By key.
     pub profile_records: Vec<ProfileRecord>,
+    pub first_boots: Vec<FirstBoot>,
     /// Records that could not be read and were set aside, a line each; the appliance reports them.
     pub damage: Vec<String>,
 }

@@ -60,6 +60,7 @@ pub(super) fn node(number: u128, version: u64) -> Node {
         order: None,
         redeemed_token_at: Some(Timestamp::from_millis(1_795_000_000_000)),
         redeemed_by: None,
+        intent: None,
         labels: Default::default(),
         failure: None,
         version,

@@ -4,6 +4,7 @@
 //! them. Never panicking is the least of it: a reply must be one that clients read, a transfer's datagrams bounded, a
 //! list that was read the same when it is written and read again.
 
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -13,13 +14,15 @@ use bytes::Bytes;
 use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::boot::namespace;
-use farrier::bootplane::agent_calls::AgentCalls;
+use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::files::{FileFacts, answer, decode_path};
 use farrier::bootplane::head::HeadReader;
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::{Config, DhcpMode, Identity, PoolRange, StrangerLimits};
 use farrier::dhcp::address_book::AddressBook;
 use farrier::dhcp::server::{Answer, DhcpServer, Directory, Received, ReplyKind, Service, Settings};
+use farrier::image::disk::manifest::DiskManifest;
+use farrier::image::disk::qcow2::Qcow2;
 use farrier::net::MacAddr;
 use farrier::node::registry::{Registry, RegistrySettings};
 use farrier::node::roster::{self, Format};
@@ -40,7 +43,7 @@ use serde::de::DeserializeOwned;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// By the name of their corpus.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 14] = [
     ("dhcp_messages", dhcp_messages),
     ("dhcp_options", dhcp_options),
     ("tftp_request", tftp_request),
@@ -53,6 +56,8 @@ pub const TARGETS: [Target; 12] = [
     ("store", store),
     ("agent_calls", agent_calls),
     ("api_bodies", api_bodies),
+    ("qcow2", qcow2),
+    ("disk_manifest", disk_manifest),
 ];
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
@@ -330,6 +335,44 @@ fn roster(data: &[u8]) {
 
 const TABLES: [&str; 6] = ["bindings", "nodes", "events", "secrets", "tokens", "audit"];
 
+/// The first bytes of the disk in it: as many as it says, the same however they are asked for.
+fn qcow2(data: &[u8]) {
+    const BYTES_MAX: u64 = 1 << 20;
+    let read = |most: usize| {
+        let disk = Qcow2::open(data, data.len() as u64).ok()?;
+        let announced = disk.disk_bytes().min(BYTES_MAX);
+        let mut disk = disk.take(BYTES_MAX);
+        let (mut bytes, mut piece) = (Vec::new(), vec![0; most]);
+        loop {
+            match disk.read(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => bytes.extend_from_slice(&piece[..count]),
+                Err(_) => return Some((bytes, false)),
+            }
+        }
+        assert_eq!(bytes.len() as u64, announced);
+        Some((bytes, true))
+    };
+    assert_eq!(read(64 * 1024), read(1000));
+}
+
+/// Whoever follows a manifest that was checked stays within its disk.
+fn disk_manifest(data: &[u8]) {
+    let Ok(manifest) = serde_json::from_slice::<DiskManifest>(data) else { return };
+    if manifest.check().is_err() {
+        return;
+    }
+    let mut end = 0;
+    for chunk in &manifest.chunks {
+        let (start, length) = manifest.place(chunk);
+        assert!(start >= end && length > 0 && start + u64::from(length) <= manifest.bytes);
+        end = start + u64::from(length);
+    }
+    assert!(manifest.filled_bytes() <= manifest.bytes);
+    let written = serde_json::to_vec(&manifest).expect("a document");
+    assert_eq!(serde_json::from_slice::<DiskManifest>(&written).expect("our own"), manifest);
+}
+
 /// Either a whole file, or rows: table, then values. Bad data never prevents the start.
 fn store(data: &[u8]) {
     static EMPTY: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -407,6 +450,7 @@ fn settings() -> RegistrySettings {
     RegistrySettings {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(600),
+        first_boot_deadline: Duration::from_secs(1800),
         reservations: Vec::new(),
     }
 }
@@ -457,7 +501,13 @@ fn agent_calls(data: &[u8]) {
     };
     let addresses = Arc::new(AddressBook::default());
     addresses.set(ADDRESS, MAC);
-    let calls = AgentCalls::new(Arc::clone(&registry), addresses, Arc::new(Tally::default()), Clock::start());
+    let calls = AgentCalls::new(
+        Arc::clone(&registry),
+        addresses,
+        Arc::new(Tally::default()),
+        Clock::start(),
+        InstallParts::none(),
+    );
     let path = format!("/agent/v1/{}", PATHS[usize::from(flags & 15) % PATHS.len()]);
     let answer = calls.answer_read(ADDRESS, &path, credential, body, NOW);
     serde_json::from_slice::<serde_json::Value>(&answer.body).expect("JSON");

@@ -8,4 +8,5 @@ mod connections;
 mod content;
 mod files;
 mod heads;
+mod metadata;
 mod support;

@@ -7,16 +7,19 @@ use std::time::Duration;
 
 use farrier::boot::decision::UnknownPolicy;
 use farrier::boot::loader::{LoaderName, LoaderTable};
-use farrier::bootplane::agent_calls::AgentCalls;
+use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use farrier::bootplane::limits::Limits;
+use farrier::bootplane::metadata::MetadataCalls;
 use farrier::bootplane::network::{self, BootPlaneHandle, BootPlaneParts};
 use farrier::bootplane::profiles::ProfileDesk;
 use farrier::bootplane::service::BootService;
 use farrier::clock::Clock;
+use farrier::config::MetadataConfig;
 use farrier::dhcp::address_book::AddressBook;
 use farrier::image::library::{Library, Manifest};
 use farrier::image::loaders::Loaders;
+use farrier::metadata::source::MetadataSource;
 use farrier::net::MacAddr;
 use farrier::node::NodeId;
 use farrier::node::registry::{NewNode, NodeRef, Registry, RegistrySettings};
@@ -62,6 +65,14 @@ impl Plane {
     }
 
     pub async fn start_with(limits: Limits) -> Plane {
+        Plane::start_as(limits, None).await
+    }
+
+    pub async fn start_with_metadata(source: Arc<dyn MetadataSource>, config: MetadataConfig) -> Plane {
+        Plane::start_as(Limits::default(), Some((source, config))).await
+    }
+
+    async fn start_as(limits: Limits, metadata: Option<(Arc<dyn MetadataSource>, MetadataConfig)>) -> Plane {
         let state = tempfile::tempdir().unwrap();
         let (kernel, ramdisk) = (patterned(KERNEL_BYTES), patterned(RAMDISK_BYTES));
         let library = Arc::new(Library::open(state.path()).unwrap());
@@ -94,13 +105,25 @@ impl Plane {
             tally: Arc::clone(&tally),
             clock,
         }));
-        let agents = AgentCalls::new(Arc::clone(&registry), addresses, Arc::clone(&tally), clock);
-        let service =
-            Arc::new(BootService::new(Arc::clone(&content), agents, Arc::clone(&tally), clock, &limits));
+        let agents = AgentCalls::new(
+            Arc::clone(&registry),
+            Arc::clone(&addresses),
+            Arc::clone(&tally),
+            clock,
+            InstallParts::none(),
+        );
+        let service = BootService::new(Arc::clone(&content), agents, Arc::clone(&tally), clock, &limits);
+        let service = match metadata {
+            Some((source, config)) => service.with_metadata(
+                MetadataCalls::new(source, addresses, Arc::clone(&tally), clock, config).unwrap(),
+            ),
+            None => service,
+        };
         let listener = std::net::TcpListener::bind((NODE_IP, 0)).unwrap();
         let parts = BootPlaneParts {
             subnet: "127.0.0.0/24".parse().unwrap(),
-            service,
+            link_local: None,
+            service: Arc::new(service),
             tally: Arc::clone(&tally),
             limits,
         };
@@ -177,6 +200,7 @@ fn registry(store: &Arc<MemoryStore>, clock: Clock) -> Arc<Registry> {
     let settings = RegistrySettings {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(300),
+        first_boot_deadline: Duration::from_secs(1800),
         reservations: Vec::new(),
     };
     let registry = Registry::new(Arc::clone(store) as Arc<dyn Store>, snapshot, settings, key);

@@ -4,10 +4,12 @@
 //! Each test runs in a process and a namespace of its own (see `support::in_namespace`), so that tests need neither
 //! root nor cleaning up, and cannot reach the machine's network.
 
+mod agent_install;
 mod boot_contract;
 mod bridge;
 mod conflicts;
 mod dhcp_clients;
+mod disk_images;
 mod doctor;
 mod durability;
 mod files;

@@ -11,4 +11,5 @@ mod grub;
 mod secure_boot;
 mod stops;
 mod support;
+mod system_image;
 mod u_boot;

@@ -28,6 +28,11 @@ pub const BOOTS_WITHIN: Duration = Duration::from_secs(240);
 /// One lab at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Waits until no other lab runs.
+pub fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub struct Case {
     name: &'static str,
     pub state: StateDir,
@@ -73,7 +78,7 @@ pub fn config(firmware: &[LabFirmware], appliance: &str) -> LabConfig {
 impl Case {
     /// A case with an empty state directory; its lab is started by [`Case::start`].
     pub fn new(name: &'static str, config: LabConfig) -> Case {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/output/lab").join(name);
         let _ = fs::remove_dir_all(&root);
         let state = StateDir::open(&root).unwrap();

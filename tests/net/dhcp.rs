@@ -106,6 +106,7 @@ fn config() -> Arc<Config> {
             loaders: BTreeMap::new(),
             profile: "vm".to_owned(),
             kernel_arguments: Vec::new(),
+            first_boot_deadline: Duration::from_secs(1800),
             call_deadline: Duration::from_secs(600),
         },
     })
@@ -460,6 +461,7 @@ fn a_flood_of_strangers_leaves_no_nodes_and_gets_its_share() {
     let settings = RegistrySettings {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(600),
+        first_boot_deadline: Duration::from_secs(1800),
         reservations: Vec::new(),
     };
     let snapshot = store.load().unwrap();

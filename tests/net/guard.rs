@@ -169,6 +169,7 @@ fn registered(count: u8) -> Arc<Registry> {
     let settings = RegistrySettings {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(600),
+        first_boot_deadline: Duration::from_secs(1800),
         reservations: Vec::new(),
     };
     let snapshot = store.load().unwrap();

@@ -146,6 +146,7 @@ impl Rig {
         let settings = RegistrySettings {
             unknown: UnknownPolicy::Approve,
             call_deadline: config.boot.call_deadline,
+            first_boot_deadline: config.boot.first_boot_deadline,
             reservations: Vec::new(),
         };
         let durable: Arc<dyn Store> = Arc::clone(&store) as _;

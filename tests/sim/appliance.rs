@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use farrier::boot::loader::LoaderTable;
-use farrier::bootplane::agent_calls::AgentCalls;
+use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings, Ticket};
 use farrier::bootplane::profiles::ProfileDesk;
 use farrier::clock::{Clock, Timestamp};
@@ -173,8 +173,13 @@ impl Appliance {
             tally: Arc::clone(&tally),
             clock,
         }));
-        let agents =
-            AgentCalls::new(Arc::clone(&registry), Arc::clone(&addresses), Arc::clone(&tally), clock);
+        let agents = AgentCalls::new(
+            Arc::clone(&registry),
+            Arc::clone(&addresses),
+            Arc::clone(&tally),
+            clock,
+            InstallParts::none(),
+        );
         let server = DhcpServer::new(settings, bindings, now);
         let desk = Desk {
             mode: DhcpMode::Server,

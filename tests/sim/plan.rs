@@ -95,6 +95,7 @@ impl Plan {
         RegistrySettings {
             unknown: self.unknown,
             call_deadline: Duration::from_secs(300),
+            first_boot_deadline: Duration::from_secs(1800),
             reservations: Vec::new(),
         }
     }

@@ -19,6 +19,10 @@ use crate::node::inventory::{BootedBy, DISKS_MAX, Inventory, NICS_MAX, TEXT_MAX}
 /// `SecureBoot` under the EFI global variable GUID (UEFI 2.10 §3.3): four bytes of attributes, then 0 or 1.
 const SECURE_BOOT: &str = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
+const EFIVARS: &str = "/sys/firmware/efi/efivars";
+const EFIVARS_FLAGS: MsFlags =
+    MsFlags::MS_RDONLY.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+
 pub fn inventory(root: &Path) -> Inventory {
     let mut disks = disks::disks(root);
     disks.truncate(DISKS_MAX);
@@ -46,11 +50,19 @@ fn booted_by(root: &Path) -> BootedBy {
     }
 }
 
-/// Makes [`SECURE_BOOT`] readable. Read-only: a ramdisk has no business changing firmware settings.
+/// Makes [`SECURE_BOOT`] readable. Read-only: a ramdisk has no business changing firmware settings, but for the entry
+/// of a system it installed.
 pub fn mount_efivars() {
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // Without it the machine counts as booted by UEFI without Secure Boot.
-    let _ = mount(Some("efivarfs"), "/sys/firmware/efi/efivars", Some("efivarfs"), flags, None::<&str>);
+    let _ = mount(Some("efivarfs"), EFIVARS, Some("efivarfs"), EFIVARS_FLAGS, None::<&str>);
+}
+
+/// Lets firmware variables be changed, and no longer.
+pub fn unlock_efivars(unlock: bool) {
+    let locked = EFIVARS_FLAGS | MsFlags::MS_REMOUNT;
+    let flags = if unlock { locked - MsFlags::MS_RDONLY } else { locked };
+    // Where it fails, so does the write, which says so.
+    let _ = mount(None::<&str>, EFIVARS, None::<&str>, flags, None::<&str>);
 }
 
 /// A file's text without surrounding space and control characters, bounded; `None` if it is absent or empty.
@@ -71,7 +83,7 @@ fn number<N: std::str::FromStr>(path: &Path) -> Option<N> {
 }
 
 /// Names in a directory, sorted, so that an inventory lists things in the same order each time.
-fn names(directory: &Path) -> Vec<String> {
+pub fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(directory)
         .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
         .unwrap_or_default();

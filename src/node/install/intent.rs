@@ -1,4 +1,19 @@
 //! One wish of an operator for a node's disks: what, how far it has come, and what moves it.
+//!
+//! ```text
+//!  waiting ──agent begins──> running ──its signed report──> written ──installed system calls──> done
+//!     │                       │  ^ │                          (deploy; cleaning is done with the report)
+//!     │ aborted, failed       │  └─┘ the next boot goes on, with the same disks
+//!     v                       v
+//!  aborted / failed        aborted / failed
+//! ```
+//!
+//! *At most once* rests on this table and on one fence: what writes to a disk asks first, [`IntentEvent::Begun`] is on
+//! disk here before it is answered, and every byte of the image is handed to the boot that began last. A boot that
+//! comes late finds the intent beyond `running` and is given nothing; one that comes again goes on with the same disks
+//! and keeps what is right on them. Silence ends nothing: it only shows ([`Phase::Running`]'s `stalled`).
+//!
+//! The model check in `intent/model.rs` tries every order of crashes, lost answers, late calls and boots.
 
 use std::fmt;
 
@@ -10,6 +25,7 @@ use crate::clock::Timestamp;
 use crate::image::digest::Digest;
 use crate::node::install::disk_rule::DiskRule;
 use crate::node::install::task::TargetDisk;
+use crate::node::state::ProvisionState;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -92,24 +108,32 @@ pub struct Deployment {
 }
 
 /// How far it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "phase")]
 pub enum Phase {
-    /// The next netboot runs it.
+    /// The next netboot begins with it.
     Waiting,
     /// An agent began with it: from here on disks are written to.
     Running {
         since: Timestamp,
+        /// The boot that may write, by the issue time of its token.
+        boot: Timestamp,
         disks: Vec<TargetDisk>,
+        /// Nothing was heard of it for a long time.
+        stalled: bool,
     },
     /// The disk is written and the agent said so; the installed system has not called yet.
     Written {
         at: Timestamp,
+        boot: Timestamp,
         disks: Vec<TargetDisk>,
+        /// Its first call should have come by now.
+        overdue: bool,
     },
     /// Nothing more will come of it.
     Done {
         at: Timestamp,
+        boot: Timestamp,
     },
     Failed {
         at: Timestamp,
@@ -117,7 +141,55 @@ pub enum Phase {
     },
     Aborted {
         at: Timestamp,
+        /// Whether disks were written to.
+        begun: bool,
     },
+}
+
+/// What may happen to an intent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IntentEvent {
+    /// The agent of this boot has chosen its disks and asks to begin, or to go on.
+    Begun { boot: Timestamp, disks: Vec<TargetDisk> },
+    /// The agent of this boot says that all is done, under the intent's own key.
+    Reported { boot: Timestamp },
+    /// The agent says that it cannot go on.
+    Failed { reason: String },
+    /// Nothing was heard of a running task for too long.
+    Stalled,
+    /// The installed system called, with the intent's own token.
+    CalledHome,
+    /// The installed system should have called by now.
+    FirstBootOverdue,
+    /// The operator wants it no more.
+    Aborted,
+}
+
+/// Why an event is none for this intent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IntentRefusal {
+    #[error("the task was not begun")]
+    NotBegun,
+    #[error("another boot of this machine goes on with the task")]
+    NotThisBoot,
+    #[error("the task was begun on another disk, which is not to be written to twice: abort it and ask anew")]
+    OtherDisk,
+    #[error("the task is over")]
+    Over,
+    #[error("no such thing is part of this task")]
+    NotPartOfIt,
+}
+
+impl IntentRefusal {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            IntentRefusal::NotBegun => "task-not-begun",
+            IntentRefusal::NotThisBoot => "task-of-another-boot",
+            IntentRefusal::OtherDisk => "task-on-another-disk",
+            IntentRefusal::Over => "task-over",
+            IntentRefusal::NotPartOfIt => "no-part-of-task",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,5 +201,188 @@ pub struct Intent {
     pub work: Work,
     #[serde(flatten)]
     pub phase: Phase,
+    /// The node's state before it.
+    pub from: ProvisionState,
     pub created_at: Timestamp,
 }
+
+impl Intent {
+    /// The phase after `event`; equal to the present one if it is fine but moves nothing.
+    pub fn apply(&self, event: &IntentEvent, now: Timestamp) -> Result<Phase, IntentRefusal> {
+        next_phase(self.work.verb(), &self.phase, event, now)
+    }
+
+    /// The state of a node that has this intent.
+    pub fn state(&self) -> ProvisionState {
+        use ProvisionState as State;
+        match (self.work.verb(), &self.phase) {
+            (_, Phase::Aborted { begun: false, .. }) => self.from,
+            (Verb::Deploy, Phase::Waiting) => State::WaitCallBack,
+            (Verb::Deploy, Phase::Running { stalled: false, .. } | Phase::Written { overdue: false, .. }) => {
+                State::Deploying
+            }
+            (Verb::Deploy, Phase::Done { .. }) => State::Active,
+            (
+                Verb::Deploy,
+                Phase::Running { stalled: true, .. }
+                | Phase::Written { overdue: true, .. }
+                | Phase::Failed { .. }
+                | Phase::Aborted { begun: true, .. },
+            ) => State::DeployFailed,
+            (Verb::Clean, Phase::Waiting) => State::CleanWait,
+            (Verb::Clean, Phase::Running { stalled: false, .. }) => State::Cleaning,
+            // Cleaning has no first boot: with the report it is done.
+            (Verb::Clean, Phase::Written { .. } | Phase::Done { .. }) => State::Available,
+            (
+                Verb::Clean,
+                Phase::Running { stalled: true, .. }
+                | Phase::Failed { .. }
+                | Phase::Aborted { begun: true, .. },
+            ) => State::CleanFailed,
+            (Verb::Rescue, Phase::Waiting) => State::Rescuing,
+            // Who looks after the machine by hand does not report.
+            (Verb::Rescue, Phase::Running { .. } | Phase::Written { .. }) => State::Rescue,
+            (Verb::Rescue, Phase::Failed { .. }) => State::RescueFailed,
+            (Verb::Rescue, Phase::Done { .. } | Phase::Aborted { begun: true, .. }) => self.from,
+        }
+    }
+
+    /// Whether the node has to netboot into the ramdisk for it.
+    pub fn needs_ramdisk(&self) -> bool {
+        match self.phase {
+            Phase::Waiting | Phase::Running { .. } => true,
+            Phase::Written { .. } | Phase::Done { .. } | Phase::Failed { .. } | Phase::Aborted { .. } => {
+                false
+            }
+        }
+    }
+
+    /// Whether it may still come to something.
+    pub fn is_open(&self) -> bool {
+        self.needs_ramdisk() || matches!(self.phase, Phase::Written { .. })
+    }
+
+    /// Whether the agent of this boot may have the image's bytes.
+    pub fn is_run_by(&self, boot: Timestamp) -> bool {
+        matches!(self.phase, Phase::Running { boot: runner, .. } if runner == boot)
+    }
+
+    /// The image it needs kept.
+    pub fn pinned(&self) -> Option<Digest> {
+        match &self.work {
+            Work::Deploy(deployment) if self.needs_ramdisk() => Some(deployment.manifest),
+            Work::Deploy(_) | Work::Clean { .. } | Work::Rescue { .. } => None,
+        }
+    }
+
+    pub fn disks(&self) -> &[TargetDisk] {
+        match &self.phase {
+            Phase::Running { disks, .. } | Phase::Written { disks, .. } => disks,
+            Phase::Waiting | Phase::Done { .. } | Phase::Failed { .. } | Phase::Aborted { .. } => &[],
+        }
+    }
+}
+
+/// What kind of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verb {
+    Deploy,
+    Clean,
+    Rescue,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Verb::Deploy => "deploy",
+            Verb::Clean => "clean",
+            Verb::Rescue => "rescue",
+        })
+    }
+}
+
+impl Work {
+    pub fn verb(&self) -> Verb {
+        match self {
+            Work::Deploy(_) => Verb::Deploy,
+            Work::Clean { .. } => Verb::Clean,
+            Work::Rescue { .. } => Verb::Rescue,
+        }
+    }
+}
+
+/// The table.
+fn next_phase(
+    verb: Verb,
+    phase: &Phase,
+    event: &IntentEvent,
+    now: Timestamp,
+) -> Result<Phase, IntentRefusal> {
+    let at = now;
+    match (phase, event) {
+        (Phase::Done { .. } | Phase::Failed { .. } | Phase::Aborted { .. }, event) => match (phase, event) {
+            // Both may be said again: the answer was lost.
+            (Phase::Done { boot: runner, .. }, IntentEvent::Reported { boot }) if runner == boot => {
+                Ok(phase.clone())
+            }
+            (Phase::Done { .. }, IntentEvent::CalledHome) if verb == Verb::Deploy => Ok(phase.clone()),
+            _ => Err(IntentRefusal::Over),
+        },
+        (Phase::Waiting, IntentEvent::Begun { boot, disks }) => {
+            Ok(Phase::Running { since: now, boot: *boot, disks: disks.clone(), stalled: false })
+        }
+        (Phase::Running { since, disks: begun_on, .. }, IntentEvent::Begun { boot, disks }) => {
+            let same = begun_on.len() == disks.len()
+                && begun_on.iter().all(|one| disks.iter().any(|another| one.is_same(another)));
+            let running =
+                || Phase::Running { since: *since, boot: *boot, disks: disks.clone(), stalled: false };
+            if same { Ok(running()) } else { Err(IntentRefusal::OtherDisk) }
+        }
+        (Phase::Running { boot: runner, disks, .. }, IntentEvent::Reported { boot }) => match verb {
+            _ if runner != boot => Err(IntentRefusal::NotThisBoot),
+            Verb::Deploy => Ok(Phase::Written { at, boot: *boot, disks: disks.clone(), overdue: false }),
+            Verb::Clean => Ok(Phase::Done { at, boot: *boot }),
+            Verb::Rescue => Err(IntentRefusal::NotPartOfIt),
+        },
+        (Phase::Running { since, boot, disks, .. }, IntentEvent::Stalled) => match verb {
+            Verb::Deploy | Verb::Clean => {
+                Ok(Phase::Running { since: *since, boot: *boot, disks: disks.clone(), stalled: true })
+            }
+            Verb::Rescue => Err(IntentRefusal::NotPartOfIt),
+        },
+        (Phase::Written { .. }, IntentEvent::Begun { .. } | IntentEvent::Failed { .. }) => {
+            Err(IntentRefusal::Over)
+        }
+        (Phase::Written { boot: runner, .. }, IntentEvent::Reported { boot }) => {
+            if runner == boot {
+                Ok(phase.clone())
+            } else {
+                Err(IntentRefusal::NotThisBoot)
+            }
+        }
+        (Phase::Written { boot, .. }, IntentEvent::CalledHome) => Ok(Phase::Done { at, boot: *boot }),
+        (Phase::Written { at, boot, disks, .. }, IntentEvent::FirstBootOverdue) => {
+            Ok(Phase::Written { at: *at, boot: *boot, disks: disks.clone(), overdue: true })
+        }
+        (Phase::Waiting | Phase::Running { .. }, IntentEvent::Failed { reason }) => {
+            Ok(Phase::Failed { at, reason: reason.clone() })
+        }
+        (Phase::Waiting, IntentEvent::Aborted) => Ok(Phase::Aborted { at, begun: false }),
+        (Phase::Running { .. } | Phase::Written { .. }, IntentEvent::Aborted) => {
+            Ok(Phase::Aborted { at, begun: true })
+        }
+        (
+            Phase::Waiting,
+            IntentEvent::Reported { .. }
+            | IntentEvent::Stalled
+            | IntentEvent::CalledHome
+            | IntentEvent::FirstBootOverdue,
+        )
+        | (Phase::Running { .. }, IntentEvent::CalledHome | IntentEvent::FirstBootOverdue)
+        | (Phase::Written { .. }, IntentEvent::Stalled) => Err(IntentRefusal::NotBegun),
+    }
+}
+
+#[cfg(test)]
+mod model;

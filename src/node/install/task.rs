@@ -7,7 +7,7 @@
 //!  GET  /agent/v1/chunk/<blob digest>                        -> one zstd frame, while the deploy task runs
 //!  POST /agent/v1/seed       {mac, intent}                   -> Seed
 //!  POST /agent/v1/progress   {mac, intent, progress}         -> {go_on: bool}
-//!  POST /agent/v1/done       {mac, intent, proof}            -> {}      on disk before it answers
+//!  POST /agent/v1/done       {mac, intent, report}           -> {}      on disk before it answers
 //!  POST /agent/v1/failure    {mac, step, message, intent?}   -> {}
 //! ```
 //! Each carries `Authorization: Bearer <session>`. A task that is no longer this agent's is 409, and the agent stops
@@ -60,7 +60,7 @@ pub enum AgentWork {
 }
 
 /// A disk as the agent names one it chose.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetDisk {
     /// Kernel name, e.g. `vda`; another one after the next boot, perhaps.
@@ -88,6 +88,7 @@ impl TargetDisk {
 /// What a running task is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = TaskStep)]
 pub enum Step {
     /// The disk is chosen and looked at.
     Preparing,
@@ -98,6 +99,18 @@ pub enum Step {
     Verifying,
     /// The node's own files, the boot entry.
     Finishing,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Step::Preparing => "preparing",
+            Step::Discarding => "discarding",
+            Step::Writing => "writing",
+            Step::Verifying => "verifying",
+            Step::Finishing => "finishing",
+        })
+    }
 }
 
 /// Told twice a second; the last one stands.

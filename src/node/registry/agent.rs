@@ -16,10 +16,12 @@ use std::time::Duration;
 use crate::boot::decision::NextBoot;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::install::intent::{IntentId, IntentRefusal};
 use crate::node::inventory::{Inventory, clean_text};
 use crate::node::registry::Registry;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::{Act, Entry};
+use crate::node::registry::install::Instructions;
 use crate::node::state::Order;
 use crate::node::timeline::{AgentCall, EVENT_TEXT_MAX, Happening};
 use crate::node::token::{AgentNonce, BootToken, Redeemer, Session, TOKEN_LIFETIME, TokenFault};
@@ -37,6 +39,15 @@ pub struct Hello<'a> {
     pub token: &'a str,
     pub nonce: Option<AgentNonce>,
     pub uptime_secs: f64,
+}
+
+/// What an agent says when it cannot go on.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure<'a> {
+    pub step: &'a str,
+    pub message: &'a str,
+    /// The task it failed in.
+    pub intent: Option<IntentId>,
 }
 
 /// What a redeemed token buys.
@@ -82,6 +93,10 @@ pub enum AgentRefusal {
     SessionReplaced,
     #[error("no inventory is awaited from this node: boot it again")]
     NotAwaited,
+    #[error("this is not the machine that was enrolled with this MAC address")]
+    OtherMachine,
+    #[error("{0}")]
+    Task(IntentRefusal),
     /// The only one worth a retry with the same credentials: 503, not 401.
     #[error("the appliance cannot write to its disk")]
     NotDurable(#[from] CommitError),
@@ -102,6 +117,8 @@ impl AgentRefusal {
             AgentRefusal::SessionForged => "session-forged",
             AgentRefusal::SessionReplaced => "session-replaced",
             AgentRefusal::NotAwaited => "not-awaited",
+            AgentRefusal::OtherMachine => "other-machine",
+            AgentRefusal::Task(refusal) => refusal.as_str(),
             AgentRefusal::NotDurable(_) => "not-durable",
         }
     }
@@ -115,7 +132,7 @@ impl Registry {
         let port = self.port_of(mac);
         let mut book = self.lock_at(now);
         let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
-        if !book.lets_in(entry) || entry.node.next_boot != NextBoot::Ramdisk {
+        if !book.lets_in(entry) || entry.node.boots_next() != NextBoot::Ramdisk {
             return None;
         }
         let id = entry.node.id;
@@ -257,6 +274,7 @@ impl Registry {
         let inventory = inventory.sanitize();
         let mut book = self.lock_at(now);
         let id = self.admit_session(&mut book, session, mac, address, now)?;
+        self.recognise(&mut book, id, &inventory, session, mac, address, now)?;
         let (ports, conflicts) = book.sort_nics(id, inventory.nics.iter().map(|nic| nic.mac));
         let before = book.get(id).map(|entry| entry.node.clone()).ok_or(AgentRefusal::UnknownNode)?;
         let store = |act: &mut Act<'_>| -> Result<(), AgentRefusal> {
@@ -297,8 +315,7 @@ impl Registry {
         credential: &str,
         mac: MacAddr,
         address: Ipv4Addr,
-        step: &str,
-        message: &str,
+        failure: &Failure<'_>,
         now: Timestamp,
     ) -> Result<Node, AgentRefusal> {
         let mut book = self.lock_at(now);
@@ -311,13 +328,15 @@ impl Registry {
                 self.admit_session(&mut book, credential, mac, address, now)?
             }
         };
-        let (step, message) = (clean_text(step, EVENT_TEXT_MAX), clean_text(message, EVENT_TEXT_MAX));
+        let (step, message) =
+            (clean_text(failure.step, EVENT_TEXT_MAX), clean_text(failure.message, EVENT_TEXT_MAX));
         let fail = |act: &mut Act<'_>| {
             act.entry.node.last_seen_at = Some(now);
             act.note(Happening::Agent {
                 call: AgentCall::Failure { step: step.clone(), message: message.clone() },
             });
             let _ = act.step(Event::AgentFailed);
+            act.task_failed(failure.intent, format!("{step}: {message}"));
             act.entry.node.failure = Some(format!("{step}: {message}"));
             act.node_changed = true;
         };
@@ -326,24 +345,24 @@ impl Registry {
         book.view(id).ok_or(AgentRefusal::UnknownNode)
     }
 
-    /// The agent is alive; tells it the order that waits.
+    /// The agent is alive; tells it what waits for it.
     pub fn heartbeat(
         &self,
         session: &str,
         mac: MacAddr,
         address: Ipv4Addr,
         now: Timestamp,
-    ) -> Result<Option<Order>, AgentRefusal> {
+    ) -> Result<Instructions, AgentRefusal> {
         let mut book = self.lock_at(now);
         let id = self.admit_session(&mut book, session, mac, address, now)?;
         // Heartbeats are too many to store; `last_seen_at` goes to disk with the next change that does.
         let beat = |act: &mut Act<'_>| {
             act.entry.node.last_seen_at = Some(now);
-            act.entry.node.order
+            Instructions { order: act.entry.node.order, task: act.entry.task() }
         };
-        let (order, effects) = book.change(id, now, beat).ok_or(AgentRefusal::UnknownNode)?;
+        let (instructions, effects) = book.change(id, now, beat).ok_or(AgentRefusal::UnknownNode)?;
         self.settle(id, effects);
-        Ok(order)
+        Ok(instructions)
     }
 
     /// The agent is about to act on an order: it will not be given again. Durable before it returns.
@@ -412,7 +431,7 @@ impl Registry {
         Ok((entry.node.id, token))
     }
 
-    fn admit_session(
+    pub(super) fn admit_session(
         &self,
         book: &mut Book,
         session: &str,
@@ -435,7 +454,7 @@ impl Registry {
     }
 
     /// Puts a refusal into the log and on the timeline of the node the caller claims to be.
-    fn refuse(
+    pub(super) fn refuse(
         &self,
         book: &mut Book,
         credential: &str,

@@ -15,6 +15,7 @@ use crate::boot::decision::{KnownNode, Standing, UnknownPolicy};
 use crate::clock::Timestamp;
 use crate::config::Reservation;
 use crate::net::MacAddr;
+use crate::node::install::first_boot::FirstBoot;
 use crate::node::registry::entry::{Act, Effects, Entry, Worth, new_node};
 use crate::node::registry::pages::NodeCursor;
 use crate::node::registry::profiles::Profiles;
@@ -78,6 +79,8 @@ impl Book {
             profiles: None,
         };
         let mut changes = Vec::new();
+        let mut first_boots: BTreeMap<NodeId, FirstBoot> =
+            snapshot.first_boots.into_iter().map(|first_boot| (first_boot.node, first_boot)).collect();
         let mut timelines: BTreeMap<NodeId, Vec<TimelineEvent>> = BTreeMap::new();
         for event in snapshot.events {
             timelines.entry(event.node).or_default().push(event);
@@ -88,7 +91,8 @@ impl Book {
             // Ids are unique in the store; MACs and names are by our own doing, unless somebody edited the file.
             node.ports.retain(|port| !book.by_mac.contains_key(&port.mac));
             node.name = node.name.filter(|name| !book.by_name.contains_key(name));
-            book.insert(Entry::with_history(node, history));
+            let first_boot = first_boots.remove(&node.id);
+            book.insert(Entry { first_boot, ..Entry::with_history(node, history) });
         }
         // Timelines of nodes that are gone or could not be read.
         changes.extend(timelines.into_keys().map(Change::DropNode));
@@ -274,6 +278,7 @@ impl Book {
         let Some(entry) = self.nodes.get(&id) else { return changes };
         let events = entry.history.all_events().map(|event| Change::PutEvent(Box::new((**event).clone())));
         changes.push(Change::PutNode(Box::new(entry.node.clone())));
+        changes.extend(entry.first_boot.iter().map(|it| Change::PutFirstBoot(Box::new(it.clone()))));
         changes.extend(events);
         changes
     }
@@ -285,6 +290,12 @@ impl Book {
     pub(super) fn ids_in(&self, state: ProvisionState) -> Vec<NodeId> {
         let entries = self.nodes.iter();
         entries.filter(|(_, entry)| entry.node.state == state).map(|(id, _)| *id).collect()
+    }
+
+    /// Nodes with a task that may still come to something.
+    pub(super) fn ids_with_open_intent(&self) -> Vec<NodeId> {
+        let open = |entry: &Entry| entry.node.intent.as_ref().is_some_and(|intent| intent.is_open());
+        self.nodes.iter().filter(|(_, entry)| open(entry)).map(|(id, _)| *id).collect()
     }
 
     /// Nodes in the middle of a boot.
@@ -334,7 +345,7 @@ impl Book {
             id: entry.node.id,
             approved: self.lets_in(entry),
             proven: entry.node.approved,
-            next_boot: entry.node.next_boot,
+            next_boot: entry.node.boots_next(),
             profile: self
                 .profiles
                 .as_ref()

@@ -7,6 +7,8 @@ use crate::boot::decision::NextBoot;
 use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
+use crate::node::install::first_boot::FirstBoot;
+use crate::node::registry::install::Work;
 use crate::node::registry::record::LoaderFetches;
 use crate::node::registry::waiting::WAITING_LIFETIME;
 use crate::node::state::ProvisionState;
@@ -26,6 +28,10 @@ pub(super) struct Entry {
     pub(super) token_until: Option<Timestamp>,
     /// Behind which port of the bridge the machine was that has it, and which of its own ports that is.
     pub(super) token_port: Option<(MacAddr, u32)>,
+    /// What the operator gave for the installed system.
+    pub(super) first_boot: Option<FirstBoot>,
+    /// How the task on its disks is going.
+    pub(super) work: Work,
     /// `last_seen_at` as last stored.
     pub(super) seen_stored_at: Option<Timestamp>,
 }
@@ -44,6 +50,8 @@ impl Entry {
             awaited_since: None,
             token_until: None,
             token_port: None,
+            first_boot: None,
+            work: Work::default(),
             seen_stored_at,
         }
     }
@@ -165,6 +173,7 @@ pub(super) fn new_node(origin: Origin, now: Timestamp) -> Option<Node> {
         redeemed_token_at: None,
         redeemed_by: None,
         labels: Default::default(),
+        intent: None,
         failure: None,
         version: 0,
     })

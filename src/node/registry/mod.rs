@@ -20,6 +20,7 @@
 //! - `profiles`: who says which boot profile a node has
 //! - `import`: a whole list of nodes at once
 //! - `agent`: boot tokens, sessions, inventory, orders obeyed
+//! - `install`: tasks on nodes' disks: wanted, begun, reported, called home
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -51,6 +52,7 @@ mod book;
 mod edit;
 mod entry;
 mod import;
+mod install;
 mod operator;
 mod pages;
 mod profiles;
@@ -59,10 +61,13 @@ mod traces;
 mod waiting;
 mod whereabouts;
 
-pub use agent::{AgentRefusal, AgentSession, Hello, IssuedToken};
+pub use agent::{AgentRefusal, AgentSession, Failure, Hello, IssuedToken};
 pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use edit::{EditError, Edited, Expected, NodeEdit};
 pub use import::{Action, ImportError, Planned};
+pub use install::{
+    AgentCaller, InstallError, InstallRequest, InstallView, Instructions, Sample, SeedMaterial,
+};
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use pages::{NodeCursor, NodeFilter, NodeView, ParseCursorError};
 pub use profiles::Profiles;
@@ -80,6 +85,8 @@ pub struct RegistrySettings {
     pub unknown: UnknownPolicy,
     /// How long after its ramdisk was served a node may take to send its inventory.
     pub call_deadline: Duration,
+    /// How long an installed system may take to call for the first time.
+    pub first_boot_deadline: Duration,
     pub reservations: Vec<Reservation>,
 }
 

@@ -16,6 +16,7 @@ use crate::node::labels::LabelSelector;
 use crate::node::registry::Registry;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::Entry;
+use crate::node::registry::install::InstallView;
 use crate::node::state::ProvisionState;
 use crate::node::timeline::{Boot, BootProgress};
 use crate::node::{Node, NodeId, NodeName};
@@ -61,6 +62,10 @@ impl<'a> NodeView<'a> {
 
     pub fn newest_boot(&self) -> Option<BootProgress> {
         self.entry.history.newest_boot()
+    }
+
+    pub fn install(&self) -> InstallView {
+        self.entry.work.view()
     }
 
     fn passes(&self, filter: &NodeFilter) -> bool {

@@ -225,6 +225,7 @@ impl Registry {
                 self.settle(id, effects);
             }
         }
+        self.tick_installs(&mut book, now);
         for id in self.take_unsaved(RESAVE_MAX) {
             self.submit_for(id, book.whole(id));
         }
@@ -256,6 +257,7 @@ fn is_fetch(happening: &Happening) -> bool {
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => false,
     }
 }
@@ -309,6 +311,7 @@ fn follow(act: &mut Act<'_>, mac: MacAddr, happening: &Happening) -> Option<Even
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => None,
     }
 }

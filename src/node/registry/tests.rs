@@ -25,7 +25,12 @@ fn after(seconds: u64) -> Timestamp {
 }
 
 fn settings(unknown: UnknownPolicy) -> RegistrySettings {
-    RegistrySettings { unknown, call_deadline: Duration::from_secs(600), reservations: Vec::new() }
+    RegistrySettings {
+        unknown,
+        call_deadline: Duration::from_secs(600),
+        first_boot_deadline: Duration::from_secs(1800),
+        reservations: Vec::new(),
+    }
 }
 
 fn reservation(last: u16, address: Ipv4Addr, name: &str) -> Reservation {
@@ -194,7 +199,7 @@ fn a_machine_enrolls_on_sight_and_nothing_of_it_is_lost() {
         bench.registry.report_inventory(&session, mac(1), ADDRESS, inventory(&[1, 2]), after(5)).unwrap();
     assert_eq!((node.state, node.enrolled_at), (ProvisionState::Manageable, Some(after(5))));
     assert_eq!(bench.node(2).id, node.id, "the other NIC is a port now");
-    assert_eq!(bench.registry.heartbeat(&session, mac(1), ADDRESS, after(6)), Ok(None));
+    assert_eq!(bench.registry.heartbeat(&session, mac(1), ADDRESS, after(6)).map(|it| it.order), Ok(None));
     bench.assert_stored();
     let boot = bench.registry.boots(node.id).pop().unwrap();
     let progress = bench.registry.newest_boot(node.id).unwrap();
@@ -205,7 +210,11 @@ fn a_machine_enrolls_on_sight_and_nothing_of_it_is_lost() {
     let before = (bench.registry.nodes()[0].ports.clone(), bench.registry.boots(node.id));
     let bench = bench.restart();
     assert_eq!((bench.registry.nodes()[0].ports.clone(), bench.registry.boots(node.id)), before);
-    assert_eq!(bench.registry.heartbeat(&session, mac(1), ADDRESS, after(9)), Ok(None), "sessions survive");
+    assert_eq!(
+        bench.registry.heartbeat(&session, mac(1), ADDRESS, after(9)).map(|it| it.order),
+        Ok(None),
+        "sessions survive"
+    );
     assert!(before.1[0].enrolled);
     let mut told = 0;
     while watcher.try_recv().is_ok() {
@@ -286,7 +295,9 @@ fn a_new_session_ends_the_old_one() {
     bench.seen(1, 0);
     let first = bench.hello(&bench.token(1, 1), 1, 1).unwrap();
     let second = bench.hello(&bench.token(1, 2), 1, 2).unwrap();
-    let beat = |session: &str, last: u16| bench.registry.heartbeat(session, mac(last), ADDRESS, after(3));
+    let beat = |session: &str, last: u16| {
+        bench.registry.heartbeat(session, mac(last), ADDRESS, after(3)).map(|it| it.order)
+    };
     assert_eq!(beat(&first, 1), Err(AgentRefusal::SessionReplaced));
     assert_eq!(beat(&second, 1), Ok(None));
     assert_eq!(beat(&second, 2), Err(AgentRefusal::WrongMac));
@@ -326,7 +337,8 @@ fn an_agent_says_what_went_wrong_with_or_without_a_session() {
     bench.seen(1, 0);
     let token = bench.token(1, 1);
     let fail = |credential: &str, at| {
-        bench.registry.report_failure(credential, mac(1), ADDRESS, "dhcp", "no\u{1b} link", after(at))
+        let failure = Failure { step: "dhcp", message: "no\u{1b} link", intent: None };
+        bench.registry.report_failure(credential, mac(1), ADDRESS, &failure, after(at))
     };
     let node = fail(&token, 2).unwrap();
     assert_eq!((node.state, node.failure.as_deref()), (ProvisionState::InspectFailed, Some("dhcp: no link")));
@@ -346,7 +358,8 @@ fn orders_wait_for_the_agent_and_are_obeyed_once() {
     bench.registry.order(&by_mac, Order::LocalBoot, after(2)).unwrap();
     assert_eq!(bench.known(1, 2).next_boot, NextBoot::LocalDisk);
     assert_eq!(bench.registry.issue_token(mac(1), ADDRESS, after(2)), None, "no ramdisk, no token");
-    let beat = |at| bench.registry.heartbeat(&session, mac(1), ADDRESS, after(at)).unwrap();
+    let beat =
+        |at| bench.registry.heartbeat(&session, mac(1), ADDRESS, after(at)).map(|it| it.order).unwrap();
     assert_eq!(beat(3), Some(Order::LocalBoot));
     bench.store.fail_next_commits(1);
     let obey = || bench.registry.obeying(&session, mac(1), ADDRESS, Order::LocalBoot, after(4));
@@ -461,5 +474,6 @@ fn hostile_text_is_cut_and_cleaned_before_it_is_kept() {
 
 mod agent;
 mod import;
+mod install;
 mod registering;
 mod strangers;

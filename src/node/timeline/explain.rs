@@ -65,6 +65,7 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
         | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => None,
     }
 }

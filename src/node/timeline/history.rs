@@ -216,6 +216,7 @@ impl History {
                 | Happening::Removed { .. }
                 | Happening::BootLoop { .. }
                 | Happening::PortConflict { .. }
+                | Happening::Install { .. }
                 | Happening::ApplianceStarted => false,
             };
         };
@@ -347,6 +348,7 @@ fn is_outside(happening: &Happening) -> bool {
         | Happening::State { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => false,
     }
 }
@@ -370,6 +372,7 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => false,
     }
 }

@@ -215,6 +215,7 @@ pub(super) fn is_problem(happening: &Happening) -> bool {
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => false,
     }
 }

@@ -113,6 +113,7 @@ fn of_event(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> 
         | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => None,
     }
 }

@@ -90,6 +90,7 @@ fn is_sign_of_life(happening: &Happening) -> bool {
         | Happening::Removed { .. }
         | Happening::BootLoop { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => false,
     }
 }

@@ -447,6 +447,7 @@ fn an_expired_token_is_told_from_a_spent_one() {
     let settings = RegistrySettings {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(300),
+        first_boot_deadline: Duration::from_secs(1800),
         reservations: Vec::new(),
     };
     let registry = Registry::new(store, Default::default(), settings, TokenKey::from_bytes([7; 32]));

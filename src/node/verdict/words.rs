@@ -93,6 +93,7 @@ pub(super) fn tell(happening: &Happening) -> String {
         Happening::Removed { .. } => "removed".to_owned(),
         Happening::BootLoop { loaders } => format!("loader fetched {loaders} times and no script asked for"),
         Happening::PortConflict { port, owner } => format!("{port} already is a port of {owner}"),
+        Happening::Install { install, .. } => install.words(),
         Happening::ApplianceStarted => "the appliance was started again".to_owned(),
     }
 }
@@ -119,6 +120,7 @@ pub(super) fn stage_tried(happening: &Happening) -> Option<Stage> {
         | Happening::Edited { .. }
         | Happening::Removed { .. }
         | Happening::PortConflict { .. }
+        | Happening::Install { .. }
         | Happening::ApplianceStarted => None,
     }
 }

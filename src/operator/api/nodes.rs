@@ -16,6 +16,7 @@ use crate::node::labels::{LabelEdit, Labels};
 use crate::node::state::{Order, ProvisionState};
 use crate::node::timeline::Stage;
 use crate::node::{NodeId, NodeName, Origin};
+use crate::operator::api::TaskDetail;
 
 /// One row of `GET /api/v1/nodes`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -76,6 +77,9 @@ pub struct NodeDetail {
     /// What is done otherwise for its firmware, as it was set.
     #[serde(default)]
     pub quirks: Quirks,
+    /// The last thing wanted for its disks, and what became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskDetail>,
     pub version: u64,
 }
 

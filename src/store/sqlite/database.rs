@@ -13,8 +13,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params, params_from_iter};
 
 use crate::store::sqlite::rows::{
-    apply, decode_answer, decode_audit, decode_binding, decode_bridge_event, decode_event, decode_node,
-    decode_profile_record, decode_secret, decode_token,
+    apply, decode_answer, decode_audit, decode_binding, decode_bridge_event, decode_event, decode_first_boot,
+    decode_node, decode_profile_record, decode_secret, decode_token,
 };
 use crate::store::{Change, Snapshot};
 
@@ -89,6 +89,10 @@ CREATE TABLE IF NOT EXISTS profile_records (  -- of boot profiles: who boots whi
   key        TEXT PRIMARY KEY,     -- 'rules', or 'run/<rule>/<mac>'
   record     TEXT NOT NULL         -- JSON
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS first_boots (  -- what operators gave for installed systems
+  node       TEXT PRIMARY KEY,
+  record     TEXT NOT NULL         -- JSON
+) STRICT;
 CREATE TABLE IF NOT EXISTS answers (  -- to requests with an Idempotency-Key
   who        TEXT NOT NULL,
   key        TEXT NOT NULL,
@@ -117,6 +121,10 @@ pub(super) enum OpenFailure {
 
 impl From<rusqlite::Error> for OpenFailure {
     fn from(error: rusqlite::Error) -> Self {
+        // What we ask is right; a column that is not there was damaged away.
+        if matches!(error, rusqlite::Error::SqlInputError { .. }) {
+            return OpenFailure::Damaged(error.to_string());
+        }
         match error.sqlite_error_code() {
             // `Unknown` is plain SQLITE_ERROR, as in "no such table"; that is damage too.
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
@@ -196,6 +204,8 @@ const BRIDGE_EVENTS: Table =
     Table { name: "bridge_events", columns: &["sequence", "at", "happening"], key: 1, order: &["sequence"] };
 const PROFILE_RECORDS: Table =
     Table { name: "profile_records", columns: &["key", "record"], key: 1, order: &["key"] };
+const FIRST_BOOTS: Table =
+    Table { name: "first_boots", columns: &["node", "record"], key: 1, order: &["node"] };
 const ANSWERS: Table = Table {
     name: "answers",
     columns: &["who", "key", "request", "kept_until", "answer"],
@@ -211,7 +221,7 @@ impl Database {
         if verdict != "ok" {
             return Err(OpenFailure::Damaged(verdict));
         }
-        let later = [&TOKENS, &AUDIT, &ANSWERS, &BRIDGE_EVENTS, &PROFILE_RECORDS];
+        let later = [&TOKENS, &AUDIT, &FIRST_BOOTS, &ANSWERS, &BRIDGE_EVENTS, &PROFILE_RECORDS];
         for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS].into_iter().chain(later) {
             database.connection.prepare(&table.select(""))?;
         }
@@ -305,6 +315,7 @@ impl Database {
             audit: self.read_added(&AUDIT, decode_audit, &mut bad, &mut unread),
             bridge_events: self.read_added(&BRIDGE_EVENTS, decode_bridge_event, &mut bad, &mut unread),
             profile_records: self.read_added(&PROFILE_RECORDS, decode_profile_record, &mut bad, &mut unread),
+            first_boots: self.read_added(&FIRST_BOOTS, decode_first_boot, &mut bad, &mut unread),
             answers: self.read_added(&ANSWERS, decode_answer, &mut bad, &mut unread),
             damage: Vec::new(),
         };

@@ -102,6 +102,7 @@ fn put_back(database: &mut Database, rescued: &Snapshot) -> Result<(), rusqlite:
     changes.extend(
         records.map(|record| Change::ProfileRecord { key: record.key(), record: Some(Box::new(record)) }),
     );
+    changes.extend(rescued.first_boots.iter().cloned().map(|it| Change::PutFirstBoot(Box::new(it))));
     changes.extend(rescued.answers.iter().cloned().map(|answer| Change::PutAnswer(Box::new(answer))));
     database.commit(std::iter::once(changes.as_slice()))?;
     for (name, value) in &rescued.secrets {

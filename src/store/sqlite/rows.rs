@@ -11,6 +11,7 @@ use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::{Binding, BindingState, ClientKey};
 use crate::net::MacAddr;
+use crate::node::install::first_boot::FirstBoot;
 use crate::node::timeline::TimelineEvent;
 use crate::node::{Node, NodeId};
 use crate::operator::access::tokens::{SecretHash, Token};
@@ -60,6 +61,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusq
             let id = id.to_string();
             connection.prepare_cached("DELETE FROM nodes WHERE id = ?")?.execute([&id])?;
             connection.prepare_cached("DELETE FROM events WHERE node = ?")?.execute([&id])?;
+            connection.prepare_cached("DELETE FROM first_boots WHERE node = ?")?.execute([&id])?;
         }
         Change::PutEvent(event) => {
             connection.prepare_cached("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?)")?.execute(
@@ -119,6 +121,16 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusq
                     serde_json::to_string(&answer.answer).map_err(json)?,
                 ],
             )?;
+        }
+        Change::PutFirstBoot(first_boot) => {
+            connection.prepare_cached("INSERT OR REPLACE INTO first_boots VALUES (?, ?)")?.execute(
+                params![first_boot.node.to_string(), serde_json::to_string(first_boot).map_err(json)?,],
+            )?;
+        }
+        Change::DropFirstBoot(node) => {
+            connection
+                .prepare_cached("DELETE FROM first_boots WHERE node = ?")?
+                .execute([node.to_string()])?;
         }
         Change::PutBridgeEvent(event) => {
             connection.prepare_cached("INSERT OR REPLACE INTO bridge_events VALUES (?, ?, ?)")?.execute(
@@ -272,6 +284,19 @@ pub(super) fn decode_profile_record(row: &[Value]) -> Result<ProfileRecord, Stri
     let record: ProfileRecord =
         serde_json::from_str(text(record, "record")?).map_err(|error| error.to_string())?;
     if record.key() == text(key, "key")? { Ok(record) } else { Err("the record has another key".to_owned()) }
+}
+
+pub(super) fn decode_first_boot(row: &[Value]) -> Result<FirstBoot, String> {
+    let [node, record] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    let first_boot: FirstBoot =
+        serde_json::from_str(text(record, "record")?).map_err(|error| error.to_string())?;
+    if first_boot.node == node_id(node)? {
+        Ok(first_boot)
+    } else {
+        Err("the record is another node's".to_owned())
+    }
 }
 
 pub(super) fn decode_answer(row: &[Value]) -> Result<KeptAnswer, String> {

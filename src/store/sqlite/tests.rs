@@ -119,7 +119,7 @@ fn damage_anywhere_never_prevents_the_start() {
     Connection::open(&sound).unwrap().execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     let bytes = std::fs::read(&sound).unwrap();
     let mut most_rescued = 0;
-    for offset in (0..bytes.len()).step_by(128) {
+    for offset in (0..bytes.len()).step_by(64) {
         let path = directory.path().join(format!("{offset}/farrier.db"));
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         let mut damaged = bytes.clone();

@@ -23,6 +23,7 @@ fn registry(reservations: Vec<Reservation>) -> (Arc<MemoryStore>, Registry) {
     let settings = RegistrySettings {
         unknown: UnknownPolicy::Approve,
         call_deadline: Duration::from_secs(600),
+        first_boot_deadline: Duration::from_secs(1800),
         reservations,
     };
     let shared = Arc::clone(&store) as Arc<dyn Store>;
@@ -169,6 +170,7 @@ fn a_port_the_configuration_names_stays() {
         RegistrySettings {
             unknown: UnknownPolicy::Approve,
             call_deadline: Duration::from_secs(600),
+            first_boot_deadline: Duration::from_secs(1800),
             reservations: vec![Reservation { mac: mac(1), address: ADDRESS, name: "conf".parse().ok() }],
         },
         START,

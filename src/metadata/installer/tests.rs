@@ -1,0 +1,222 @@
+//! The three formats taken apart again, and what hostile values become in them.
+
+use std::process::Command;
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::metadata::document::{HostName, PhoneHome, UserData};
+use crate::metadata::ssh_key::SshKey;
+use crate::metadata::testing::{MAC, document};
+
+fn autoinstall(document: &Document) -> Value {
+    let text = document.answers(Kind::Autoinstall).unwrap();
+    let json: Value = serde_json::from_str(text.strip_prefix("#cloud-config\n").unwrap()).unwrap();
+    // cloud-init reads it as YAML.
+    assert_eq!(serde_saphyr::from_str::<Value>(&text).unwrap(), json);
+    json["autoinstall"].clone()
+}
+
+/// Preseed: owner, question, type, value; a backslash at the end joins lines.
+fn preseed(document: &Document) -> Vec<[String; 4]> {
+    let text = document.answers(Kind::Preseed).unwrap().replace("\\\n", "");
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let mut words = line.splitn(4, ' ').map(str::to_owned);
+            std::array::from_fn(|_| words.next().unwrap_or_default())
+        })
+        .collect()
+}
+
+fn answer(answers: &[[String; 4]], question: &str) -> String {
+    let mut found = answers.iter().filter(|[_, asked, _, _]| asked == question);
+    let [_, _, _, value] = found.next().unwrap_or_else(|| panic!("{question} is answered"));
+    assert!(found.next().is_none(), "{question} is answered once");
+    value.clone()
+}
+
+/// Whether a shell finds its syntax whole, without running it.
+fn is_shell(script: &str) -> bool {
+    Command::new("sh").args(["-n", "-c", script]).output().expect("sh").status.success()
+}
+
+fn kickstart_script(text: &str) -> String {
+    let (_, behind) = text.split_once("%post --erroronfail --interpreter=/bin/sh\n").unwrap();
+    behind.split_once("%end").unwrap().0.to_owned()
+}
+
+#[test]
+fn debian_gets_a_preseed_that_phones_home_in_the_end() {
+    let mut document = document();
+    let answers = preseed(&document);
+    assert_eq!(answer(&answers, "netcfg/get_hostname"), "node07.example.org");
+    assert_eq!(answer(&answers, "netcfg/choose_interface"), MAC.to_string());
+    assert_eq!(answer(&answers, "mirror/http/hostname"), "deb.debian.org");
+    assert!(answers.iter().all(|[_, question, _, _]| question != "partman-auto/disk"));
+    let last = answer(&answers, "preseed/late_command");
+    assert!(is_shell(&last), "{last}");
+    assert!(last.contains("base='http://192.168.2.2/metadata/v1'"));
+    assert!(last.contains(document.phone_home.token.as_str()) && last.ends_with("\"$base/phone-home\""));
+    document.installer.disk = Some("/dev/vda".parse().unwrap());
+    assert_eq!(answer(&preseed(&document), "partman-auto/disk"), "/dev/vda");
+}
+
+#[test]
+fn rhel_gets_a_kickstart() {
+    let mut document = document();
+    document.installer.disk = Some("/dev/vda".parse().unwrap());
+    let text = document.answers(Kind::Kickstart).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let network = format!("network --bootproto=dhcp --device={MAC} --hostname=node07.example.org --activate");
+    let key = format!("sshkey --username=root \"{}\"", document.ssh_keys[0].bare());
+    for wanted in ["ignoredisk --only-use=vda", network.as_str(), key.as_str(), "timezone Etc/UTC --utc"] {
+        assert!(lines.contains(&wanted), "{wanted}: {text}");
+    }
+    let sections = lines.iter().filter(|line| line.starts_with('%'));
+    let wanted = ["%packages", "%end", "%post --erroronfail --interpreter=/bin/sh", "%end"];
+    assert_eq!(sections.copied().collect::<Vec<_>>(), wanted);
+    assert!(is_shell(&kickstart_script(&text)));
+}
+
+#[test]
+fn ubuntu_gets_an_autoinstall() {
+    let mut document = document();
+    let told = autoinstall(&document);
+    assert_eq!(told["version"], 1);
+    assert_eq!(told["user-data"]["hostname"], "node07.example.org");
+    let keys = &told["user-data"]["users"][0]["ssh_authorized_keys"];
+    assert_eq!(*keys, json!([document.ssh_keys[0].to_string()]));
+    assert_eq!(told["storage"]["layout"]["match"], json!({}));
+    for command in told["late-commands"].as_array().unwrap() {
+        assert!(is_shell(command.as_str().unwrap()), "{command}");
+    }
+    document.installer.disk = Some("/dev/vda".parse().unwrap());
+    assert_eq!(autoinstall(&document)["storage"]["layout"]["match"], json!({ "path": "/dev/vda" }));
+}
+
+/// What the steps do, done: in a directory instead of `/target`, with programs that note how they were called.
+#[test]
+fn the_last_step_does_what_it_says() {
+    let document = document();
+    let scripts = [
+        ("wget", answer(&preseed(&document), "preseed/late_command")),
+        ("curl", kickstart_script(&document.answers(Kind::Kickstart).unwrap())),
+    ];
+    for (program, script) in scripts {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name).display().to_string();
+        std::fs::create_dir(at("bin")).unwrap();
+        let note = format!(
+            "#!/bin/sh\nfor word; do printf '[%s]' \"$word\"; done >>'{}'\necho >>'{}'\n",
+            at("calls"),
+            at("calls")
+        );
+        std::fs::write(at(&format!("bin/{program}")), note).unwrap();
+        assert!(
+            Command::new("chmod").args(["+x", &at(&format!("bin/{program}"))]).status().unwrap().success()
+        );
+        let script = script
+            .replace("/target", &at("target"))
+            .replace("seed=/var", &format!("seed={}/var", at("target")));
+        std::fs::create_dir(at("target")).unwrap();
+        let path = format!("{}:{}", at("bin"), std::env::var("PATH").unwrap());
+        let output = Command::new("sh").args(["-c", &script]).env("PATH", path).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let calls = std::fs::read_to_string(at("calls")).unwrap();
+        for file in ["meta-data", "user-data", "vendor-data", "network-config"] {
+            let url = format!("[http://192.168.2.2/metadata/v1/nocloud/{file}]");
+            assert!(
+                calls.contains(&url) && calls.contains(&format!("/var/lib/cloud/seed/nocloud/{file}]")),
+                "{calls}"
+            );
+        }
+        let last = calls.lines().last().unwrap();
+        let body = last.split(['[', ']']).find(|word| word.starts_with('{')).unwrap();
+        let body: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["instance_id"], document.instance.to_string());
+        assert_eq!(body["token"], document.phone_home.token.as_str());
+        assert!(last.ends_with("[http://192.168.2.2/metadata/v1/phone-home]"), "{last}");
+    }
+}
+
+#[test]
+fn what_people_write_freely_is_in_no_answer_file() {
+    let mut document = document();
+    let hostile = "'; reboot; '\n%end\nd-i x/y string z\n$(id) `id` {{token}} \"}]}";
+    document.user_data = Some(UserData::try_from(hostile.to_owned()).unwrap());
+    document.vendor_data = document.user_data.clone();
+    let comment = "$(reboot) '\"`; %end {{token}} #";
+    document.ssh_keys = vec![format!("{} {comment}", document.ssh_keys[0].bare()).parse().unwrap()];
+    let plain = super::super::testing::document();
+    assert_eq!(document.answers(Kind::Preseed), plain.answers(Kind::Preseed));
+    assert_eq!(document.answers(Kind::Kickstart), plain.answers(Kind::Kickstart));
+    // There it is a string like any other.
+    let told = autoinstall(&document);
+    let key = told["user-data"]["users"][0]["ssh_authorized_keys"][0].as_str().unwrap();
+    assert_eq!(key, document.ssh_keys[0].to_string());
+    assert_eq!(told["late-commands"], autoinstall(&plain)["late-commands"]);
+}
+
+#[test]
+fn a_place_without_a_value_or_a_value_that_is_not_inert_gives_no_file() {
+    let values = Values(vec![("a", "{{b}}".to_owned())]);
+    assert_eq!(values.fill("x {{a}} y").unwrap(), "x {{b}} y", "what was put is not looked at again");
+    for template in ["{{b}}", "{{a", "{{}}", "{{ a }}"] {
+        assert!(matches!(values.fill(template), Err(RenderError::NoSuchPlace { .. }) | Ok(_)), "{template}");
+    }
+    assert_eq!(values.fill("{{b}}"), Err(RenderError::NoSuchPlace { place: "b".to_owned() }));
+    for text in ["", "-x", "a b", "a'b", "a\nb", "$a", "a;b", "ä"] {
+        assert_eq!(inert("a", text.to_owned()), Err(RenderError::NotInert { place: "a" }), "{text:?}");
+    }
+}
+
+#[test]
+fn nothing_secret_is_on_a_kernels_command_line() {
+    let document = document();
+    for kind in Kind::ALL {
+        let words = kind.boot_arguments(document.phone_home.server);
+        for word in &words {
+            assert!(word.parse::<crate::boot::script::KernelArgument>().is_ok(), "{word}");
+            assert!(!word.contains(document.phone_home.token.as_str()));
+        }
+        assert!(words.iter().any(|word| word.ends_with(kind.path())), "{words:?}");
+    }
+}
+
+proptest! {
+    /// Whatever is accepted as a value comes back as it was, and changes nothing else.
+    #[test]
+    fn values_come_back_from_every_format(
+        name in "[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?(\\.[a-z0-9]{1,8}){0,2}",
+        disk in "[!-~]{1,20}",
+        zone in "[!-~]{1,20}",
+        comment in "[ -~]{0,40}",
+    ) {
+        let mut document = document();
+        let (Ok(disk), Ok(zone)) = (disk.parse::<Word>(), zone.parse::<Word>()) else { return Ok(()) };
+        document.host_name = name.parse::<HostName>().unwrap();
+        document.installer.disk = Some(disk.clone());
+        document.installer.time_zone = zone.clone();
+        if let Ok(key) = format!("{} {comment}", document.ssh_keys[0].bare()).parse::<SshKey>() {
+            document.ssh_keys.push(key);
+        }
+        document.phone_home = PhoneHome { server: [10, 0, 0, 1].into(), ..document.phone_home };
+        let answers = preseed(&document);
+        prop_assert_eq!(answers.len(), preseed(&super::super::testing::document()).len() + 1);
+        prop_assert_eq!(answer(&answers, "netcfg/get_hostname"), name.clone());
+        prop_assert_eq!(answer(&answers, "partman-auto/disk"), disk.as_str());
+        prop_assert_eq!(answer(&answers, "time/zone"), zone.as_str());
+        let told = autoinstall(&document);
+        prop_assert_eq!(told["user-data"]["hostname"].as_str(), Some(name.as_str()));
+        prop_assert_eq!(told["timezone"].as_str(), Some(zone.as_str()));
+        let keys = told["user-data"]["users"][0]["ssh_authorized_keys"].as_array().unwrap().clone();
+        prop_assert_eq!(keys.len(), document.ssh_keys.len());
+        let text = document.answers(Kind::Kickstart).unwrap();
+        let zone_line = format!("timezone {} --utc", zone.as_str());
+        prop_assert_eq!(text.lines().filter(|line| *line == zone_line).count(), 1);
+        prop_assert_eq!(text.lines().filter(|line| line.starts_with("sshkey ")).count(), document.ssh_keys.len());
+        prop_assert_eq!(text.lines().filter(|line| line.starts_with('%')).count(), 4);
+    }
+}
