@@ -16,7 +16,7 @@ PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
 DEB_OUT    ?= target/deb
 
-.PHONY: help demo test test-install test-api sim differential fuzz faults soak build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm check deny clean
+.PHONY: help demo test test-install test-api sim differential fuzz faults soak build install uninstall deb bench bench-dhcp bench-tftp bench-http bench-micro bench-boot bench-operator bench-storm bench-install check deny clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,6 +108,10 @@ bench-storm:     ## 1 000 machines at once, here and on dnsmasq + nginx; 10 000;
 	@.ci/packages bench
 	@$(CARGO) build --release --quiet --bins
 	@FARRIER_BINARIES=$(CURDIR)/$(RELEASE) ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench storm
+
+bench-install:   ## an image onto a disk beside curl | zstd -d | dd oflag=direct; ROUNDS=n, INSTALL_MIB=n, INSTALL_DISK=/dev/x
+	@.ci/packages bench
+	@ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench install
 
 check:           ## formatting and lints
 	$(CARGO) fmt --check

@@ -25,6 +25,7 @@ const PURE: [&str; 34] = [
     "src/explain",
     "src/guard/rivals.rs",
     "src/guard/sighting.rs",
+    "src/metadata",
     "src/net/pace.rs",
     "src/node/inventory.rs",
     "src/node/state.rs",

@@ -18,7 +18,7 @@ use crate::dhcp::rivals::OtherServer;
 use crate::explain::DeployImage;
 use crate::guard::Guard;
 use crate::image::digest::Digest;
-use crate::image::disk::shelf::DiskShelf;
+use crate::image::disk::shelf::{DiskImage, DiskShelf};
 use crate::image::executable::Signature;
 use crate::image::library::{BlobRef, Library};
 use crate::net;
@@ -26,7 +26,8 @@ use crate::net::MacAddr;
 use crate::net::bridge::Bridge;
 use crate::net::link::Link;
 use crate::operator::api::{
-    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
+    BridgeStatus, DiskImageEntry, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus,
+    StoreStatus,
 };
 use crate::operator::sparing::Sparing;
 use crate::operator::views::{self, Leases};
@@ -137,6 +138,21 @@ impl ApplianceView for View {
 
     fn other_servers(&self) -> Vec<OtherServer> {
         self.dhcp.other_servers()
+    }
+
+    fn disk_images(&self) -> Vec<DiskImageEntry> {
+        let entry = |image: &Arc<DiskImage>| DiskImageEntry {
+            name: image.name.clone(),
+            description: image.description.clone(),
+            source: image.source.clone(),
+            imported_at: image.imported_at,
+            bytes: image.manifest.bytes,
+            filled_bytes: image.manifest.filled_bytes(),
+            stored_bytes: image.manifest.stored_bytes(),
+            sha256: image.manifest.sha256.to_string(),
+            manifest: image.manifest_blob.digest.to_string(),
+        };
+        self.disks.list().iter().map(entry).collect()
     }
 
     fn disk_image(&self, name: &str) -> Option<WantedImage> {

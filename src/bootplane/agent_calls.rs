@@ -150,7 +150,8 @@ impl AgentCalls {
         let mac = self.addresses.owner(peer).ok_or(CallFault::AddressUnknown)?;
         let session = bearer(headers).ok_or(CallFault::NoCredential)?;
         let caller = AgentCaller { session: &session, mac, address: peer, now };
-        let manifest = self.registry.image_for(&caller).map_err(CallFault::Refused)?;
+        let chunks = matches!(asked, ImagePart::Chunk(_));
+        let manifest = self.registry.image_for(&caller, chunks).map_err(CallFault::Refused)?;
         let disks = self.parts.disks.as_ref();
         let found = disks.and_then(|disks| match asked {
             ImagePart::Manifest(digest) if digest == manifest => disks.manifest(manifest),

@@ -254,10 +254,7 @@ impl MetadataCalls {
             _ if session.is_none() && !self.config.imds_v1 => Err(Fault::NoSession),
             _ => match ec2::look(&asker.document, mac, peer, &path).ok_or(Fault::NoSuchPart)? {
                 ec2::Found::Text(text) => Ok(text_of(text)),
-                ec2::Found::UserData => {
-                    self.secret(&asker, Secret::UserData, request.method(), now).await?;
-                    Ok(text_of(asker.document.user_data_text().to_owned()))
-                }
+                ec2::Found::UserData => self.user_data(&asker, request.method(), now).await,
             },
         }
     }
@@ -290,6 +287,17 @@ impl MetadataCalls {
         let plain = text_of(token).with(SESSION_TTL, &ttl.as_secs().to_string());
         // No client sends any; whatever came is not read.
         Ok(if request.body().is_end_stream() { plain } else { plain.closing() })
+    }
+
+    /// EC2 has none where nobody gave any.
+    async fn user_data(&self, asker: &Asker, method: &Method, now: Timestamp) -> Result<Plain, Fault> {
+        match &asker.document.user_data {
+            None if asker.grant.phase == Phase::AwaitingFirstBoot => Err(Fault::NoSuchPart),
+            Some(_) | None => {
+                self.secret(asker, Secret::UserData, method, now).await?;
+                Ok(text_of(asker.document.user_data_text().to_owned()))
+            }
+        }
     }
 
     async fn read(&self, asker: &Asker, name: &str, method: &Method, now: Timestamp) -> Result<Plain, Fault> {

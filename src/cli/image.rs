@@ -10,8 +10,8 @@ use indicatif::HumanBytes;
 use crate::boot::loader::LoaderTable;
 use crate::cli::error::CommandError;
 use crate::cli::image::disk::{DiskDocument, ImportArgs};
+use crate::cli::image::system::SystemArgs;
 use crate::cli::json_text;
-use crate::cli::system::{self, SystemArgs};
 use crate::cli::table::Table;
 use crate::cli::text::{Style, Tone, bytes, memory};
 use crate::image::build::{BuildError, Builder, build, progress_bar};
@@ -22,6 +22,7 @@ use crate::image::library::{Library, Manifest};
 use crate::image::recipe::{Recipe, RecipeError};
 
 mod disk;
+mod system;
 
 #[derive(Debug, Args)]
 pub struct ImageArgs {
@@ -90,9 +91,15 @@ pub(super) fn run(arguments: &ImageArgs, json: bool) -> Result<String, CommandEr
         ImageCommand::Verify { name } => return disk::run_verify(state, name, json),
         ImageCommand::Rm { name } => return disk::run_remove(state, name, json),
         ImageCommand::Gc => return disk::run_gc(state, json),
-        ImageCommand::Build(BuildCommand::Small(system)) => system::run("small", system, state),
-        ImageCommand::Build(BuildCommand::Debian12(system)) => system::run("debian-12", system, state),
-        ImageCommand::Build(BuildCommand::Recipe(words)) => system::run_words(words, state),
+        ImageCommand::Build(BuildCommand::Small(wanted)) => {
+            return system::run("small", wanted, state, json).map_err(told);
+        }
+        ImageCommand::Build(BuildCommand::Debian12(wanted)) => {
+            return system::run("debian-12", wanted, state, json).map_err(told);
+        }
+        ImageCommand::Build(BuildCommand::Recipe(words)) => {
+            return system::run_words(words, state, json).map_err(told);
+        }
     };
     done.map(|()| String::new()).map_err(told)
 }

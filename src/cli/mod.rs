@@ -34,7 +34,6 @@ mod roster;
 mod serve;
 mod status;
 mod storm;
-mod system;
 pub mod table;
 mod task;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  recipe ─> kernel package ─> modules.dep ─> module list ─┐
-//!  busybox-static, farrier-agent, lease script ────────────┴─> cpio ─> zstd ─> library
+//!  busybox-static, farrier-agent, lease script, dropbear ──┴─> cpio ─> zstd ─> library
 //! ```
 //!
 //! The same recipe, package version, agent and busybox give the same bytes: nothing of the time, the user or the
@@ -26,6 +26,7 @@ use crate::image::library::{Library, Manifest, OpenError, PublishError};
 use crate::image::modules::{ModuleTexts, ModuleTree, ModulesError, Resolved};
 use crate::image::package::{Package, PackageError, Packages, run, spinner_style};
 use crate::image::recipe::{Compression, Recipe, RecipeError, WantedModule};
+use crate::image::ssh_server;
 
 const LEASE_SCRIPT_TEXT: &[u8] = include_bytes!("../../images/lease.sh");
 pub(in crate::image) const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
@@ -109,7 +110,13 @@ pub fn build(
     step(progress, "resolving modules");
     let resolved = kernel.resolve(&tree.path, &profile.modules, &recipe.file)?;
     step(progress, "packing the ramdisk");
-    let archive = ramdisk(&kernel, &resolved, agent.clone(), busybox.clone())?;
+    let mut archive = ramdisk(&kernel, &resolved, agent.clone(), busybox.clone())?;
+    let ssh = if profile.ssh {
+        step(progress, "fetching the ssh server");
+        ssh_server::add(&mut archive, &packages, progress)?
+    } else {
+        "none".to_owned()
+    };
     let unpacked = archive.emit()?;
     step(progress, "compressing the ramdisk");
     let packed =
@@ -127,6 +134,7 @@ pub fn build(
             ("recipe".to_owned(), format!("{} {}", recipe.file, recipe.digest)),
             ("agent".to_owned(), format!("{} {}", env!("CARGO_PKG_VERSION"), Digest::of(&agent))),
             ("busybox".to_owned(), Digest::of(&busybox).to_string()),
+            ("ssh server".to_owned(), ssh),
             ("modules".to_owned(), module_names(&resolved)),
             ("ramdisk unpacked".to_owned(), format!("{} bytes", unpacked.len())),
         ]),

@@ -4,7 +4,7 @@
 //! - [`disk`]: disk images in chunks, for installing
 //! - [`library`]: content-addressed blobs and the manifests that name them; what the boot plane serves
 //! - [`loaders`]: the distribution's boot loaders, read once at start
-//! - [`recipe`], [`package`], [`modules`], [`elf`], [`cpio`]: the parts of building
+//! - [`recipe`], [`package`], [`modules`], [`elf`], [`cpio`], [`ssh_server`]: the parts of building
 //! - [`build`]: recipe → deploy kernel and ramdisk
 //! - [`system`]: recipe → disk image of a whole system
 //! - [`executable`]: whether a loader is revoked, and still what was signed
@@ -25,4 +25,5 @@ pub mod loaders;
 pub mod modules;
 pub mod package;
 pub mod recipe;
+pub mod ssh_server;
 pub mod system;

@@ -31,6 +31,8 @@ pub struct ProfileRecipe {
     /// In loading order.
     pub modules: Vec<WantedModule>,
     pub arguments: Vec<KernelArgument>,
+    /// Whether a rescue is reached by ssh.
+    pub ssh: bool,
     pub compression: Compression,
 }
 
@@ -87,6 +89,7 @@ struct ProfileTable {
     storage: Vec<Spanned<String>>,
     other: Vec<Spanned<String>>,
     arguments: Vec<String>,
+    ssh: bool,
     compression: Compression,
 }
 
@@ -170,6 +173,7 @@ fn read_profile(
         kernel: table.kernel,
         modules,
         arguments,
+        ssh: table.ssh,
         compression: table.compression,
     })
 }
@@ -206,6 +210,7 @@ network = [
 storage = []
 other = []
 arguments = ["quiet"]
+ssh = false
 compression = { zstd = 19 }
 "#;
 

@@ -27,15 +27,16 @@ const VERSIONS: [&str; 8] = [
 ];
 /// Where session tokens are got.
 pub const TOKEN_PATH: &str = "/latest/api/token";
-/// A machine on a bench has no zone; some programs insist on one.
-const ZONE: &str = "farrier";
+/// A machine in a rack has neither, and some programs insist. A region is its zone without the last letter.
+const ZONE: &str = "farrier-1a";
+const REGION: &str = "farrier-1";
 
 /// What a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// A text, or a folder's listing.
     Text(String),
-    /// The one secret of this tree.
+    /// The one secret of this tree, which there may be, may have been, or may never be.
     UserData,
 }
 
@@ -58,9 +59,7 @@ pub fn look(document: &Document, mac: MacAddr, address: Ipv4Addr, path: &str) ->
         None => Some(Found::Text(
             if document.user_data.is_some() { "meta-data/\nuser-data" } else { "meta-data/" }.into(),
         )),
-        Some("user-data") => {
-            (names.next().is_none() && document.user_data.is_some()).then_some(Found::UserData)
-        }
+        Some("user-data") => names.next().is_none().then_some(Found::UserData),
         Some("meta-data") => {
             let wanted: Vec<&str> = names.collect();
             meta_data(document, mac, address, &wanted).map(Found::Text)
@@ -106,7 +105,7 @@ fn leaves(document: &Document, mac: MacAddr, address: Ipv4Addr) -> Vec<(String, 
         ("local-ipv4", address.to_string()),
         ("mac", mac.to_string()),
         ("placement/availability-zone", ZONE.to_owned()),
-        ("placement/region", ZONE.to_owned()),
+        ("placement/region", REGION.to_owned()),
     ]
     .map(|(path, text)| (path.to_owned(), text))
     .into();
@@ -205,7 +204,6 @@ mod tests {
     fn what_is_not_there_is_not_there() {
         let document = document();
         for path in [
-            "/latest/user-data",
             "/latest/dynamic",
             "/latest/dynamic/instance-identity/document",
             "/latest/meta-data/iam/security-credentials/",

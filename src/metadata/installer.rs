@@ -135,9 +135,10 @@ impl Values {
         let mut text = String::with_capacity(template.len() * 2);
         let mut rest = template;
         while let Some((before, behind)) = rest.split_once("{{") {
-            let (place, behind) = behind.split_once("}}").unwrap_or((behind, ""));
+            let unknown = |place: &str| RenderError::NoSuchPlace { place: place.to_owned() };
+            let (place, behind) = behind.split_once("}}").ok_or_else(|| unknown(behind))?;
             let value = self.0.iter().find(|(known, _)| *known == place);
-            let (_, value) = value.ok_or_else(|| RenderError::NoSuchPlace { place: place.to_owned() })?;
+            let (_, value) = value.ok_or_else(|| unknown(place))?;
             text.push_str(before);
             text.push_str(value);
             rest = behind;

@@ -38,6 +38,13 @@ impl MemorySource {
         }
     }
 
+    /// As the registry does once the node is active.
+    pub fn forget_user_data(&self, mac: MacAddr) {
+        if let Some((document, _)) = self.lock().of(mac) {
+            Arc::make_mut(document).user_data = None;
+        }
+    }
+
     /// From now on nothing is noted.
     pub fn fill_disk(&self, full: bool) {
         self.lock().disk_is_full = full;

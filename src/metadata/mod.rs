@@ -10,26 +10,16 @@
 //! The wire is [`bootplane::metadata`](crate::bootplane::metadata); `169.254.169.254` is
 //! [`net::link_local`](crate::net::link_local).
 //!
-//! # What is wired where
-//! The registry:
-//! 1. implements [`source::MetadataSource`]. `grant` makes a [`document::Document`] of the intent's deployment and the node
-//!    ([`document::Document::new`] with the intent's id, the node's name, the MAC it boots from, and
-//!    `PhoneHome { server: network.address, token: PhoneHomeToken::of(&intent.nonce, intent.id) }`, then `ssh_keys`,
-//!    `user_data`, `vendor_data`), and a [`gate::Grant`] with all the node's ports;
-//! 2. keeps [`gate::Reads`] with the intent (it is serde; a new intent begins with `Reads::default()`), and writes it where
-//!    [`gate::Grant::read`] returns `Some`;
-//! 3. says [`gate::Phase::AwaitingFirstBoot`] from when a deployment is `Written` (where an installer is the deploy kernel,
-//!    which reads its answers while it runs: from its boot) until the first boot has phoned home,
-//!    [`gate::Phase::Active`] from then on until the next intent, and `Phase::None` else;
-//! 4. answers the agent's `POST /agent/v1/seed` with [`document::Document::seed`]. That needs no note of a read: the
-//!    agent has proved itself with its session, and the files go to the disk;
-//! 5. parses what operators give when they give it: [`ssh_key::SshKey`], [`document::UserData`], [`document::HostName`].
-//!
-//! The composition root passes the registry on: `metadata_source` of `appliance.rs` returns
-//! `Some(Arc::clone(registry) as Arc<dyn MetadataSource>)`. Everything behind it is wired: `BootService::with_metadata`, and
-//! the listener on `169.254.169.254`, which `appliance/ground.rs` opens and the same service answers.
-//!
-//! A deploy kernel that is an installer gets [`installer::Kind::boot_arguments`] on its command line.
+//! # Where it meets the rest
+//! - `appliance/installed.rs` makes a [`document::Document`] of a node and its intent, and is the [`source::MetadataSource`];
+//!   the agent's `POST /agent/v1/seed` is answered with [`document::Document::seed`]. That needs no note of a read: the agent
+//!   has proved itself with its session, and the files go to the disk.
+//! - `node/registry/install/first_call.rs` decides by [`gate`] under the registry's lock, and keeps [`gate::Reads`] beside the
+//!   intent; a new one begins with none.
+//! - [`gate::Phase::AwaitingFirstBoot`] is from when a deployment is written until its system has phoned home,
+//!   [`gate::Phase::Active`] from then on until the next intent. Where an installer is the deploy kernel it reads its answers
+//!   while it runs, so there the first begins with its boot; its kernel gets [`installer::Kind::boot_arguments`].
+//! - What operators give is parsed when they give it: [`ssh_key::SshKey`], [`document::UserData`], [`document::HostName`].
 
 pub mod document;
 pub mod ec2;

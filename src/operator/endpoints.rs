@@ -441,6 +441,11 @@ fn images_and_events() -> Vec<Endpoint> {
             Told::answers::<ImageEntry>("show_image", "images", "One deploy profile").refuses(&[404]),
         ),
         read(
+            "/api/v1/disk-images",
+            get(images::disks),
+            Told::page_of::<DiskImageEntry>("list_disk_images", "images", "What installs write to disks, by name").listed(),
+        ),
+        read(
             "/api/v1/blobs",
             get(images::blobs),
             Told::page_of::<BlobEntry>("list_blobs", "images", "What images are made of, by digest").listed(),

@@ -39,6 +39,14 @@ pub(super) async fn show(
     })
 }
 
+pub(super) async fn disks(State(parts): State<Shared>, mut asked: Asked) -> Result<Response, Problem> {
+    let paging = asked.paging::<String>()?;
+    asked.finish()?;
+    let images = parts.appliance.disk_images().into_iter();
+    let behind = images.filter(|image| paging.after.as_ref().is_none_or(|after| image.name > *after));
+    Ok(answer::listed(&asked, views::page(behind, paging.limit, |image| image.name.clone())))
+}
+
 pub(super) async fn blobs(State(parts): State<Shared>, mut asked: Asked) -> Result<Response, Problem> {
     let paging = asked.paging::<String>()?;
     asked.finish()?;

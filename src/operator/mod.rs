@@ -45,7 +45,8 @@ use crate::node::registry::Registry;
 use crate::operator::access::names::Names;
 use crate::operator::access::{Access, Door};
 use crate::operator::api::{
-    BridgeStatus, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus, StoreStatus,
+    BridgeStatus, DiskImageEntry, ImageEntry, ImageStatus, ProcessStatus, RivalStatus, ServiceStatus,
+    StoreStatus,
 };
 use crate::operator::audit::AuditLog;
 use crate::operator::idempotency::Keys;
@@ -114,6 +115,11 @@ pub trait ApplianceView: Send + Sync {
     fn rivals(&self) -> Vec<RivalStatus> {
         Vec::new()
     }
+    /// The disk images that can be installed, by name.
+    fn disk_images(&self) -> Vec<DiskImageEntry> {
+        Vec::new()
+    }
+
     /// A disk image by its name, if it is whole.
     fn disk_image(&self, _name: &str) -> Option<WantedImage> {
         None

@@ -9,7 +9,7 @@ use crate::operator::api::{BlobEntry, ImageEntry};
 use crate::page::fleet::Condition;
 use crate::page::layout::{self, Live, Tab};
 use crate::page::visitor::Visitor;
-use crate::page::{PageParts, Shared, source, words};
+use crate::page::{PageParts, Shared, source, task, words};
 
 pub(super) async fn show(State(parts): State<Shared>, visitor: Visitor) -> Response {
     let images = source::images(&parts.operator);
@@ -26,6 +26,7 @@ pub(super) async fn show(State(parts): State<Shared>, visitor: Visitor) -> Respo
                 }
             }
             @for image in &images { (card(&parts, image)) }
+            (task::disk_images(&parts))
         }
     };
     layout::page(&visitor, Tab::Images, "Images", Live::Slowly, body)

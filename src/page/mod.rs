@@ -42,6 +42,7 @@ mod recent;
 mod register;
 mod source;
 mod status;
+mod task;
 mod throughput;
 mod verdict;
 mod visitor;
@@ -74,6 +75,10 @@ pub fn router<S>(operator: Arc<OperatorParts>) -> Router<S> {
         .route("/nodes/register", get(register::show).post(register::submit))
         .route("/nodes/approve", post(actions::approve))
         .route("/nodes/{ref}/order", post(actions::order))
+        .route("/nodes/{ref}/deploy", get(task::form).post(task::deploy))
+        .route("/nodes/{ref}/abort", post(task::abort))
+        .route("/nodes/{ref}/release", post(task::release))
+        .route("/nodes/{ref}/unrescue", post(task::unrescue))
         .route("/nodes/{ref}/remove", get(actions::confirm_removal).post(actions::remove));
     access::viewer(looking)
         .merge(access::operator(changing))

@@ -18,7 +18,7 @@ use crate::page::fleet::{Condition, Row};
 use crate::page::layout::{self, Live, Tab};
 use crate::page::visitor::Visitor;
 use crate::page::{
-    PageParts, Shared, chart, console, events, inventory, nodes, problem, source, verdict, words,
+    PageParts, Shared, chart, console, events, inventory, nodes, problem, source, task, verdict, words,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -53,6 +53,7 @@ pub(super) async fn show(
         (nodes::done_note(&wanted.done))
         (head(&visitor, &parts, &node, &row, &title))
         section #verdict.panel aria-labelledby="verdict-title" data-live { (why(&parts, &node, &row, chosen)) }
+        (task::panel(&parts, &node))
         section #boots.panel aria-labelledby="boots-title" data-live {
             div.panel-head {
                 h2 #boots-title { "Boots" }
@@ -141,6 +142,7 @@ fn head(visitor: &Visitor, parts: &PageParts, node: &NodeDetail, row: &Row, titl
                             button.button.primary type="submit" { "Approve" }
                         }
                     }
+                    (task::actions(visitor, node))
                     form.order method="post" action={ "/nodes/" (id) "/order" } {
                         (visitor.form_fields())
                         label.visually-hidden for="order" { "Order" }

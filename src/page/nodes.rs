@@ -239,6 +239,10 @@ pub(super) fn done_note(done: &str) -> Markup {
         _ => match done {
             "registered" => "Registered. It boots the deploy ramdisk the next time it netboots.".to_owned(),
             "ordered" => "The order waits for the agent's next heartbeat.".to_owned(),
+            "deploy" => "Its next netboot installs it; at once, if its agent waits.".to_owned(),
+            "abort" => "Aborted. What was written is not undone.".to_owned(),
+            "release" => "Released: it is available.".to_owned(),
+            "unrescue" => "It leaves its rescue ramdisk.".to_owned(),
             "removed" => "Removed, with its timeline.".to_owned(),
             "approved" => {
                 "Approved. It goes on by itself, within seconds if it waits at its screen.".to_owned()

@@ -14,9 +14,9 @@ use crate::node::state::Order;
 use crate::node::timeline::Boot;
 use crate::node::verdict::Verdict;
 use crate::operator::access::Principal;
-use crate::operator::api::{ImageEntry, NodeDetail, NodeSummary, RegisterRequest, Status};
+use crate::operator::api::{ImageEntry, NodeDetail, NodeSummary, RegisterRequest, Status, TaskDetail};
 use crate::operator::problem::Problem;
-use crate::operator::{OperatorParts, asked, nodes, views, why};
+use crate::operator::{OperatorParts, asked, nodes, tasks, views, why};
 
 type Operator = Arc<OperatorParts>;
 
@@ -85,6 +85,13 @@ pub(super) async fn remove(
     reference: &str,
 ) -> Result<NodeDetail, Problem> {
     nodes::remove_now(operator, principal, asked::reference(reference)?, Expected::Anything).await
+}
+
+/// What was wanted last of a node's disks, with the course it took.
+pub(super) fn task(operator: &OperatorParts, node: &NodeDetail) -> Option<TaskDetail> {
+    node.task.as_ref()?;
+    let found = operator.registry.find(&NodeRef::Id(node.summary.id))?;
+    tasks::with_course(operator, &found)
 }
 
 /// What iPXE would be given now, with words in the token's place.

@@ -19,7 +19,8 @@
 //!
 //! What is not, though it looks needed:
 //! - `CAP_NET_BIND_SERVICE`: ports below 1024 are bound once, before; afterwards those sockets are moved, never reopened.
-//! - `CAP_NET_ADMIN`: only the length of receive queues takes it, and a socket keeps its queue when it is moved.
+//! - `CAP_NET_ADMIN`: the length of receive queues takes it, and a socket keeps its queue when it is moved; and the rule for
+//!   169.254.169.254, which another process takes away in the end ([`link_local`](crate::net::link_local)).
 //! - `CAP_CHOWN`: the operator's socket has been given to its group by then.
 //! - `CAP_SYS_NICE`: this thread puts itself before others while it may, and those it makes inherit that. DHCP and the store
 //!   keep it; every other one goes back to its place, which takes nothing.

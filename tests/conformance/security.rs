@@ -141,6 +141,37 @@ fn s_05_a_stranger_is_enrolled_by_nobody_and_floods_stay_within_their_share() {
 }
 
 #[test]
+fn s_07_who_has_nothing_installed_is_told_nothing_at_either_address() {
+    GROUP.check(|ground| {
+        let machine = ground.booted();
+        // Where a machine without a router finds it.
+        machine.run("ip", &["route", "add", "169.254.169.254", "dev", "eth0"]);
+        let link_local = Ipv4Addr::new(169, 254, 169, 254);
+        machine.inside(|| {
+            for (method, address, path, status) in [
+                ("GET", SERVER, "/metadata/v1/nocloud/user-data", 404),
+                ("GET", SERVER, "/metadata/v1/node.json", 404),
+                ("GET", SERVER, "/latest/meta-data/", 404),
+                ("POST", SERVER, "/metadata/v1/phone-home", 404),
+                ("PUT", link_local, "/latest/api/token", 404),
+                ("GET", link_local, "/latest/meta-data/instance-id", 404),
+                // Nothing of the rest is at that address.
+                ("GET", link_local, "/boot.ipxe", 404),
+                ("POST", link_local, "/agent/v1/hello", 405),
+            ] {
+                let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
+                let answer = request(&mut connect((address, 80)), method, path, ttl, "{}");
+                assert_eq!(answer.status, status, "{method} {address}{path}: {}", answer.text());
+            }
+            let forwarded = "X-Forwarded-For: 10.0.0.1\r\n";
+            let answer = request(&mut connect((link_local, 80)), "GET", "/latest/", forwarded, "");
+            assert_eq!(answer.status, 403, "{}", answer.text());
+        });
+        assert!(ground.counted("metadata", "not-granted") >= 6);
+    });
+}
+
+#[test]
 fn s_08_secrets_are_nowhere_but_with_whom_they_belong() {
     GROUP.check(|ground| {
         let admin = token(ground, "s08-canary", "admin", &[]);

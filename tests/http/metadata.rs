@@ -225,6 +225,12 @@ async fn s_07_metadata_is_there_in_the_states_that_need_it_and_in_no_other() {
     }
     let meta = json_of(&bed.get("/metadata/v1/nocloud/meta-data").await);
     assert!(meta["farrier"].get("token").is_none(), "{meta}");
+    // Where the appliance has forgotten it by then, as well; and where there never was any, there is none.
+    bed.source.forget_user_data(NODE);
+    assert_eq!(bed.status("/latest/user-data").await, 410);
+    bed.source.set_phase(NODE, Phase::AwaitingFirstBoot);
+    assert_eq!(bed.status("/latest/user-data").await, 404);
+    assert_eq!(bed.get("/metadata/v1/nocloud/user-data").await.text(), "#cloud-config\n{}\n");
 }
 
 #[tokio::test]
@@ -325,6 +331,31 @@ async fn s_07_ec2_is_read_with_a_session_and_not_without() {
     assert_eq!(bed.ec2(&another, "/latest/meta-data/hostname").await.text(), "node07");
     // Whichever way it was read.
     assert_eq!(bed.status("/metadata/v1/nocloud/user-data").await, 410);
+}
+
+#[tokio::test]
+async fn at_169_254_169_254_there_is_ec2s_tree_and_nothing_else() {
+    let bed = Bed::start().await;
+    let mut client = bed.plane.connect_link_local().await;
+    let session = client.request("PUT", "/latest/api/token", TTL).await.text();
+    let headers = with_session(&session);
+    assert!(client.request("GET", "/", &headers).await.text().lines().any(|version| version == "latest"));
+    assert_eq!(client.request("GET", "/latest/meta-data/mac", &headers).await.text(), NODE.to_string());
+    assert_eq!(client.request("GET", "/latest/user-data", &headers).await.text(), SECRET);
+    for path in ["/boot.ipxe", "/boot/52-54-00-00-00-01/script.ipxe", "/metadata/v1/nocloud/meta-data"] {
+        let answer = bed.plane.connect_link_local().await.request("GET", path, &headers).await;
+        assert_eq!(answer.status, 404, "{path}");
+    }
+    for path in ["/agent/v1/hello", "/metadata/v1/phone-home"] {
+        let answer = bed.plane.connect_link_local().await.post(path, &headers, &call().to_string()).await;
+        assert_eq!(answer.status, 405, "{path}");
+    }
+    assert_eq!(
+        bed.plane.connect_link_local().await.request("GET", "/latest/meta-data/", "").await.status,
+        401
+    );
+    // Elsewhere boot files are where they were.
+    assert_eq!(bed.plane.get("/boot/52-54-00-00-00-01/script.ipxe").await.status, 200);
 }
 
 #[tokio::test]

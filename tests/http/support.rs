@@ -49,6 +49,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Plane {
     pub handle: BootPlaneHandle,
     pub address: SocketAddr,
+    /// Plays 169.254.169.254.
+    pub link_local: SocketAddr,
     pub content: Arc<BootContent>,
     pub registry: Arc<Registry>,
     pub store: Arc<MemoryStore>,
@@ -120,16 +122,30 @@ impl Plane {
             None => service,
         };
         let listener = std::net::TcpListener::bind((NODE_IP, 0)).unwrap();
+        let second = std::net::TcpListener::bind((NODE_IP, 0)).unwrap();
+        let link_local = second.local_addr().unwrap();
         let parts = BootPlaneParts {
             subnet: "127.0.0.0/24".parse().unwrap(),
-            link_local: None,
+            link_local: Some(second),
             service: Arc::new(service),
             tally: Arc::clone(&tally),
             limits,
         };
         let handle = network::start(listener, parts).unwrap();
         let address = handle.local_address();
-        Plane { handle, address, content, registry, store, tally, clock, kernel, ramdisk, _state: state }
+        Plane {
+            handle,
+            address,
+            link_local,
+            content,
+            registry,
+            store,
+            tally,
+            clock,
+            kernel,
+            ramdisk,
+            _state: state,
+        }
     }
 
     pub async fn connect(&self) -> Client {
@@ -137,9 +153,11 @@ impl Plane {
     }
 
     pub async fn connect_from(&self, ip: Ipv4Addr) -> Client {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::V4(SocketAddrV4::new(ip, 0))).unwrap();
-        Client { stream: socket.connect(self.address).await.unwrap(), unread: Vec::new() }
+        Client::connect(ip, self.address).await
+    }
+
+    pub async fn connect_link_local(&self) -> Client {
+        Client::connect(NODE_IP, self.link_local).await
     }
 
     /// One request on a connection of its own.
@@ -276,6 +294,12 @@ impl Answer {
 }
 
 impl Client {
+    async fn connect(from: Ipv4Addr, to: SocketAddr) -> Client {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::V4(SocketAddrV4::new(from, 0))).unwrap();
+        Client { stream: socket.connect(to).await.unwrap(), unread: Vec::new() }
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // The other side may have closed already; what it answered is still to be read.
         let _ = self.stream.write_all(bytes.as_ref()).await;

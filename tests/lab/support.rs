@@ -18,6 +18,7 @@ use farrier::node::timeline::Boot;
 use farrier::operator::api::NodeDetail;
 use indicatif::ProgressBar;
 use nix::sys::signal::Signal;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -101,6 +102,19 @@ impl Case {
     pub fn ask<T: DeserializeOwned>(&self, path: &str) -> T {
         let socket = self.state.short_operator_socket().unwrap();
         self.runtime.block_on(Client::new(socket.path()).get(path)).unwrap()
+    }
+
+    /// What a change answers, by the API.
+    pub fn change<T: DeserializeOwned>(&self, method: &str, path: &str, body: &impl Serialize) -> T {
+        let socket = self.state.short_operator_socket().unwrap();
+        let client = Client::new(socket.path());
+        let changed = async {
+            match method {
+                "PATCH" => client.patch(path, body).await,
+                _ => client.post(path, body).await,
+            }
+        };
+        self.runtime.block_on(changed).unwrap()
     }
 
     pub fn start(self) -> Case {

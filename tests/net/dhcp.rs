@@ -10,8 +10,8 @@ use farrier::boot::decision::{Standing, UnknownPolicy};
 use farrier::boot::loader::LoaderTable;
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::{
-    BootConfig, Config, DhcpConfig, DhcpMode, Identity, NetworkConfig, OnRival, OperatorConfig, PoolRange,
-    StoreConfig, StrangerLimits,
+    BootConfig, Config, DhcpConfig, DhcpMode, Identity, MetadataConfig, NetworkConfig, OnRival,
+    OperatorConfig, PoolRange, StoreConfig, StrangerLimits,
 };
 use farrier::dhcp::address_book::AddressBook;
 use farrier::dhcp::lease::LeaseState;
@@ -109,6 +109,7 @@ fn config() -> Arc<Config> {
             first_boot_deadline: Duration::from_secs(1800),
             call_deadline: Duration::from_secs(600),
         },
+        metadata: MetadataConfig::default(),
     })
 }
 

@@ -8,4 +8,5 @@ mod bridge;
 mod dhcp;
 mod frame;
 mod guard;
+mod link_local;
 mod support;

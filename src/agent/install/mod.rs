@@ -207,24 +207,14 @@ fn superseded(ground: &Ground, reason: String) -> Outcome {
 }
 
 fn fail(ground: &Ground, task: &AgentTask, step: Step, fault: &Fault) -> Outcome {
-    let (step, message) = (step_name(step), fault.to_string());
+    let (step, message) = (step.to_string(), fault.to_string());
     let way_out = "The appliance is told. Set it right, then try again: `farrier node deploy`.";
-    ground.console.trouble(step, &message, way_out);
-    match until_answered(ground, "failure", || ground.calls.failure(task.intent, step, &message)) {
+    ground.console.trouble(&step, &message, way_out);
+    match until_answered(ground, "failure", || ground.calls.failure(task.intent, &step, &message)) {
         // An appliance that does not take the report has its own view of the task.
         Ok(()) | Err(Halt::Failed(_)) => Outcome::Stay,
         Err(Halt::Superseded { reason }) => Outcome::Superseded { reason },
         Err(Halt::Refused { reason }) => Outcome::Refused { reason },
-    }
-}
-
-fn step_name(step: Step) -> &'static str {
-    match step {
-        Step::Preparing => "preparing",
-        Step::Discarding => "discarding",
-        Step::Writing => "writing",
-        Step::Verifying => "verifying",
-        Step::Finishing => "finishing",
     }
 }
 

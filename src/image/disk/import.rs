@@ -275,7 +275,9 @@ fn name_it(
     blobs: &BlobWriter,
     manifest: DiskManifest,
 ) -> Result<DiskImage, ImportError> {
-    let text = serde_json::to_vec(&manifest).map_err(|error| ImportError::Catalogue(error.into()))?;
+    let text = serde_json::to_vec(&manifest).map_err(|error| {
+        ImportError::Publish(PublishError::Write { path: place.blobs(), source: error.into() })
+    })?;
     if text.len() as u64 > MANIFEST_BYTES_MAX {
         return Err(ImportError::ManifestSize { bytes: text.len() as u64 });
     }

@@ -33,7 +33,13 @@ impl Place {
     pub fn open(state: &Path) -> Result<Place, OpenError> {
         let place = Place::at(state);
         let images = &place.images;
-        fs::create_dir_all(images).map_err(|source| OpenError { path: images.clone(), source })?;
+        // A library that several appliances share is a link to somewhere else, and whose it is is decided there.
+        let shared = fs::symlink_metadata(images).is_ok_and(|metadata| metadata.is_symlink());
+        let made = fs::create_dir_all(images).and_then(|()| match shared {
+            true => Ok(()),
+            false => own_like(&File::open(images)?, state),
+        });
+        made.map_err(|source| OpenError { path: images.clone(), source })?;
         for directory in [place.blobs(), place.disks(), place.pins(), place.damaged(), place.partial()] {
             make(&directory, images).map_err(|source| OpenError { path: directory.clone(), source })?;
         }
@@ -88,10 +94,11 @@ impl Place {
 
 fn make(directory: &Path, like: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(directory) {
-        Ok(()) => own_like(&File::open(directory)?, like),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
     }
+    own_like(&File::open(directory)?, like)
 }
 
 /// Text under its name, whole and durable.

@@ -97,14 +97,16 @@ struct OpenChunks {
 }
 
 impl DiskShelf {
-    /// Opens what is in `<state>/images`, making directories that are missing.
+    /// Opens what is in `<state>/images`, making directories that are missing. Where nothing can be made, what is there
+    /// is served all the same.
     pub fn open(state: &Path) -> Result<DiskShelf, OpenError> {
-        let shelf = DiskShelf {
-            place: Place::open(state)?,
-            held: ArcSwap::default(),
-            seen: Mutex::default(),
-            open: Mutex::default(),
+        let place = match Place::open(state) {
+            Ok(place) => place,
+            Err(error) if is_read_only(&error.source) => Place::at(state),
+            Err(error) => return Err(error),
         };
+        let shelf =
+            DiskShelf { place, held: ArcSwap::default(), seen: Mutex::default(), open: Mutex::default() };
         shelf.reload()?;
         Ok(shelf)
     }
@@ -146,8 +148,10 @@ impl DiskShelf {
             Err(reason) => {
                 drop(open);
                 tracing::error!(path = %path.display(), reason, "chunk of a disk image not served");
-                // Whoever made it go missing may have made others: look at all of them.
-                let _ = self.reload_anew();
+                // Whoever made it go missing may have made others: look at all of them. Too many files open is no reason.
+                if check_size(&path, named.bytes).is_err() {
+                    let _ = self.reload_anew();
+                }
                 None
             }
         }
@@ -306,6 +310,19 @@ impl DiskShelf {
     }
 }
 
+/// Whether a blob is there, without opening it.
+fn check_size(path: &Path, expected: u64) -> Result<(), String> {
+    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+    match metadata.is_file() && metadata.len() == expected {
+        true => Ok(()),
+        false => Err(format!("{} bytes, {expected} are wanted", metadata.len())),
+    }
+}
+
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
 fn write_error(error: OpenError) -> PublishError {
     PublishError::Write { path: error.path, source: error.source }
 }
@@ -357,7 +374,7 @@ fn read_manifest(place: &Place, named: BlobRef, image: &str) -> Result<Served, D
     for chunk in &manifest.chunks {
         if chunks.insert(chunk.blob, chunk.stored_bytes).is_none() {
             let path = place.blob(chunk.blob);
-            open_sized(&path, chunk.stored_bytes.into()).map_err(|reason| damage(&path, &reason))?;
+            check_size(&path, chunk.stored_bytes.into()).map_err(|reason| damage(&path, &reason))?;
         }
     }
     Ok(Served { blob, manifest: Arc::new(manifest), chunks })

@@ -3,7 +3,7 @@
 //! ```text
 //!  POST /agent/v1/heartbeat  {mac}                           -> {order?, task?: AgentTask}
 //!  POST /agent/v1/begin      {mac, intent, disks: [TargetDisk]} -> {}      on disk before it answers: the fence
-//!  GET  /agent/v1/image/<manifest digest>                    -> DiskManifest, while the deploy task runs
+//!  GET  /agent/v1/image/<manifest digest>                    -> DiskManifest, from the deploy task on
 //!  GET  /agent/v1/chunk/<blob digest>                        -> one zstd frame, while the deploy task runs
 //!  POST /agent/v1/seed       {mac, intent}                   -> Seed
 //!  POST /agent/v1/progress   {mac, intent, progress}         -> {go_on: bool}

@@ -26,6 +26,25 @@ pub struct ImageEntry {
     pub built_from: BTreeMap<String, String>,
 }
 
+/// One row of `GET /api/v1/disk-images`: what installs write, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskImageEntry {
+    pub name: String,
+    pub description: String,
+    /// File, URL or recipe it came from.
+    pub source: String,
+    pub imported_at: Timestamp,
+    /// Size of the disk it makes.
+    pub bytes: u64,
+    /// Bytes of it that are not just zero, in whole chunks; and what they are kept in.
+    pub filled_bytes: u64,
+    pub stored_bytes: u64,
+    /// SHA-256 of the raw disk.
+    pub sha256: String,
+    /// SHA-256 of its manifest, which installs go by.
+    pub manifest: String,
+}
+
 /// One row of `GET /api/v1/blobs`: immutable bytes, by digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BlobEntry {

@@ -37,6 +37,32 @@ fn everything_is_for_the_appliance_alone() {
 }
 
 #[test]
+fn what_root_imports_is_the_appliances() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let state = tempfile::tempdir().unwrap();
+    // Made by root before anybody thought of it.
+    fs::create_dir_all(state.path().join("images/disks")).unwrap();
+    let uid =
+        if nix::unistd::Uid::effective().is_root() { 65534 } else { nix::unistd::Uid::effective().as_raw() };
+    chown(state.path(), Some(uid), None).unwrap();
+    let image = take_raw(state.path(), "one", &disk()).unwrap();
+    DiskShelf::open(state.path()).unwrap().pin(image.manifest_blob.digest).unwrap();
+    let manifest = image.manifest_blob.digest;
+    for name in [
+        "images",
+        "images/disks",
+        "images/disks/one.json",
+        "images/pins",
+        "images/partial",
+        "images/.writing",
+        &format!("images/pins/{manifest}"),
+        &format!("images/blobs/{manifest}"),
+    ] {
+        assert_eq!(fs::metadata(state.path().join(name)).unwrap().uid(), uid, "{name}");
+    }
+}
+
+#[test]
 fn what_other_processes_do_is_noticed() {
     let state = tempfile::tempdir().unwrap();
     let shelf = DiskShelf::open(state.path()).unwrap();

@@ -108,15 +108,16 @@ impl Registry {
         })
     }
 
-    /// The manifest whose bytes this agent may have, if it runs a deployment.
-    pub fn image_for(&self, caller: &AgentCaller<'_>) -> Result<Digest, AgentRefusal> {
+    /// The manifest of the image that this agent may read, if it runs a deployment. Before it begins with one, it may
+    /// read the manifest itself, which says how large a disk must be, and no chunk.
+    pub fn image_for(&self, caller: &AgentCaller<'_>, chunks: bool) -> Result<Digest, AgentRefusal> {
         let now = caller.now;
         let mut book = self.lock_at(now);
         let id = self.admit_session(&mut book, caller.session, caller.mac, caller.address, now)?;
         let node = book.get(id).map(|entry| &entry.node).ok_or(AgentRefusal::UnknownNode)?;
         let boot = node.redeemed_token_at.unwrap_or_default();
         match &node.intent {
-            Some(intent) if intent.is_run_by(boot) => {
+            Some(intent) if intent.is_run_by(boot) || (!chunks && intent.needs_ramdisk()) => {
                 intent.pinned().ok_or(AgentRefusal::Task(IntentRefusal::NotPartOfIt))
             }
             Some(intent) if intent.needs_ramdisk() => Err(AgentRefusal::Task(IntentRefusal::NotBegun)),

@@ -65,9 +65,11 @@ impl Registry {
     ) -> Result<(), ReadRefusal> {
         let mut book = self.lock_at(now);
         let id = book.owner_of(mac).ok_or(ReadRefusal::NotFound)?;
+        let mut unread = None;
         let read = |act: &mut Act<'_>| {
             let material = SeedMaterial::of(act.entry).ok_or(ReadRefusal::NotFound)?;
             if let Some(reads) = material.grant().read(mac, secret, reader, now)? {
+                unread = Some(material.first_boot.clone());
                 act.put_first_boot(Some(FirstBoot { reads, ..material.first_boot }));
             }
             Ok(())
@@ -75,8 +77,12 @@ impl Registry {
         let (outcome, effects) = book.change(id, now, read).ok_or(ReadRefusal::NotFound)?;
         let pending = self.settle_durably(id, effects);
         drop(book);
-        // One that is noted in memory only stays noted: whoever asks again within the window is the same reader.
-        pending.wait().map_err(|_| ReadRefusal::NotDurable)?;
+        if pending.wait().is_err() {
+            // Noted in memory only, it would be given to this reader at its next try, and after a restart to another.
+            let mut book = self.lock_at(now);
+            let _ = book.change(id, now, |act| act.entry.first_boot = unread.or(act.entry.first_boot.take()));
+            return Err(ReadRefusal::NotDurable);
+        }
         outcome
     }
 

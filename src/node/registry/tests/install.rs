@@ -88,11 +88,13 @@ fn a_deployment_ends_with_the_installed_systems_call() {
     let task = task.unwrap();
     assert!(matches!(&task.work, AgentWork::Deploy { image, .. } if image == "debian-12"));
     assert_eq!(bench.node(1).state, ProvisionState::WaitCallBack, "a boot alone moves nothing");
-    let not_begun = bench.registry.image_for(&caller(&session, 3)).unwrap_err();
+    let not_begun = bench.registry.image_for(&caller(&session, 3), true).unwrap_err();
     assert_eq!(not_begun, AgentRefusal::Task(IntentRefusal::NotBegun));
+    let manifest = bench.registry.image_for(&caller(&session, 3), false);
+    assert_eq!(manifest, Ok(Digest::of(b"manifest")), "it says how large a disk must be");
 
     bench.registry.begin_task(&caller(&session, 3), task.intent, disks()).unwrap();
-    assert_eq!(bench.registry.image_for(&caller(&session, 3)), Ok(Digest::of(b"manifest")));
+    assert_eq!(bench.registry.image_for(&caller(&session, 3), true), Ok(Digest::of(b"manifest")));
     assert_eq!(bench.node(1).state, ProvisionState::Deploying);
     let seed = bench.registry.seed_for(&caller(&session, 4), task.intent).unwrap();
     assert_eq!(seed.first_boot.ssh_keys[0].to_string(), KEY);
@@ -106,7 +108,7 @@ fn a_deployment_ends_with_the_installed_systems_call() {
     assert_eq!((node.state, node.boots_next()), (ProvisionState::Deploying, NextBoot::LocalDisk));
     let late = bench.registry.begin_task(&caller(&session, 7), task.intent, disks()).unwrap_err();
     assert_eq!(late, AgentRefusal::Task(IntentRefusal::Over));
-    assert!(bench.registry.image_for(&caller(&session, 7)).is_err());
+    assert!(bench.registry.image_for(&caller(&session, 7), true).is_err());
 
     let bench = bench.restart();
     let (one, another) = (Reader::from_bytes([1; 16]), Reader::from_bytes([2; 16]));
@@ -143,7 +145,10 @@ fn what_cannot_be_stored_has_not_happened() {
     let lost = bench.registry.begin_task(&caller(&session, 2), task.intent, disks());
     assert!(matches!(lost, Err(AgentRefusal::NotDurable(_))));
     assert_eq!(bench.phase(), Phase::Waiting);
-    assert!(bench.registry.image_for(&caller(&session, 2)).is_err(), "no byte before the fence is on disk");
+    assert!(
+        bench.registry.image_for(&caller(&session, 2), true).is_err(),
+        "no byte before the fence is on disk"
+    );
     bench.registry.begin_task(&caller(&session, 3), task.intent, disks()).unwrap();
     bench.store.fail_next_commits(1);
     let lost = bench.registry.report_task(&caller(&session, 4), task.intent, &report(&task));

@@ -1,14 +1,22 @@
 //! `farrier image build small|debian-12|FILE`: a system image, into the library or a file.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use clap::{Args, Parser};
-use indicatif::HumanBytes;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
+use crate::cli::json_text;
+use crate::cli::text::bytes;
 use crate::image::build::{Builder, progress_bar};
+use crate::image::digest::Digest;
+use crate::image::disk::import::{Label, import_raw};
+use crate::image::library::is_profile_name;
+use crate::image::package::Packages;
 use crate::image::system::choices::{self, ChoicesError};
 use crate::image::system::recipe::{Choices, SystemRecipe, SystemRecipeError};
 use crate::image::system::{Built, build};
@@ -68,6 +76,8 @@ enum UsageError {
     NoRecipe { given: String, known: String },
     #[error("{0}")]
     Words(String),
+    #[error("`{name}` is no image name: 1 to 63 lower-case letters, digits and inner hyphens are wanted")]
+    Name { name: String },
     #[error("{TIME_VARIABLE} is `{text}`: seconds since 1970 are wanted")]
     Time { text: String },
 }
@@ -119,14 +129,11 @@ fn time(variable: Option<&str>) -> Result<u64, UsageError> {
 }
 
 /// `farrier image build FILE …`, as it was typed.
-pub fn run_words(words: &[String], state: &Path) -> anyhow::Result<()> {
+pub fn run_words(words: &[String], state: &Path, json: bool) -> anyhow::Result<String> {
     let all = std::iter::once("farrier image build".to_owned()).chain(words.iter().cloned());
     match RecipeWords::try_parse_from(all) {
-        Ok(parsed) => run(&parsed.recipe, &parsed.arguments, parsed.state.as_deref().unwrap_or(state)),
-        Err(help) if !help.use_stderr() => {
-            print!("{help}");
-            Ok(())
-        }
+        Ok(parsed) => run(&parsed.recipe, &parsed.arguments, parsed.state.as_deref().unwrap_or(state), json),
+        Err(help) if !help.use_stderr() => Ok(help.render().to_string()),
         Err(wrong) => {
             let text = wrong.render().to_string();
             Err(UsageError::Words(text.trim_start_matches("error: ").trim_end().to_owned()).into())
@@ -134,27 +141,83 @@ pub fn run_words(words: &[String], state: &Path) -> anyhow::Result<()> {
     }
 }
 
-pub fn run(given: &str, arguments: &SystemArgs, state: &Path) -> anyhow::Result<()> {
+/// What was made, for programs.
+#[derive(Debug, Serialize)]
+struct BuiltDocument<'a> {
+    /// In the library; none if the disk was written to a file.
+    image: Option<&'a str>,
+    output: Option<&'a Path>,
+    bytes: u64,
+    sha256: Digest,
+    built_from: &'a BTreeMap<String, String>,
+}
+
+pub fn run(given: &str, arguments: &SystemArgs, state: &Path, json: bool) -> anyhow::Result<String> {
     let recipe = recipe(given)?;
+    let name = arguments.name.as_deref().unwrap_or(&recipe.name);
+    if !is_profile_name(name) {
+        return Err(UsageError::Name { name: name.escape_default().collect() }.into());
+    }
     let home = std::env::var_os("HOME").map(PathBuf::from);
     let choices = settle(arguments, &recipe, home.as_deref())?;
     let time = time(std::env::var(TIME_VARIABLE).ok().as_deref())?;
     let builder = Builder::beside_this_program(state)?;
-    let Some(output) = &arguments.output else {
-        anyhow::bail!("`--output FILE` is wanted");
+    let progress = progress_bar();
+    let (built, image) = match &arguments.output {
+        Some(output) => (build(&recipe, &choices, time, &builder, output, &progress)?, None),
+        None => {
+            let folder = Packages::open(state)?.scratch()?;
+            let built = build(&recipe, &choices, time, &builder, &folder.path.join("disk.raw"), &progress)?;
+            let label = Label {
+                name: name.to_owned(),
+                description: recipe.description.clone(),
+                source: format!("recipe {} {}", recipe.name, recipe.digest),
+            };
+            import_built(state, &built, &label)?;
+            (built, Some(name))
+        }
     };
-    let built = build(&recipe, &choices, time, &builder, output, &progress_bar())?;
-    tell(&recipe, &built);
-    println!("written to {}", output.display());
+    let output = arguments.output.as_deref();
+    let document = BuiltDocument {
+        image,
+        output,
+        bytes: built.bytes,
+        sha256: built.sha256,
+        built_from: &built.built_from,
+    };
+    if json {
+        return Ok(json_text(&document));
+    }
+    Ok(text(&recipe, &document))
+}
+
+/// Into the library, where the name stands for it from then on.
+fn import_built(state: &Path, built: &Built, label: &Label) -> anyhow::Result<()> {
+    let mut disk =
+        File::open(&built.raw).with_context(|| format!("{} cannot be read", built.raw.display()))?;
+    let progress = ProgressBar::new(built.bytes);
+    progress.set_style(ProgressStyle::with_template("{spinner} {msg} {bar:30} {bytes}/{total_bytes}")?);
+    progress.set_message("into the library");
+    let imported = import_raw(state, &mut disk, label, &progress);
+    progress.finish_and_clear();
+    imported?;
     Ok(())
 }
 
-fn tell(recipe: &SystemRecipe, built: &Built) {
-    println!("built {}: {} on disk", recipe.name, HumanBytes(built.bytes));
-    for (part, version) in &built.built_from {
-        println!("  {part} {version}");
+fn text(recipe: &SystemRecipe, built: &BuiltDocument<'_>) -> String {
+    let mut text = format!("built {}: a disk of {}\n", recipe.name, bytes(built.bytes));
+    for (part, version) in built.built_from {
+        text += &format!("  {part} {version}\n");
     }
-    println!("disk sha256 {}", built.sha256);
+    text += &format!("disk sha256 {}\n", built.sha256);
+    match (built.output, built.image) {
+        (Some(file), _) => text += &format!("written to {}\n", file.display()),
+        (None, Some(name)) => {
+            text += &format!("in the library as `{name}`: `farrier node deploy NODE --image {name}`\n")
+        }
+        (None, None) => {}
+    }
+    text
 }
 
 #[cfg(test)]
