@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::boot::loader::{LoaderTable, UnknownLoaderError};
 use crate::bootplane::content::{BootContent, ContentParts, ScriptSettings};
+use crate::bootplane::profiles::ProfileDesk;
 use crate::bridge_log::BridgeLog;
 use crate::clock::Clock;
 use crate::config::{BridgeName, Config, DhcpMode};
@@ -159,10 +160,13 @@ impl Appliance {
         let objection = Arc::<Objection>::default();
         let watch = BridgeWatch::open(bridge.clone(), Arc::clone(&bridge_log), Arc::clone(&objection));
         let watch = watch.map_err(|source| StartError::Service { service: "bridge watch", source })?;
+        let records = std::mem::take(&mut snapshot.profile_records);
+        let profiles = Arc::new(ProfileDesk::new(records, Arc::clone(&library), Arc::clone(&durable)));
         let tokens = std::mem::take(&mut snapshot.tokens);
         let access = Access::new(tokens, Arc::clone(&durable), Arc::clone(&tally), clock, listeners.door());
         let bindings = std::mem::take(&mut snapshot.bindings);
         let registry = Arc::new(Registry::new(Arc::clone(&durable), snapshot, settings, token_key));
+        registry.follow_profiles(Box::new(Arc::clone(&profiles)));
         registry.watch_ports(Box::new(PortsOf::new(config.network.bridge.clone())));
         let leased =
             bindings.iter().filter(|binding| binding.is_live(clock.now())).map(|binding| binding.mac);
@@ -207,6 +211,7 @@ impl Appliance {
             settings: ScriptSettings::from(&**config.load()),
             loaders,
             library: Arc::clone(&library),
+            profiles: Arc::clone(&profiles),
             registry: Arc::clone(&registry),
             addresses: Arc::clone(&addresses),
             in_use: {
@@ -251,6 +256,7 @@ impl Appliance {
             leases: Sparing::default(),
             pool_use: Sparing::default(),
             content: Arc::clone(&content),
+            profiles,
             confinement,
             guard: Arc::clone(&guard),
             objection,
@@ -283,7 +289,7 @@ impl Appliance {
             "serving"
         );
         drop(running);
-        let ticker = tokio::spawn(tick(Arc::clone(&registry), door, watch, clock));
+        let ticker = tokio::spawn(tick(Arc::clone(&registry), Arc::clone(&library), door, watch, clock));
         let images = tokio::spawn(disk_images::look_after(disks, Arc::clone(&registry), clock));
         Ok(Appliance {
             config,
@@ -394,13 +400,29 @@ fn say_what_is_missing(content: &BootContent) {
     }
 }
 
-async fn tick(registry: Arc<Registry>, mut door: Option<Door>, mut watch: BridgeWatch, clock: Clock) {
+async fn tick(
+    registry: Arc<Registry>,
+    library: Arc<Library>,
+    mut door: Option<Door>,
+    mut watch: BridgeWatch,
+    clock: Clock,
+) {
+    let mut looking: Option<JoinHandle<()>> = None;
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         registry.tick(clock.now());
         watch.look(clock.now());
+        // A new profile is hashed, which may take longer than until the next look.
+        if looking.as_ref().is_none_or(JoinHandle::is_finished) {
+            let library = Arc::clone(&library);
+            looking = Some(tokio::task::spawn_blocking(move || {
+                if library.notice_boot_profiles() {
+                    tracing::info!("boot profiles read again");
+                }
+            }));
+        }
         if let Some(door) = &mut door {
             door.follow();
         }

@@ -10,6 +10,7 @@ use super::bridge_watch::{Objection, fault_of};
 use super::ground::HTTP_PORT;
 use crate::boot::loader::LoaderTable;
 use crate::bootplane::content::BootContent;
+use crate::bootplane::profiles::ProfileDesk;
 use crate::config::{Config, DhcpMode};
 use crate::dhcp::lease::PoolUse;
 use crate::dhcp::network::DhcpHandle;
@@ -46,6 +47,7 @@ pub(super) struct View {
     pub(super) leases: Sparing<Leases>,
     pub(super) pool_use: Sparing<PoolUse>,
     pub(super) content: Arc<BootContent>,
+    pub(super) profiles: Arc<ProfileDesk>,
     pub(super) confinement: Confinement,
     pub(super) guard: Arc<Guard>,
     pub(super) objection: Arc<Objection>,
@@ -185,6 +187,10 @@ impl ApplianceView for View {
 
     fn loader_table(&self) -> Arc<LoaderTable> {
         Arc::new(self.content.loaders().table.clone())
+    }
+
+    fn boot_profiles(&self) -> Option<Arc<ProfileDesk>> {
+        Some(Arc::clone(&self.profiles))
     }
 
     fn deploy_image(&self) -> Option<DeployImage> {

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::namespace;
+use crate::boot::profile::AssignedProfile;
 use crate::boot::quirks::Quirks;
 use crate::net::MacAddr;
 use crate::node::NodeId;
@@ -36,6 +37,8 @@ pub struct KnownNode {
     /// Operators registered or approved it, or it called home: no mere MAC that somebody made up.
     pub proven: bool,
     pub next_boot: NextBoot,
+    /// What the first rule that matches and that its firmware can carry has it boot.
+    pub profile: Option<AssignedProfile>,
     /// The address the operator fixed for this port, if any.
     pub reserved: Option<Ipv4Addr>,
     /// Times in the last ten minutes that this port fetched a loader with no script fetched since.
@@ -105,6 +108,24 @@ pub enum RefusedBoot {
     UnknownMac,
 }
 
+/// Where a node's next boot is to lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course<'a> {
+    Ramdisk,
+    LocalDisk,
+    Profile(&'a AssignedProfile),
+}
+
+/// What outranks what: a one-shot profile, the local disk, a profile that is booted every time, the ramdisk.
+pub fn course(node: &KnownNode) -> Course<'_> {
+    match (&node.profile, node.next_boot) {
+        (Some(profile), _) if profile.one_shot => Course::Profile(profile),
+        (_, NextBoot::LocalDisk) => Course::LocalDisk,
+        (Some(profile), NextBoot::Ramdisk) => Course::Profile(profile),
+        (None, NextBoot::Ramdisk) => Course::Ramdisk,
+    }
+}
+
 /// What an iPXE script or GRUB configuration is to do. Decided when the text is fetched, not when DHCP answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -115,6 +136,10 @@ pub enum ScriptPlan {
     AwaitApproval,
     /// Leave the loader so that the firmware goes on to the local disk.
     LocalDisk,
+    /// Load what the boot profile is made of.
+    Profile,
+    /// Say why the boot profile cannot be booted by this node, wait and ask again.
+    ProfileRefused,
 }
 
 /// Decides what DHCP tells a client to boot.
@@ -124,23 +149,29 @@ pub fn decide(
     unknown: UnknownPolicy,
     loaders: &LoaderTable,
 ) -> BootPlan {
-    let (next_boot, fruitless_loaders) = match (standing, unknown) {
+    let (course, fruitless_loaders) = match (standing, unknown) {
         (Standing::Stranger, UnknownPolicy::Ignore) => return BootPlan::Refuse(RefusedBoot::UnknownMac),
         // A stranger gets a loader under either policy; the script it fetches boots it or makes it wait.
-        (Standing::Stranger, UnknownPolicy::Enroll | UnknownPolicy::Approve) => (NextBoot::Ramdisk, 0),
-        (Standing::Known(node), _) => (node.next_boot, node.fruitless_loaders),
+        (Standing::Stranger, UnknownPolicy::Enroll | UnknownPolicy::Approve) => (Course::Ramdisk, 0),
+        (Standing::Known(node), _) => (course(node), node.fruitless_loaders),
     };
     match class {
         ClientClass::OperatingSystem | ClientClass::Ramdisk => {
             BootPlan::AddressOnly(NothingToBoot::NotABootClient)
         }
         ClientClass::UnknownFirmware { .. } => BootPlan::AddressOnly(NothingToBoot::UnknownFirmware),
-        ClientClass::Firmware { firmware } => match next_boot {
-            NextBoot::LocalDisk => BootPlan::AddressOnly(NothingToBoot::LocalDisk),
-            NextBoot::Ramdisk => {
-                loader_plan(firmware, loaders.for_firmware(firmware).cloned(), fruitless_loaders)
-            }
-        },
+        ClientClass::Firmware { firmware } => {
+            let usual = loaders.for_firmware(firmware);
+            let loader = match course {
+                Course::LocalDisk => return BootPlan::AddressOnly(NothingToBoot::LocalDisk),
+                Course::Profile(profile) if profile.wants_ipxe && fruitless_loaders == 0 => {
+                    // A machine that refuses it (Secure Boot, of which nobody knew) asks again, and gets the usual one.
+                    loaders.full_ipxe(firmware).or(usual)
+                }
+                Course::Profile(_) | Course::Ramdisk => usual,
+            };
+            loader_plan(firmware, loader.cloned(), fruitless_loaders)
+        }
         // iPXE gets a script even for the local disk: leaving it cleanly beats its "nothing to boot" pause.
         ClientClass::Ipxe { can_boot: true, .. } => BootPlan::Script,
         ClientClass::Ipxe { firmware, can_boot: false } => {
@@ -161,10 +192,11 @@ fn loader_plan(firmware: Firmware, loader: Option<LoaderName>, fruitless_loaders
 
 /// Decides what the script or GRUB configuration does that a node has come to fetch.
 pub fn decide_script(node: &KnownNode) -> ScriptPlan {
-    match (node.approved, node.next_boot) {
+    match (node.approved, course(node)) {
         (false, _) => ScriptPlan::AwaitApproval,
-        (true, NextBoot::Ramdisk) => ScriptPlan::Ramdisk,
-        (true, NextBoot::LocalDisk) => ScriptPlan::LocalDisk,
+        (true, Course::Ramdisk) => ScriptPlan::Ramdisk,
+        (true, Course::LocalDisk) => ScriptPlan::LocalDisk,
+        (true, Course::Profile(_)) => ScriptPlan::Profile,
     }
 }
 
@@ -246,10 +278,16 @@ mod tests {
             approved,
             proven: approved,
             next_boot,
+            profile: None,
             reserved: None,
             fruitless_loaders,
             quirks: Quirks::default(),
         }
+    }
+
+    fn profile(one_shot: bool, wants_ipxe: bool) -> AssignedProfile {
+        let name = "live".parse().unwrap();
+        AssignedProfile { name, rule: crate::boot::profile::rules::RuleNumber(1), one_shot, wants_ipxe }
     }
 
     fn plan(class: ClientClass, standing: &Standing) -> BootPlan {
@@ -304,6 +342,44 @@ mod tests {
         assert_eq!(plan(firmware(Firmware::Bios), &local), BootPlan::AddressOnly(NothingToBoot::LocalDisk));
         let ipxe = ClientClass::Ipxe { firmware: Firmware::Bios, can_boot: true };
         assert_eq!(plan(ipxe, &local), BootPlan::Script);
+    }
+
+    /// What outranks what, as a table.
+    #[test]
+    fn a_one_shot_outranks_the_disk_and_the_disk_a_profile() {
+        let (none, live, once) = (None, Some(profile(false, false)), Some(profile(true, false)));
+        let (ramdisk, disk) = (NextBoot::Ramdisk, NextBoot::LocalDisk);
+        for (profile, next_boot, script, dhcp_nothing) in [
+            (&none, ramdisk, ScriptPlan::Ramdisk, None),
+            (&none, disk, ScriptPlan::LocalDisk, Some(NothingToBoot::LocalDisk)),
+            (&live, ramdisk, ScriptPlan::Profile, None),
+            (&live, disk, ScriptPlan::LocalDisk, Some(NothingToBoot::LocalDisk)),
+            (&once, ramdisk, ScriptPlan::Profile, None),
+            (&once, disk, ScriptPlan::Profile, None),
+        ] {
+            let node = KnownNode { profile: profile.clone(), ..known(next_boot, true, 0) };
+            assert_eq!(decide_script(&node), script, "{profile:?} {next_boot:?}");
+            let unapproved = KnownNode { approved: false, ..node.clone() };
+            assert_eq!(decide_script(&unapproved), ScriptPlan::AwaitApproval);
+            let dhcp = plan(firmware(Firmware::UefiX64), &Standing::Known(node));
+            assert_eq!(dhcp.nothing(), dhcp_nothing, "{profile:?} {next_boot:?}");
+        }
+    }
+
+    #[test]
+    fn what_only_ipxe_can_start_brings_ipxe_unless_the_machine_refused_it() {
+        let loader_for = |firmware, wants_ipxe, fruitless| {
+            let node = known(NextBoot::Ramdisk, true, fruitless);
+            let node = KnownNode { profile: Some(profile(false, wants_ipxe)), ..node };
+            match plan(ClientClass::Firmware { firmware }, &Standing::Known(node)) {
+                BootPlan::Loader { loader, .. } => loader.0,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(loader_for(Firmware::UefiX64, true, 0), "ipxe.efi");
+        assert_eq!(loader_for(Firmware::UefiX64, true, 1), "uefi-x64/shimx64.efi");
+        assert_eq!(loader_for(Firmware::UefiX64, false, 0), "uefi-x64/shimx64.efi");
+        assert_eq!(loader_for(Firmware::Bios, true, 0), "undionly.kpxe");
     }
 
     #[test]

@@ -10,11 +10,14 @@
 //! | `grub/grub.cfg-01-52-54-00-00-00-01`, `grub/grub.cfg` | the asking node's GRUB configuration |
 //! | `pxelinux.cfg/01-52-54-00-00-00-01` | the asking node's configuration for U-Boot and PXELINUX |
 //! | `image/vm/vmlinuz`, `image/vm/initrd.img` | deploy kernel and ramdisk of a profile |
+//! | `profile/live/kernel`, `profile/live/initrd/0` | kernel and first initrd of a boot profile |
+//! | `profile/memtest/boot.efi`, `profile/dos/image.iso` | EFI program, ISO image of a boot profile |
 //!
 //! GRUB looks beside its loader and below `grub/`, so its two names exist in the root, in each loader folder, and
 //! in `grub/` below either.
 
 use crate::boot::loader::{LoaderName, LoaderTable};
+use crate::boot::profile::{INITRDS_MAX, ProfileFile, ProfileName};
 use crate::net::MacAddr;
 use crate::node::timeline::Stage;
 
@@ -40,6 +43,11 @@ pub enum Content {
     },
     Ramdisk {
         profile: String,
+    },
+    /// There only for the nodes it is assigned to.
+    ProfileFile {
+        profile: ProfileName,
+        file: ProfileFile,
     },
 }
 
@@ -124,8 +132,24 @@ fn resolve_exactly(name: &str, loaders: &LoaderTable) -> Option<Content> {
         }
         ["image", profile, "vmlinuz"] => Some(Content::Kernel { profile: profile.to_owned() }),
         ["image", profile, "initrd.img"] => Some(Content::Ramdisk { profile: profile.to_owned() }),
+        ["profile", profile, ref file @ ..] => {
+            let file = match *file {
+                ["kernel"] => ProfileFile::Kernel,
+                ["initrd", number] => ProfileFile::Initrd(initrd_number(number)?),
+                ["boot.efi"] => ProfileFile::EfiProgram,
+                ["image.iso"] => ProfileFile::Iso,
+                _ => return None,
+            };
+            Some(Content::ProfileFile { profile: profile.parse().ok()?, file })
+        }
         _ => None,
     }
+}
+
+/// One spelling only: no sign, no zero in front.
+fn initrd_number(text: &str) -> Option<usize> {
+    let number: usize = text.parse().ok()?;
+    (number < INITRDS_MAX && number.to_string() == text).then_some(number)
 }
 
 /// `grub.cfg` and `grub.cfg-01-<mac>`. Debian's signed GRUB asks for `/grub/grub.cfg` only, so that name is rendered
@@ -167,6 +191,15 @@ pub fn ramdisk_name(profile: &str) -> String {
     format!("image/{profile}/initrd.img")
 }
 
+pub fn profile_file_name(profile: &ProfileName, file: ProfileFile) -> String {
+    match file {
+        ProfileFile::Kernel => format!("profile/{profile}/kernel"),
+        ProfileFile::Initrd(number) => format!("profile/{profile}/initrd/{number}"),
+        ProfileFile::EfiProgram => format!("profile/{profile}/boot.efi"),
+        ProfileFile::Iso => format!("profile/{profile}/image.iso"),
+    }
+}
+
 /// The stage of a boot that fetching this content belongs to.
 pub fn stage_of(content: &Content) -> Stage {
     match content {
@@ -174,7 +207,8 @@ pub fn stage_of(content: &Content) -> Stage {
         Content::IpxeScript { .. } | Content::GrubConfig { .. } | Content::PxelinuxConfig { .. } => {
             Stage::Script
         }
-        Content::Kernel { .. } => Stage::Kernel,
+        // Behind a profile's initrds no agent of ours is awaited, so they are not the ramdisk.
+        Content::Kernel { .. } | Content::ProfileFile { .. } => Stage::Kernel,
         Content::Ramdisk { .. } => Stage::Ramdisk,
     }
 }
@@ -240,6 +274,34 @@ mod tests {
         for miss in
             ["etc/grub.cfg", "grub/grub.cfg-C0A80232", "grub/grub.cfg-01-nonsense", "grub/grub/grub.cfg"]
         {
+            assert_eq!(found(miss), None, "{miss}");
+        }
+    }
+
+    #[test]
+    fn a_boot_profiles_files_have_one_name_each() {
+        let profile: ProfileName = "live".parse().unwrap();
+        for file in [
+            ProfileFile::Kernel,
+            ProfileFile::Initrd(0),
+            ProfileFile::Initrd(INITRDS_MAX - 1),
+            ProfileFile::EfiProgram,
+            ProfileFile::Iso,
+        ] {
+            let name = profile_file_name(&profile, file);
+            let profile = profile.clone();
+            assert_eq!(found(&name), Some(Content::ProfileFile { profile, file }), "{name}");
+        }
+        for miss in [
+            "profile/live",
+            "profile/live/initrd",
+            "profile/live/initrd/16",
+            "profile/live/initrd/00",
+            "profile/live/initrd/+1",
+            "profile/live/kernel/x",
+            "profile/-/kernel",
+            "profile/live/blob",
+        ] {
             assert_eq!(found(miss), None, "{miss}");
         }
     }

@@ -10,8 +10,11 @@ use std::str::FromStr;
 
 use crate::boot::decision::ScriptPlan;
 use crate::boot::namespace;
+use crate::boot::script::profile::BootText;
 use crate::net::MacAddr;
 use crate::node::NodeName;
+
+pub mod profile;
 
 /// One kernel command line word that is inert in iPXE and GRUB alike: printable ASCII without space, quotes,
 /// `$ { } \ ; & | < > ( ) #` and backquote; at most 256 bytes.
@@ -66,6 +69,8 @@ pub struct ScriptContext<'a> {
     /// One-time token for the agent's first call.
     pub token: &'a str,
     pub arguments: &'a [KernelArgument],
+    /// What is told of a boot profile, where the plan is one.
+    pub boot: BootText<'a>,
 }
 
 impl ScriptContext<'_> {
@@ -88,10 +93,7 @@ impl ScriptContext<'_> {
 pub fn render_ipxe(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
     let ScriptContext { server, mac, profile, .. } = context;
     let who = context.who();
-    let again = format!(
-        "sleep {RETRY_SECS}\nchain --replace --autofree http://{server}/{} || goto again\n",
-        namespace::ipxe_script_name(*mac)
-    );
+    let again = again_in_ipxe(*server, *mac);
     match plan {
         ScriptPlan::Ramdisk => format!(
             "#!ipxe\n\
@@ -120,7 +122,15 @@ pub fn render_ipxe(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
              iseq ${{platform}} efi && exit 0 ||\n\
              sanboot --no-describe --drive 0x80 || exit 1\n"
         ),
+        ScriptPlan::Profile | ScriptPlan::ProfileRefused => profile::render_ipxe(context),
     }
+}
+
+fn again_in_ipxe(server: Ipv4Addr, mac: MacAddr) -> String {
+    format!(
+        "sleep {RETRY_SECS}\nchain --replace --autofree http://{server}/{} || goto again\n",
+        namespace::ipxe_script_name(mac)
+    )
 }
 
 /// A GRUB configuration. Files come from where GRUB itself came from (`$root`), by the same names.
@@ -131,16 +141,7 @@ pub fn render_ipxe(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
 pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
     let ScriptContext { mac, profile, .. } = context;
     let who = context.who();
-    let wait_and_ask_again = format!(
-        "if [ \"$farrier_waits\" != yes ]; then\n\
-         set farrier_waits=yes\n\
-         while true; do\n\
-         sleep {RETRY_SECS}\n\
-         source /{}\n\
-         done\n\
-         fi\n",
-        namespace::grub_config_name(*mac)
-    );
+    let wait_and_ask_again = wait_in_grub(*mac);
     match plan {
         // Without a kernel, `initrd` and `boot` only say so, and the text goes on to wait.
         ScriptPlan::Ramdisk => format!(
@@ -160,7 +161,21 @@ pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
             )
         }
         ScriptPlan::LocalDisk => format!("echo 'farrier: {who} boots from its local disk'\nexit\n"),
+        ScriptPlan::Profile | ScriptPlan::ProfileRefused => profile::render_grub(context),
     }
+}
+
+fn wait_in_grub(mac: MacAddr) -> String {
+    format!(
+        "if [ \"$farrier_waits\" != yes ]; then\n\
+         set farrier_waits=yes\n\
+         while true; do\n\
+         sleep {RETRY_SECS}\n\
+         source /{}\n\
+         done\n\
+         fi\n",
+        namespace::grub_config_name(mac)
+    )
 }
 
 /// The configuration PXELINUX has, as U-Boot's `pxe` command reads it. It knows no loops: who has to wait is told so, and
@@ -188,11 +203,12 @@ pub fn render_pxelinux(plan: ScriptPlan, context: &ScriptContext<'_>) -> String 
             "default local\ntimeout 10\nmenu title farrier: {who} boots from its local disk\n\
              label local\nlocalboot 1\n"
         ),
+        ScriptPlan::Profile | ScriptPlan::ProfileRefused => profile::render_pxelinux(context),
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -200,12 +216,13 @@ mod tests {
     const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 
-    type Commands = Vec<Vec<String>>;
-    type Reader = fn(&str) -> Commands;
-    type Renderer = fn(ScriptPlan, &ScriptContext<'_>) -> String;
+    pub(crate) type Commands = Vec<Vec<String>>;
+    pub(crate) type Reader = fn(&str) -> Commands;
+    pub(crate) type Renderer = fn(ScriptPlan, &ScriptContext<'_>) -> String;
 
     fn context(arguments: &[KernelArgument]) -> ScriptContext<'_> {
-        ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments }
+        let boot = BootText::Ramdisk;
+        ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments, boot }
     }
 
     fn rendered(arguments: &[KernelArgument]) -> (String, String) {
@@ -215,7 +232,7 @@ mod tests {
 
     /// A line of iPXE as iPXE reads it: `${…}` expanded first (to nothing, here), then commands parted by `||`, `&&` and
     /// `;`, of words parted by spaces. It knows no quotes.
-    fn commands_of_ipxe(line: &str) -> Commands {
+    pub(crate) fn commands_of_ipxe(line: &str) -> Commands {
         let mut line = line.to_owned();
         while let Some(start) = line.rfind("${") {
             let Some(length) = line[start..].find('}') else { break };
@@ -235,7 +252,7 @@ mod tests {
 
     /// A line as GRUB reads it: words parted by blanks, quotes and backslashes taken off, variables expanded (to nothing,
     /// here), commands parted by what has that meaning in a shell, comments dropped.
-    fn commands_of_grub(line: &str) -> Commands {
+    pub(crate) fn commands_of_grub(line: &str) -> Commands {
         let (mut commands, mut word, mut quote) = (vec![Vec::new()], None::<String>, None);
         let mut bytes = line.chars().peekable();
         while let Some(next) = bytes.next() {
@@ -266,7 +283,7 @@ mod tests {
     }
 
     /// The words that read back as the kernel's, and every other command of the text.
-    fn split_kernel(text: &str, read: Reader, keyword: &str) -> (Commands, Commands) {
+    pub(crate) fn split_kernel(text: &str, read: Reader, keyword: &str) -> (Commands, Commands) {
         text.lines().flat_map(read).partition(|command| command.first().is_some_and(|word| word == keyword))
     }
 
@@ -290,6 +307,7 @@ mod tests {
             profile: "vm",
             token: "TOKEN",
             arguments: &arguments,
+            boot: BootText::Ramdisk,
         };
         let text = render_pxelinux(ScriptPlan::Ramdisk, &context);
         let lines: Vec<&str> = text.lines().collect();
@@ -317,8 +335,7 @@ mod tests {
 
     #[test]
     fn a_waiting_node_asks_again_by_itself() {
-        let context =
-            ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "", arguments: &[] };
+        let context = ScriptContext { token: "", ..context(&[]) };
         let ipxe = render_ipxe(ScriptPlan::AwaitApproval, &context);
         assert!(
             ipxe.contains("chain --replace --autofree http://192.168.2.2/boot/52-54-00-00-00-01/script.ipxe")

@@ -15,13 +15,17 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
-use crate::boot::decision::{ScriptPlan, Standing, decide_script};
+use crate::boot::decision::{KnownNode, ScriptPlan, Standing, decide_script};
 use crate::boot::namespace::{self, Content, NameRefusal};
+use crate::boot::profile::fit::Reader;
+use crate::boot::profile::{ProfileFile, ProfileName};
 use crate::boot::quirks::Quirks;
+use crate::boot::script::profile::BootText;
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe, render_pxelinux};
 use crate::bootplane::files::media_type;
 use crate::bootplane::paces::Paces;
 use crate::bootplane::per_minute::PerMinute;
+use crate::bootplane::profiles::{Asker, Begun, Choice, Prepared, ProfileDesk};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::address_book::AddressBook;
@@ -30,7 +34,7 @@ use crate::image::library::{Blob, Library};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
 use crate::node::registry::Registry;
-use crate::node::timeline::{FileOutcome, Happening, Stage, TftpFacts, Transport};
+use crate::node::timeline::{FileOutcome, Happening, ProfileOutcome, Stage, TftpFacts, Transport};
 use crate::telemetry::Tally;
 use crate::telemetry::stages::Timed;
 use crate::tftp::{FileSource, NotServed, Opened, Restraint, TransferReport};
@@ -66,6 +70,7 @@ pub struct ContentParts {
     pub settings: ScriptSettings,
     pub loaders: Loaders,
     pub library: Arc<Library>,
+    pub profiles: Arc<ProfileDesk>,
     pub registry: Arc<Registry>,
     pub addresses: Arc<AddressBook>,
     pub in_use: AddressInUse,
@@ -81,6 +86,7 @@ pub struct BootContent {
     settings: ArcSwap<ScriptSettings>,
     loaders: ArcSwap<Loaders>,
     library: Arc<Library>,
+    profiles: Arc<ProfileDesk>,
     registry: Arc<Registry>,
     addresses: Arc<AddressBook>,
     in_use: AddressInUse,
@@ -113,7 +119,7 @@ pub struct Served {
 }
 
 /// Who fetches what: goes back to [`BootContent::finished`] when it is over.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ticket {
     pub mac: MacAddr,
     pub transport: Transport,
@@ -125,6 +131,8 @@ pub struct Ticket {
     pub plan: Option<ScriptPlan>,
     /// For scripts: issue time of the boot token in the text.
     pub token_issued_at: Option<Timestamp>,
+    /// For scripts: what came of boot profiles on the way.
+    pub profile: Vec<Happening>,
 }
 
 /// Why nothing is served.
@@ -140,6 +148,10 @@ pub enum Unserved {
     ForeignMac,
     /// The node is to boot the ramdisk, but may not have a token.
     NoToken,
+    /// A boot profile's file, and not of one that is this node's to boot now.
+    NotAssigned,
+    /// The start of a one-shot profile is on its way to the disk: ask again.
+    NotYet,
 }
 
 impl Unserved {
@@ -152,6 +164,8 @@ impl Unserved {
             Unserved::NotInstalled => "not-installed",
             Unserved::ForeignMac => "foreign-mac",
             Unserved::NoToken => "no-token",
+            Unserved::NotAssigned => "not-assigned",
+            Unserved::NotYet => "not-durable-yet",
         }
     }
 }
@@ -162,6 +176,7 @@ impl BootContent {
             settings: ArcSwap::from_pointee(parts.settings),
             loaders: ArcSwap::from_pointee(parts.loaders),
             library: parts.library,
+            profiles: parts.profiles,
             registry: parts.registry,
             addresses: parts.addresses,
             in_use: parts.in_use,
@@ -224,6 +239,10 @@ impl BootContent {
         });
         let found = found.map(|served| Served { restraint: self.restraint(mac, quirks), ..served });
         found.map_err(|reason| {
+            if reason == Unserved::NotYet {
+                self.tally.count("content", reason.as_str());
+                return reason;
+            }
             self.record_miss(mac, name, transport, now);
             self.refused(reason, peer, name)
         })
@@ -241,7 +260,9 @@ impl BootContent {
             | Unserved::UnknownPeer
             | Unserved::NotInstalled
             | Unserved::ForeignMac
-            | Unserved::NoToken => None,
+            | Unserved::NoToken
+            | Unserved::NotAssigned
+            | Unserved::NotYet => None,
         }
     }
 
@@ -260,6 +281,9 @@ impl BootContent {
             let (name, token_issued_at) = (ticket.name.clone(), ticket.token_issued_at);
             let happening = Happening::Script { name, plan, token_issued_at };
             self.registry.record(ticket.mac, happening, now);
+        }
+        for happening in &ticket.profile {
+            self.registry.record(ticket.mac, happening.clone(), now);
         }
     }
 
@@ -313,7 +337,32 @@ impl BootContent {
             outcome,
             tftp,
         };
+        let whole = matches!(happening, Happening::File { outcome: FileOutcome::Complete, .. });
         self.registry.record(ticket.mac, happening, now);
+        if whole {
+            self.handed_out(ticket, now);
+        }
+    }
+
+    /// A one-shot whose kernel or program went out whole is spent.
+    fn handed_out(&self, ticket: &Ticket, now: Timestamp) {
+        if ticket.stage != Stage::Kernel {
+            return;
+        }
+        let Some(Content::ProfileFile { profile, file: ProfileFile::Kernel | ProfileFile::EfiProgram }) =
+            namespace::resolve(&ticket.name, &self.loaders.load().table)
+        else {
+            return;
+        };
+        for rule in self.profiles.handed_out(&profile, ticket.mac, now) {
+            let (profile, outcome) = (profile.clone(), ProfileOutcome::Spent);
+            self.registry.record(ticket.mac, Happening::Profile { profile, rule, outcome }, now);
+        }
+    }
+
+    /// Changes when what was not durable yet may be asked for again.
+    pub fn settled(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.profiles.settled()
     }
 
     fn find(
@@ -327,7 +376,16 @@ impl BootContent {
         let loaders = self.loaders.load();
         let content = namespace::resolve(&name, &loaders.table).ok_or(Unserved::NoSuchName)?;
         let stage = namespace::stage_of(&content);
-        let ticket = Ticket { mac, transport, stage, name, size: 0, plan: None, token_issued_at: None };
+        let ticket = Ticket {
+            mac,
+            transport,
+            stage,
+            name,
+            size: 0,
+            plan: None,
+            token_issued_at: None,
+            profile: Vec::new(),
+        };
         match content {
             Content::Loader(loader) => {
                 let blob = loaders.blob(&loader).ok_or(Unserved::NotInstalled)?;
@@ -342,19 +400,74 @@ impl BootContent {
                 let profile = self.library.profile(&profile).ok_or(Unserved::NotInstalled)?;
                 Ok(serve_blob(&profile.ramdisk, "application/octet-stream", ticket))
             }
-            Content::IpxeScript { mac: named } => self.serve_script(peer, named, render_ipxe, ticket, now),
+            Content::ProfileFile { profile, file } => self.serve_profile_file(&profile, file, ticket),
+            Content::IpxeScript { mac: named } => self.serve_script(peer, named, Reader::Ipxe, ticket, now),
             Content::PxelinuxConfig { mac: named } => {
-                self.serve_script(peer, Some(named), render_pxelinux, ticket, now)
+                self.serve_script(peer, Some(named), Reader::Pxelinux, ticket, now)
             }
-            Content::GrubConfig { mac: named } => self.serve_script(peer, named, render_grub, ticket, now),
+            Content::GrubConfig { mac: named } => self.serve_script(peer, named, Reader::Grub, ticket, now),
         }
+    }
+
+    fn serve_profile_file(
+        &self,
+        profile: &ProfileName,
+        file: ProfileFile,
+        ticket: Ticket,
+    ) -> Result<Served, Unserved> {
+        let served = self.library.boot_profile(profile).ok_or(Unserved::NotInstalled)?;
+        let blob = served.blob(file).ok_or(Unserved::NoSuchName)?;
+        let may = self
+            .registry
+            .look_at(ticket.mac, |node, boot| self.profiles.may_fetch(node, boot, &served.profile, file));
+        match may {
+            Some(true) => Ok(serve_blob(blob, "application/octet-stream", ticket)),
+            Some(false) | None => Err(Unserved::NotAssigned),
+        }
+    }
+
+    /// What a known node's script is to do, with the profile it names and what is to be told of profiles.
+    fn plan_for(
+        &self,
+        mut known: KnownNode,
+        asker: Asker,
+        now: Timestamp,
+    ) -> Result<(ScriptPlan, Option<Prepared>, Vec<Happening>), Unserved> {
+        if self.profiles.rules().is_empty() {
+            return Ok((decide_script(&known), None, Vec::new()));
+        }
+        let chosen =
+            self.registry.look_at(asker.mac, |node, boot| (self.profiles.choose(node, boot, asker), boot));
+        let (Choice { prepared, passed: mut told }, boot) = chosen.unwrap_or_default();
+        known.profile = prepared.as_ref().map(|prepared| prepared.assigned.clone());
+        let plan = decide_script(&known);
+        let Some(prepared) = prepared.filter(|_| plan == ScriptPlan::Profile) else {
+            // Who waits for approval boots nothing that could be passed over.
+            told.retain(|_| plan != ScriptPlan::AwaitApproval);
+            return Ok((plan, None, told));
+        };
+        let outcome = match (&prepared.arguments, prepared.assigned.one_shot) {
+            (Err(reason), _) => ProfileOutcome::Refused(format!("{}: {reason}", reason.as_str())),
+            (Ok(_), false) => ProfileOutcome::Boots,
+            (Ok(_), true) => match self.profiles.begin(&prepared, known.id, asker.mac, boot, now) {
+                Begun::Running => ProfileOutcome::Started,
+                Begun::NotYet => return Err(Unserved::NotYet),
+                Begun::Full => ProfileOutcome::PassedOver("there are too many runs of one-shots".to_owned()),
+            },
+        };
+        told.push(prepared.happening(outcome.clone()));
+        if let ProfileOutcome::PassedOver(_) = outcome {
+            known.profile = None;
+            return Ok((decide_script(&known), None, told));
+        }
+        Ok((prepared.plan(), Some(prepared), told))
     }
 
     fn serve_script(
         &self,
         peer: Ipv4Addr,
         named: Option<MacAddr>,
-        render: fn(ScriptPlan, &ScriptContext<'_>) -> String,
+        reader: Reader,
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<Served, Unserved> {
@@ -364,22 +477,33 @@ impl BootContent {
             return Err(Unserved::ForeignMac);
         }
         let _whose = self.registry.asks_for_script(mac, now);
-        let plan = match self.registry.standing(mac, now) {
+        let settings = self.settings.load();
+        let (plan, prepared, profile) = match self.registry.standing(mac, now) {
             // Removed while it booted, or one too many to keep: it waits, and boots once somebody registers it.
-            Standing::Stranger => ScriptPlan::AwaitApproval,
-            Standing::Known(node) => decide_script(&node),
+            Standing::Stranger => (ScriptPlan::AwaitApproval, None, Vec::new()),
+            Standing::Known(node) => {
+                let asker = Asker { mac, address: Some(peer), server: settings.server, reader };
+                self.plan_for(node, asker, now)?
+            }
         };
         let token = match plan {
             ScriptPlan::Ramdisk => Some(self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?),
-            ScriptPlan::AwaitApproval | ScriptPlan::LocalDisk => None,
+            ScriptPlan::AwaitApproval
+            | ScriptPlan::LocalDisk
+            | ScriptPlan::Profile
+            | ScriptPlan::ProfileRefused => None,
         };
         let token_issued_at = token.as_ref().map(|token| token.issued_at);
         let node = self.registry.name_of(mac);
-        let settings = self.settings.load();
         // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
         let image = self.library.profile(&settings.profile);
         let arguments: Vec<KernelArgument> =
             image.iter().flat_map(|image| &image.arguments).chain(&settings.arguments).cloned().collect();
+        let render = match reader {
+            Reader::Ipxe => render_ipxe,
+            Reader::Grub => render_grub,
+            Reader::Pxelinux => render_pxelinux,
+        };
         let text = render(
             plan,
             &ScriptContext {
@@ -389,6 +513,7 @@ impl BootContent {
                 profile: &settings.profile,
                 token: token.as_ref().map_or("", |token| &token.text),
                 arguments: &arguments,
+                boot: prepared.as_ref().map_or(BootText::Ramdisk, Prepared::text),
             },
         );
         self.tally.took(Timed::ScriptRender, started.elapsed());
@@ -396,7 +521,7 @@ impl BootContent {
             digest: None,
             modified: None,
             media_type: "text/plain",
-            ticket: Ticket { size: text.len() as u64, plan: Some(plan), token_issued_at, ..ticket },
+            ticket: Ticket { size: text.len() as u64, plan: Some(plan), token_issued_at, profile, ..ticket },
             bytes: text.into(),
             file: None,
             restraint: Restraint::default(),
@@ -498,9 +623,14 @@ impl FileSource for BootContent {
                 Ok(Opened { ticket, bytes: served.bytes, restraint: served.restraint })
             }
             Err(Unserved::UnknownPeer | Unserved::BadName(_)) => Err(NotServed::Refused),
-            Err(Unserved::NoSuchName | Unserved::NotInstalled | Unserved::ForeignMac | Unserved::NoToken) => {
-                Err(NotServed::NotFound)
-            }
+            Err(Unserved::NotYet) => Err(NotServed::NotYet),
+            Err(
+                Unserved::NoSuchName
+                | Unserved::NotInstalled
+                | Unserved::ForeignMac
+                | Unserved::NoToken
+                | Unserved::NotAssigned,
+            ) => Err(NotServed::NotFound),
         }
     }
 
@@ -509,7 +639,16 @@ impl FileSource for BootContent {
         let name = namespace::canonical(report.name.as_bytes())
             .unwrap_or_else(|_| printable(report.name.as_bytes()));
         let (transport, size) = (Transport::Tftp, report.size);
-        let ticket = Ticket { mac, transport, stage, name, size, plan: None, token_issued_at: None };
+        let ticket = Ticket {
+            mac,
+            transport,
+            stage,
+            name,
+            size,
+            plan: None,
+            token_issued_at: None,
+            profile: Vec::new(),
+        };
         let TransferReport { blksize, windowsize, retransmissions, .. } = report;
         let facts = TftpFacts { blksize, windowsize, resent: retransmissions };
         self.conclude(&ticket, report.sent, report.took, report.outcome, Some(facts), self.clock.now());

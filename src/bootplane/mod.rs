@@ -11,6 +11,7 @@
 //! - [`files`]: RFC 9110 conditions and ranges; pure
 //! - [`content`]: what a node may fetch; TFTP asks it too
 //! - [`paces`]: how fast each machine is sent files that cannot take them fast
+//! - [`profiles`]: which boot profile each node has
 //! - [`per_minute`]: how often misses, refusals and fetches are noted before they are only counted; pure
 //! - [`agent_calls`]: the agent's JSON calls
 //! - [`metadata`]: what installed systems read of themselves, and their call home
@@ -33,6 +34,7 @@ pub mod metadata;
 pub mod network;
 pub mod paces;
 pub mod per_minute;
+pub mod profiles;
 pub mod pulse;
 pub mod service;
 pub mod workers;

@@ -39,6 +39,10 @@ use crate::telemetry::Tally;
 const PATH_BYTES_MAX: usize = 2048;
 /// Files from this size on count as bulk.
 const BULK_BYTES: u64 = 1024 * 1024;
+/// A commit takes milliseconds; whose disk takes this long is told to come again.
+const DURABLE_WITHIN: Duration = Duration::from_secs(5);
+/// Between two tries where the disk refused the first.
+const DURABLE_PAUSE: Duration = Duration::from_millis(5);
 /// What iPXE is told to wait when too many download at once; it understands whole seconds only.
 const BULK_RETRY: Duration = Duration::from_secs(5);
 
@@ -141,8 +145,8 @@ impl BootService {
         let opened = match files::decode_path(request.uri().path()) {
             Err(refusal) => Err(Plain::text(StatusCode::BAD_REQUEST, &refusal.to_string())),
             Ok(name) => self
-                .content
-                .open(peer, &name, Transport::Http, self.clock.now())
+                .open(peer, &name)
+                .await
                 .map_err(|unserved| Plain::text(status_for(unserved), unserved.as_str())),
         };
         match opened {
@@ -158,6 +162,28 @@ impl BootService {
                 let plain = if head { plain.without_body() } else { plain };
                 plain.into_response(line)
             }
+        }
+    }
+
+    /// Waits for the disk where the answer rests on it.
+    async fn open(&self, peer: Ipv4Addr, name: &[u8]) -> Result<Served, Unserved> {
+        let open = || self.content.open(peer, name, Transport::Http, self.clock.now());
+        let opened = open();
+        if !matches!(opened, Err(Unserved::NotYet)) {
+            return opened;
+        }
+        let mut settled = self.content.settled();
+        let until = Instant::now() + DURABLE_WITHIN;
+        loop {
+            match open() {
+                Err(Unserved::NotYet) => {}
+                opened => return opened,
+            }
+            // Each turn takes a commit, or its failure; a disk that fails over and over ends the wait.
+            if tokio::time::timeout_at(until, settled.changed()).await.is_err() {
+                return Err(Unserved::NotYet);
+            }
+            tokio::time::sleep(DURABLE_PAUSE).await;
         }
     }
 
@@ -287,7 +313,9 @@ fn status_for(unserved: Unserved) -> StatusCode {
         | Unserved::NoSuchName
         | Unserved::NotInstalled
         | Unserved::ForeignMac
-        | Unserved::NoToken => StatusCode::NOT_FOUND,
+        | Unserved::NoToken
+        | Unserved::NotAssigned => StatusCode::NOT_FOUND,
+        Unserved::NotYet => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 

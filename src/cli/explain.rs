@@ -15,6 +15,7 @@ use crate::boot::quirks::Quirks;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::server::Directory;
+use crate::explain::profiles::ProfileKnowledge;
 use crate::explain::{DeployImage, Dialogue, Knowledge, Machine, Party, Step, explain};
 use crate::image::library::Library;
 use crate::image::loaders::Loaders;
@@ -65,6 +66,7 @@ impl Directory for Reservations<'_> {
                 approved: true,
                 proven: true,
                 next_boot: NextBoot::Ramdisk,
+                profile: None,
                 reserved: Some(entry.address),
                 fruitless_loaders: 0,
                 quirks: Quirks::default(),
@@ -90,6 +92,8 @@ fn of_configuration(arguments: &ExplainArgs, path: &std::path::Path) -> Result<D
         directory: &Reservations(&config),
         name: reservation.and_then(|entry| entry.name.clone()),
         image: deploy_image(&config),
+        // Rules are the running appliance's.
+        profiles: ProfileKnowledge::default(),
         now: Clock::start().now(),
     };
     let dialogue = explain(arguments.mac, arguments.firmware, arguments.bytes, &knowledge);

@@ -28,6 +28,7 @@ pub mod image;
 mod lab;
 mod lease;
 mod node;
+mod profile;
 mod quirks;
 mod roster;
 mod serve;
@@ -75,6 +76,9 @@ pub enum Command {
     /// Register, list, show, approve, remove and order nodes
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// What nodes boot that is not the deploy ramdisk, and who boots it
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
     /// Addresses given out, and kept
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
@@ -172,6 +176,9 @@ fn perform(cli: Cli) -> Result<Finished, CommandError> {
         Command::Man(arguments) => generate::man(&arguments),
         Command::Status => ask(async { status::run(&Client::new(socket), json, style).await }),
         Command::Node(command) => ask(async { node::run(command, &Client::new(socket), json, style).await }),
+        Command::Profile(command) => {
+            ask(async { profile::run(command, &Client::new(socket), json, style).await })
+        }
         Command::Lease(command) => {
             ask(async { lease::run(&command, &Client::new(socket), json, style).await })
         }

@@ -10,7 +10,7 @@ use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::node::install::event::InstallEvent;
 use crate::node::timeline::{
-    ADDRESS_ELSEWHERE, AgentCall, Boot, FileOutcome, Happening, Stage, Transport, edited,
+    ADDRESS_ELSEWHERE, AgentCall, Boot, FileOutcome, Happening, ProfileOutcome, Stage, Transport, edited,
 };
 
 /// One event's cells.
@@ -92,6 +92,14 @@ pub fn describe(happening: &Happening) -> Line {
         Happening::Script { name, plan, .. } => {
             Line::new(Tone::Plain, "script", format!("{name}: {}", plan_words(*plan)))
         }
+        Happening::Profile { profile, rule, outcome } => {
+            let tone = match outcome {
+                ProfileOutcome::Boots | ProfileOutcome::Started | ProfileOutcome::Spent => Tone::Plain,
+                ProfileOutcome::PassedOver(_) => Tone::Attention,
+                ProfileOutcome::Refused(_) => Tone::Bad,
+            };
+            Line::new(tone, "profile", format!("{profile} by rule {rule}: {}", outcome.words()))
+        }
         Happening::Agent { call } => agent_line(call),
         Happening::AgentRefused { reason, .. } => Line::new(Tone::Bad, "agent", format!("refused: {reason}")),
         Happening::OrderGiven { order } => Line::new(Tone::Plain, "order", order.to_string()),
@@ -168,6 +176,8 @@ fn plan_words(plan: ScriptPlan) -> &'static str {
         ScriptPlan::Ramdisk => "boot the ramdisk",
         ScriptPlan::AwaitApproval => "wait for approval",
         ScriptPlan::LocalDisk => "go on to the local disk",
+        ScriptPlan::Profile => "boot its profile",
+        ScriptPlan::ProfileRefused => "wait: its profile is refused",
     }
 }
 

@@ -203,6 +203,7 @@ impl Nodes {
             approved: true,
             proven: true,
             next_boot: NextBoot::Ramdisk,
+            profile: None,
             reserved: None,
             fruitless_loaders: 0,
             quirks: Quirks::default(),

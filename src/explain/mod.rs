@@ -4,6 +4,7 @@
 //! the namespace and the script renderer. Nothing is stored and no address is taken; the token in the script is no token.
 //!
 //! - `machine`: what kinds of machine can be asked for, and the requests they send
+//! - [`profiles`]: which boot profile it would have, and why not another
 //! - `message`: a DHCP message option by option
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -15,6 +16,7 @@ use utoipa::ToSchema;
 use crate::boot::decision::{self, KnownNode, NextBoot, NothingToBoot, ScriptPlan, Standing, UnknownPolicy};
 use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::namespace;
+use crate::boot::profile::fit::Reader;
 use crate::boot::quirks::Quirks;
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe};
 use crate::clock::Timestamp;
@@ -23,12 +25,14 @@ use crate::dhcp::lease::{Binding, BindingState, ClientKey, LeaseState, LeaseView
 use crate::dhcp::server::{
     Answer, Destination, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Settings,
 };
+use crate::explain::profiles::{Assigned, ProfileKnowledge};
 use crate::net::MacAddr;
 use crate::node::NodeName;
 use crate::node::timeline::Stage;
 
 mod machine;
 mod message;
+pub mod profiles;
 
 pub use machine::{Machine, ParseMachineError};
 pub use message::OptionLine;
@@ -46,6 +50,7 @@ pub struct Knowledge<'a> {
     pub directory: &'a dyn Directory,
     pub name: Option<NodeName>,
     pub image: Option<DeployImage>,
+    pub profiles: ProfileKnowledge,
     pub now: Timestamp,
 }
 
@@ -280,7 +285,11 @@ impl Play<'_> {
             service: Service::Dhcp,
         };
         // What it would change is dropped with this copy of the server.
-        let outcome = self.server.handle(&received, self.knowledge.directory, self.knowledge.now);
+        let directory = Assigned {
+            registry: self.knowledge.directory,
+            profile: self.knowledge.profiles.choose(self.mac, self.machine, None),
+        };
+        let outcome = self.server.handle(&received, &directory, self.knowledge.now);
         match outcome.answer {
             Answer::Reply(reply) => {
                 let address = reply.address.map(|address| format!(" {address}")).unwrap_or_default();
@@ -342,7 +351,18 @@ impl Play<'_> {
             format!("HTTP GET http://{}/{name}", self.host())
         };
         self.say(Stage::Script, Party::Machine, asked, None);
-        let plan = self.script_plan();
+        let reader = if grub { Reader::Grub } else { Reader::Ipxe };
+        let leased = self.knowledge.leases.iter().find(|lease| lease.mac == self.mac);
+        // Any address of the subnet stands for the one it would be given.
+        let address = leased.map_or(self.host(), |lease| lease.address);
+        let told = self.knowledge.profiles.told(self.mac, self.machine, reader, self.host(), address);
+        for (setting, effect) in self.knowledge.profiles.asked(self.mac, self.machine, reader) {
+            self.decide(&setting, effect);
+        }
+        let plan = match self.script_plan(reader) {
+            ScriptPlan::Profile => told.plan(),
+            other => other,
+        };
         let arguments = self.arguments();
         let context = ScriptContext {
             server: self.host(),
@@ -351,6 +371,7 @@ impl Play<'_> {
             profile: &self.knowledge.config.boot.profile,
             token: NO_TOKEN,
             arguments: &arguments,
+            boot: told.text(),
         };
         let text = if grub { render_grub(plan, &context) } else { render_ipxe(plan, &context) };
         self.steps.push(Step {
@@ -371,7 +392,29 @@ impl Play<'_> {
             }
             ScriptPlan::LocalDisk => "it boots from its local disk".to_owned(),
             ScriptPlan::Ramdisk => self.ramdisk(grub),
+            ScriptPlan::Profile => {
+                for (name, bytes) in told.files() {
+                    self.profile_file(&name, bytes, grub);
+                }
+                format!("it boots profile {}", told.name())
+            }
+            ScriptPlan::ProfileRefused => {
+                format!(
+                    "profile {} is refused to it: its script waits and asks again every 10 s",
+                    told.name()
+                )
+            }
         }
+    }
+
+    fn profile_file(&mut self, name: &str, bytes: u64, grub: bool) {
+        let by_tftp = grub && !self.machine.firmware().is_http();
+        let asked = match by_tftp {
+            true => format!("TFTP read {name} (octet, blksize, tsize)"),
+            false => format!("HTTP GET http://{}/{name}", self.host()),
+        };
+        self.say(Stage::Kernel, Party::Machine, asked, None);
+        self.say(Stage::Kernel, Party::Appliance, format!("{name}, {bytes} bytes"), None);
     }
 
     fn ramdisk(&mut self, grub: bool) -> String {
@@ -432,14 +475,26 @@ impl Play<'_> {
     }
 
     fn standing(&self) -> Standing {
-        self.knowledge.directory.standing(self.mac, self.knowledge.now)
+        self.standing_before(None)
+    }
+
+    /// As the loader that asks finds it, or as DHCP does.
+    fn standing_before(&self, reader: Option<Reader>) -> Standing {
+        let profile = self.knowledge.profiles.choose(self.mac, self.machine, reader);
+        let registry = self.knowledge.directory;
+        Assigned { registry, profile }.standing(self.mac, self.knowledge.now)
     }
 
     /// What its script does; by then a stranger whose address was granted is a node.
-    fn script_plan(&self) -> ScriptPlan {
-        match self.standing() {
+    fn script_plan(&self, reader: Reader) -> ScriptPlan {
+        match self.standing_before(Some(reader)) {
             Standing::Known(node) => decision::decide_script(&node),
             Standing::Stranger => match self.knowledge.config.dhcp.unknown {
+                UnknownPolicy::Enroll
+                    if self.knowledge.profiles.choose(self.mac, self.machine, Some(reader)).is_some() =>
+                {
+                    ScriptPlan::Profile
+                }
                 UnknownPolicy::Enroll => ScriptPlan::Ramdisk,
                 UnknownPolicy::Approve | UnknownPolicy::Ignore => ScriptPlan::AwaitApproval,
             },
@@ -519,7 +574,8 @@ impl Play<'_> {
     }
 
     fn note_node(&mut self, node: &KnownNode) {
-        let KnownNode { id: _, approved, proven: _, next_boot, reserved, fruitless_loaders, quirks } = node;
+        let KnownNode { id: _, approved, proven: _, next_boot, profile, reserved, fruitless_loaders, quirks } =
+            node;
         self.decide(
             "registration",
             if *approved { "it is a node, and may boot" } else { "it is a node, and nobody approved it" },
@@ -532,6 +588,10 @@ impl Play<'_> {
         }
         match next_boot {
             NextBoot::Ramdisk => {}
+            NextBoot::LocalDisk if profile.as_ref().is_some_and(|profile| profile.one_shot) => self.decide(
+                "order",
+                "local boot was ordered: it is sent to its own disk once its one-shot profile was booted",
+            ),
             NextBoot::LocalDisk => self.decide("order", "local boot was ordered: it is sent to its own disk"),
         }
         if *fruitless_loaders >= decision::FRUITLESS_LOADERS_MAX {

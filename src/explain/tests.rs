@@ -19,6 +19,10 @@ impl Directory for Known {
 }
 
 fn told(machine: &str, known: Option<KnownNode>, extra: &str) -> Dialogue {
+    told_with(machine, known, extra, ProfileKnowledge::default())
+}
+
+fn told_with(machine: &str, known: Option<KnownNode>, extra: &str, profiles: ProfileKnowledge) -> Dialogue {
     let text = format!(
         "[network]\nbridge = \"br0\"\naddress = \"192.168.2.2/24\"\n[store]\npath = \"/var/lib/farrier\"\n{extra}"
     );
@@ -30,6 +34,7 @@ fn told(machine: &str, known: Option<KnownNode>, extra: &str) -> Dialogue {
         leases: Vec::new(),
         directory: &Known(known),
         name: None,
+        profiles,
         image: Some(DeployImage { arguments: Vec::new(), kernel_bytes: 14, ramdisk_bytes: 80 }),
         now: Timestamp::from_millis(1_795_000_000_000),
     };
@@ -39,7 +44,16 @@ fn told(machine: &str, known: Option<KnownNode>, extra: &str) -> Dialogue {
 fn node(approved: bool, next_boot: NextBoot, fruitless_loaders: u32) -> Option<KnownNode> {
     let id = crate::node::NodeId(uuid::Uuid::nil());
     let quirks = Quirks::default();
-    Some(KnownNode { id, approved, proven: approved, next_boot, reserved: None, fruitless_loaders, quirks })
+    Some(KnownNode {
+        id,
+        approved,
+        proven: approved,
+        next_boot,
+        profile: None,
+        reserved: None,
+        fruitless_loaders,
+        quirks,
+    })
 }
 
 #[test]
@@ -73,4 +87,62 @@ fn no_message_is_shown_bytewise_unless_asked_for() {
     let dialogue = told("uefi", None, "");
     assert!(dialogue.steps.iter().all(|step| step.bytes.is_none()));
     assert!(dialogue.steps.iter().any(|step| step.options.iter().any(|option| option.code == 93)));
+}
+
+#[test]
+fn a_boot_profile_is_explained_rule_by_rule() {
+    use crate::boot::profile::rules::{RuleList, Selector};
+    use crate::boot::profile::runs::Fence;
+    use crate::boot::profile::testing::{efi, iso, kernel};
+    let prefix = |text: &str| Selector::MacPrefix(text.parse().unwrap());
+    let list = [
+        ("memtest", prefix("52:54")),
+        ("disc", prefix("52:54")),
+        ("live", prefix("52:54")),
+        ("live", prefix("aa")),
+    ];
+    let list = list.into_iter().fold(RuleList::default(), |list, (profile, who)| {
+        list.assigned(profile.parse().unwrap(), who, None, Timestamp::from_millis(1)).unwrap().0
+    });
+    let rules = list.rules().iter().map(|rule| (rule.clone(), Fence::Armed)).collect();
+    let profiles =
+        vec![efi("memtest"), iso("disc"), kernel("live", 1, &["h={node.name}", "ip={node.address}"])];
+    let knowledge = ProfileKnowledge { rules, profiles, ..ProfileKnowledge::default() };
+    let ask = |machine: &str, name: Option<&str>| {
+        let name = name.map(|name| name.parse().unwrap());
+        told_with(
+            machine,
+            node(true, NextBoot::Ramdisk, 0),
+            "",
+            ProfileKnowledge { name, ..knowledge.clone() },
+        )
+    };
+    let effects = |dialogue: &Dialogue| -> Vec<String> {
+        let rules = dialogue.decisions.iter().filter(|decision| decision.setting.starts_with("profile rule"));
+        rules.map(|decision| decision.effect.clone()).collect()
+    };
+    // UEFI: the first rule. BIOS: no EFI program, so the image. Secure Boot: neither, so the kernel.
+    let uefi = ask("uefi", None);
+    assert_eq!(uefi.ends, "it boots profile memtest");
+    assert_eq!(effects(&uefi)[1], "not asked: an earlier one matches");
+    let bios = ask("bios", None);
+    assert_eq!(bios.ends, "it boots profile disc");
+    assert!(effects(&bios)[0].contains("passed over: it is an EFI program"));
+    assert!(bios.steps.iter().any(|step| step.text.contains("profile/disc/image.iso")));
+    let secure = ask("uefi-secure", None);
+    assert!(secure.ends.contains("profile live is refused to it"), "{}", secure.ends);
+    let secure = ask("uefi-secure", Some("anvil"));
+    assert_eq!(secure.ends, "it boots profile live");
+    let effects = effects(&secure);
+    assert!(effects[0].contains("not signed") && effects[1].contains("no signed loader"), "{effects:?}");
+    assert_eq!(effects.len(), 4);
+    let script = secure.steps.iter().find_map(|step| step.script.clone()).unwrap();
+    assert!(script.contains("linux /profile/live/kernel h=anvil ip=192.168."), "{script}");
+    // Nothing of it where no rule is.
+    assert!(
+        told("uefi", node(true, NextBoot::Ramdisk, 0), "")
+            .decisions
+            .iter()
+            .all(|it| !it.setting.contains("profile"))
+    );
 }

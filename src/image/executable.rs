@@ -13,14 +13,21 @@ use std::ops::Range;
 
 use object::LittleEndian;
 use object::pe::{
-    IMAGE_DIRECTORY_ENTRY_SECURITY, ImageDataDirectory, ImageDosHeader, ImageNtHeaders32, ImageNtHeaders64,
+    IMAGE_DIRECTORY_ENTRY_SECURITY, IMAGE_FILE_MACHINE_AMD64, IMAGE_FILE_MACHINE_ARM,
+    IMAGE_FILE_MACHINE_ARM64, IMAGE_FILE_MACHINE_ARMNT, IMAGE_FILE_MACHINE_I386, IMAGE_FILE_MACHINE_RISCV64,
+    IMAGE_FILE_MACHINE_THUMB, IMAGE_SUBSYSTEM_EFI_APPLICATION, ImageDataDirectory, ImageDosHeader,
+    ImageNtHeaders32, ImageNtHeaders64, Machine,
 };
-use object::read::pe::{ImageNtHeaders, PeFile};
+use object::read::pe::{ImageNtHeaders, ImageOptionalHeader, PeFile};
 use object::{FileKind, Object, ObjectSection};
 use sbat::{ImageSbat, RevocationSbat, ValidationResult};
 
+use crate::boot::client::Firmware;
+use crate::boot::profile::Program;
 use crate::image::digest::Digest;
 
+/// Not yet among the names `object` has (PE/COFF specification).
+const IMAGE_FILE_MACHINE_LOONGARCH64: Machine = Machine(0x6264);
 const SBAT_LEVEL: &[u8] = include_bytes!("../../pxe/sbat-level.csv");
 /// Signature and file header, before the optional header (PE/COFF specification).
 const BEFORE_OPTIONAL_HEADER: usize = 4 + 20;
@@ -114,6 +121,44 @@ fn parts<Pe: ImageNtHeaders>(program: &[u8]) -> Option<([&[u8]; 3], &[u8])> {
         program.get(entry + size_of::<ImageDataDirectory>()..start)?,
     ];
     Some((signed, signature))
+}
+
+/// Where a kernel or an EFI program runs, and whether it is signed.
+pub fn program(bytes: &[u8]) -> Program {
+    let platform = match FileKind::parse(bytes) {
+        Ok(FileKind::Pe32) => platform::<ImageNtHeaders32>(bytes),
+        Ok(FileKind::Pe64) => platform::<ImageNtHeaders64>(bytes),
+        Ok(_) | Err(_) => None,
+    };
+    Program { signature: signature(bytes), platform, bios: is_bzimage(bytes) }
+}
+
+/// Only programs that UEFI starts: a Windows program is a PE file as well.
+fn platform<Pe: ImageNtHeaders>(program: &[u8]) -> Option<Firmware> {
+    let file = PeFile::<Pe>::parse(program).ok()?;
+    let headers = file.nt_headers();
+    if headers.optional_header().subsystem() != IMAGE_SUBSYSTEM_EFI_APPLICATION {
+        return None;
+    }
+    Some(match headers.file_header().machine.get(LittleEndian) {
+        IMAGE_FILE_MACHINE_I386 => Firmware::UefiIa32,
+        IMAGE_FILE_MACHINE_AMD64 => Firmware::UefiX64,
+        IMAGE_FILE_MACHINE_ARM | IMAGE_FILE_MACHINE_THUMB | IMAGE_FILE_MACHINE_ARMNT => Firmware::UefiArm32,
+        IMAGE_FILE_MACHINE_ARM64 => Firmware::UefiArm64,
+        IMAGE_FILE_MACHINE_RISCV64 => Firmware::UefiRiscv64,
+        IMAGE_FILE_MACHINE_LOONGARCH64 => Firmware::UefiLoongarch64,
+        _ => return None,
+    })
+}
+
+/// The boot sector flag and the header's magic (Linux' x86 boot protocol).
+fn is_bzimage(kernel: &[u8]) -> bool {
+    kernel.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) && kernel.get(0x202..0x206) == Some(b"HdrS")
+}
+
+/// A volume descriptor of ISO 9660 stands in the 17th sector.
+pub fn is_iso(image: &[u8]) -> bool {
+    image.get(16 * 2048 + 1..16 * 2048 + 6) == Some(b"CD001")
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! ```text
 //! <state>/images/blobs/<sha256>     bytes; written once, read-only, never changed or truncated
 //! <state>/images/<profile>.json     Manifest: which blobs are the profile's kernel and ramdisk
+//! <state>/images/profiles/<name>.json  a boot profile: see `boot_profiles`
 //! ```
 //! # What is atomic
 //! A blob is written to a temporary name, synced, and renamed to its digest; a manifest likewise, after its blobs.
@@ -15,7 +16,7 @@
 //! not hash to its name is not served, and neither is its profile: [`Library::damage`] says so until a reload
 //! finds it whole. The rest of the library is served meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -34,6 +35,12 @@ use crate::clock::Timestamp;
 use crate::image::digest::Digest;
 use crate::image::executable::{self, Signature};
 use crate::net::sys;
+
+mod boot_profiles;
+
+pub use boot_profiles::{RemoveError, ServedProfile};
+
+use boot_profiles::BootShelf;
 
 /// A manifest is a few hundred bytes; anything much larger is not one.
 const MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
@@ -119,6 +126,7 @@ pub enum PublishError {
 pub struct Library {
     images: PathBuf,
     shelf: ArcSwap<Shelf>,
+    boot: ArcSwap<BootShelf>,
     /// Reloads and publications, one at a time.
     writing: Mutex<()>,
 }
@@ -140,7 +148,8 @@ impl Library {
         let images = state.join("images");
         let blobs = images.join("blobs");
         fs::create_dir_all(&blobs).map_err(|source| OpenError { path: blobs, source })?;
-        let library = Library { images, shelf: ArcSwap::default(), writing: Mutex::new(()) };
+        let library =
+            Library { images, shelf: ArcSwap::default(), boot: ArcSwap::default(), writing: Mutex::new(()) };
         library.reload()?;
         Ok(library)
     }
@@ -155,7 +164,7 @@ impl Library {
     }
 
     pub fn damage(&self) -> Vec<Damage> {
-        self.shelf.load().damage.clone()
+        self.shelf.load().damage.iter().chain(&self.boot.load().damage).cloned().collect()
     }
 
     /// Reads the manifests again. Blobs already open and verified are kept, not hashed again.
@@ -256,6 +265,7 @@ impl Library {
             tracing::error!(path = %damage.path.display(), reason = damage.reason, "image not served");
         }
         self.shelf.store(Arc::new(shelf));
+        self.read_boot_shelf();
         Ok(())
     }
 
@@ -282,16 +292,9 @@ impl Library {
         Ok(Profile { manifest, arguments, kernel, kernel_signature, ramdisk })
     }
 
-    /// Removes those of `digests` that no manifest names. Failing to is not an error: the blobs only take space.
+    /// Removes those of `digests` that nothing names. Failing to is not an error: the blobs only take space.
     fn drop_unused(&self, digests: &[Digest]) {
-        let mut used = BTreeSet::new();
-        for path in self.manifest_paths().unwrap_or_default() {
-            match read_manifest(&path) {
-                Ok(manifest) => used.extend([manifest.kernel.digest, manifest.ramdisk.digest]),
-                // What an unreadable manifest names is unknown; keep everything.
-                Err(_) => return,
-            }
-        }
+        let Some(used) = self.used_blobs() else { return };
         for digest in digests.iter().filter(|digest| !used.contains(digest)) {
             let path = self.blob_path(*digest);
             if let Err(error) = fs::remove_file(&path) {

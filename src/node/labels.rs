@@ -205,7 +205,8 @@ impl fmt::Display for Labels {
 }
 
 /// Which nodes are wanted; all terms must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct LabelSelector(Vec<(LabelKey, Option<LabelValue>)>);
 
 impl LabelSelector {
@@ -230,6 +231,32 @@ impl FromStr for LabelSelector {
             None => term.parse().map(|key| (key, None)),
         };
         terms.into_iter().map(|text| term(text.trim())).collect::<Result<_, _>>().map(LabelSelector)
+    }
+}
+
+impl fmt::Display for LabelSelector {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (key, value)) in self.0.iter().enumerate() {
+            let comma = if number == 0 { "" } else { "," };
+            match value {
+                Some(value) => write!(formatter, "{comma}{key}={value}")?,
+                None => write!(formatter, "{comma}{key}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<String> for LabelSelector {
+    type Error = LabelError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<LabelSelector> for String {
+    fn from(selector: LabelSelector) -> String {
+        selector.to_string()
     }
 }
 

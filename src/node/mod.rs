@@ -173,10 +173,12 @@ pub struct Node {
 impl Node {
     /// What the next netboot does: an open task on its disks outranks what was set.
     pub fn boots_next(&self) -> NextBoot {
-        match &self.intent {
-            Some(intent) if intent.needs_ramdisk() => NextBoot::Ramdisk,
-            Some(_) | None => self.next_boot,
-        }
+        if self.must_boot_ramdisk() { NextBoot::Ramdisk } else { self.next_boot }
+    }
+
+    /// An open task on its disks is done by the ramdisk, whatever else it is to boot.
+    pub fn must_boot_ramdisk(&self) -> bool {
+        self.intent.as_ref().is_some_and(|intent| intent.needs_ramdisk())
     }
 
     /// For whoever may read everything but act for nobody: without the key of its task.

@@ -16,6 +16,8 @@ use utoipa::ToSchema;
 
 use crate::boot::client::ClientClass;
 use crate::boot::decision::{NothingToBoot, ScriptPlan};
+use crate::boot::profile::ProfileName;
+use crate::boot::profile::rules::RuleNumber;
 use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
@@ -124,6 +126,14 @@ pub enum Happening {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token_issued_at: Option<Timestamp>,
     },
+    /// What came of a boot profile that a rule assigns to this node.
+    Profile {
+        #[schema(value_type = String)]
+        profile: ProfileName,
+        #[schema(value_type = u32)]
+        rule: RuleNumber,
+        outcome: ProfileOutcome,
+    },
     Agent {
         call: AgentCall,
     },
@@ -226,6 +236,34 @@ pub enum FileOutcome {
     Aborted(String),
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", tag = "result", content = "reason")]
+pub enum ProfileOutcome {
+    /// Its script was handed out.
+    Boots,
+    /// The same, of a one-shot: on disk before the script left.
+    Started,
+    /// The one-shot was handed out whole: it is not booted again.
+    Spent,
+    /// The machine cannot boot it, so the next rule was asked.
+    PassedOver(String),
+    /// A value its arguments want is missing, or makes no word: the machine waits and asks again.
+    Refused(String),
+}
+
+impl ProfileOutcome {
+    /// In a few words.
+    pub fn words(&self) -> String {
+        match self {
+            ProfileOutcome::Boots => "booted".to_owned(),
+            ProfileOutcome::Started => "started, once and never again".to_owned(),
+            ProfileOutcome::Spent => "handed out whole; the one-shot is spent".to_owned(),
+            ProfileOutcome::PassedOver(reason) => format!("passed over: {reason}"),
+            ProfileOutcome::Refused(reason) => format!("refused: {reason}"),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum AgentCall {
@@ -273,6 +311,10 @@ impl Happening {
                 }
             }
             Happening::Script { name, .. } => clean(name),
+            Happening::Profile {
+                outcome: ProfileOutcome::PassedOver(reason) | ProfileOutcome::Refused(reason),
+                ..
+            } => clean(reason),
             Happening::Agent { call: AgentCall::Failure { step, message } } => {
                 clean(step);
                 clean(message);
@@ -283,6 +325,7 @@ impl Happening {
                 return Happening::Install { generation: *generation, install: install.clone().bounded() };
             }
             Happening::Agent { .. }
+            | Happening::Profile { .. }
             | Happening::OrderGiven { .. }
             | Happening::Approved
             | Happening::QuirksSet { .. }
@@ -312,6 +355,7 @@ impl Happening {
                 AgentCall::Inventory => Some(Stage::Enrolled),
             },
             Happening::OtherServer { .. }
+            | Happening::Profile { .. }
             | Happening::AgentRefused { .. }
             | Happening::OrderGiven { .. }
             | Happening::State { .. }

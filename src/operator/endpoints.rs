@@ -9,7 +9,7 @@ use super::access::{self, Role};
 use super::api::*;
 use super::openapi::Told;
 use super::routes::Shared;
-use super::{events, images, leases, monitoring, nodes, roster, tasks, why};
+use super::{events, images, leases, monitoring, nodes, profiles, roster, tasks, why};
 use crate::boot::client::Firmware;
 use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
@@ -50,6 +50,7 @@ pub fn all() -> Vec<Endpoint> {
         lists(),
         addresses(),
         images_and_events(),
+        boot_profiles(),
         appliance(),
         access::endpoints(),
     ];
@@ -478,6 +479,70 @@ fn images_and_events() -> Vec<Endpoint> {
                 .query_of::<Stage>("stage", "Only events that bring a boot to this stage.")
                 .header("Last-Event-ID", "Go on behind this event.")
                 .refuses(&[404]),
+        ),
+    ]
+}
+
+fn boot_profiles() -> Vec<Endpoint> {
+    let text = || utoipa::openapi::schema::ObjectBuilder::new().schema_type(utoipa::openapi::Type::String);
+    vec![
+        read(
+            "/api/v1/profiles",
+            get(profiles::list),
+            Told::page_of::<ProfileEntry>("list_profiles", "profiles", "Boot profiles, by name")
+                .listed()
+                .flag("served", "Only profiles that are, or are not, whole."),
+        ),
+        read(
+            "/api/v1/profiles/{profile}",
+            get(profiles::show),
+            Told::answers::<ProfileEntry>("show_profile", "profiles", "One boot profile").refuses(&[404]),
+        ),
+        change(
+            Method::DELETE,
+            "/api/v1/profiles/{profile}",
+            delete(profiles::remove),
+            Told::answers::<ProfileEntry>(
+                "remove_profile",
+                "profiles",
+                "Take a boot profile out of the library that no rule names",
+            )
+            .refuses(&[404, 409]),
+        ),
+        read(
+            "/api/v1/assignments",
+            get(profiles::assignments),
+            Told::page_of::<AssignmentEntry>(
+                "list_assignments",
+                "profiles",
+                "Rules that say who boots which profile, in the order in which they are asked",
+            )
+            .listed()
+            .query("profile", "Only rules that assign this profile.", text()),
+        ),
+        change(
+            Method::POST,
+            "/api/v1/assignments",
+            post(profiles::assign),
+            Told::new(
+                "assign_profile",
+                "profiles",
+                "Have machines boot a profile; says at once which of them cannot",
+            )
+            .also::<Assigned>(201, "Assigned.")
+            .reads::<AssignRequest>()
+            .refuses(&[404, 409]),
+        ),
+        change(
+            Method::DELETE,
+            "/api/v1/assignments/{rule}",
+            delete(profiles::unassign),
+            Told::answers::<AssignmentEntry>(
+                "unassign_profile",
+                "profiles",
+                "Take a rule away, and with it what is known of its one-shot",
+            )
+            .refuses(&[404]),
         ),
     ]
 }

@@ -10,6 +10,7 @@
 //! - [`endpoints`]: the table of routes, each with what is told of it; [`openapi`]: the document made of it
 //! - `routes`: the table as a router behind the gate; `pace`: the share of the processors it may take
 //! - `nodes`, `leases`, `images`, `monitoring`: handlers; `asked`: what a request says, `answer`: how it is answered
+//! - `profiles`: boot profiles, and the rules that assign them
 //! - `roster`: import and export of whole lists
 //! - [`idempotency`]: a repeated POST is done once
 //! - [`why`]: verdicts, and the dialogue a machine would have
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::boot::loader::LoaderTable;
+use crate::bootplane::profiles::ProfileDesk;
 use crate::bridge_log::BridgeLog;
 use crate::bridge_log::event::BridgeFault;
 use crate::clock::{Clock, Timestamp};
@@ -72,6 +74,7 @@ pub mod openapi;
 mod pace;
 pub mod problem;
 pub mod problems;
+pub(crate) mod profiles;
 mod roster;
 mod routes;
 mod serve;
@@ -148,6 +151,11 @@ pub trait ApplianceView: Send + Sync {
     /// The loaders that can be served.
     fn loader_table(&self) -> Arc<LoaderTable> {
         Arc::new(LoaderTable::built_in())
+    }
+
+    /// Who boots which profile; absent where nothing is served to boot.
+    fn boot_profiles(&self) -> Option<Arc<ProfileDesk>> {
+        None
     }
 
     /// The deploy image that is served, if there is one.

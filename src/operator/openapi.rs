@@ -258,7 +258,11 @@ fn path_parameters(path: &str) -> impl Iterator<Item = Parameter> {
             }
             "mac" => ("MAC address of a port.", crate::net::MacAddr::schema()),
             "token" => ("Id or name of a token.", text.min_length(Some(1)).into()),
-            "profile" => ("Name of a deploy profile.", text.min_length(Some(1)).into()),
+            "rule" => {
+                let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1.0));
+                ("Number of a rule.", number.maximum(Some(f64::from(u32::MAX))).into())
+            }
+            "profile" => ("Name of a profile.", text.min_length(Some(1)).into()),
             "digest" => ("SHA-256 of the blob.", text.pattern(Some("^[0-9a-f]{64}$")).into()),
             _ => ("", text.min_length(Some(1)).into()),
         };
@@ -307,7 +311,7 @@ fn document(endpoints: Vec<Endpoint>) -> OpenApi {
         ))
         .license(Some(utoipa::openapi::License::new("MIT OR Apache-2.0")))
         .build();
-    let tags = ["nodes", "addresses", "images", "events", "access", "appliance"];
+    let tags = ["nodes", "addresses", "images", "profiles", "events", "access", "appliance"];
     OpenApiBuilder::new()
         .info(info)
         .paths(paths.build())

@@ -10,7 +10,10 @@ use super::OperatorParts;
 use super::asked::{Asked, Reference};
 use super::problem::{Problem, ProblemKind};
 use super::routes::Shared;
+use crate::boot::profile::rules::Subject;
+use crate::boot::profile::runs::Fence;
 use crate::clock::Timestamp;
+use crate::explain::profiles::ProfileKnowledge;
 use crate::explain::{Dialogue, Knowledge, Machine};
 use crate::net::MacAddr;
 use crate::node::registry::{NodeRef, StrangerTrace};
@@ -57,9 +60,38 @@ pub(super) async fn explain(
         directory: &*parts.registry,
         name: parts.registry.name_of(mac),
         image: parts.appliance.deploy_image(),
+        profiles: profiles_for(&parts, mac),
         now: parts.clock.now(),
     };
     Ok(Json(crate::explain::explain(mac, firmware, bytes, &knowledge)))
+}
+
+fn profiles_for(parts: &OperatorParts, mac: MacAddr) -> ProfileKnowledge {
+    let Some(desk) = parts.appliance.boot_profiles() else { return ProfileKnowledge::default() };
+    let list = desk.rules();
+    let fences = |fence: &dyn Fn(crate::boot::profile::rules::RuleNumber) -> Fence| {
+        list.rules().iter().map(|rule| (rule.clone(), fence(rule.number))).collect()
+    };
+    let of_node = parts.registry.look_at(mac, |node, boot| ProfileKnowledge {
+        id: Some(node.id),
+        name: node.name.clone(),
+        uuid: node.uuid,
+        ports: node.ports.clone(),
+        labels: node.labels.clone(),
+        // As of its next boot: what runs in this one is over by then.
+        rules: match node.must_boot_ramdisk() {
+            // An open task outranks every profile.
+            true => Vec::new(),
+            false => fences(&|rule| desk.fence(rule, &Subject::of(node), boot.saturating_add(1))),
+        },
+        profiles: Vec::new(),
+    });
+    let stranger = || ProfileKnowledge { rules: fences(&|_| Fence::Armed), ..ProfileKnowledge::default() };
+    let profiles = desk.library().boot_profiles();
+    ProfileKnowledge {
+        profiles: profiles.iter().map(|served| served.profile.clone()).collect(),
+        ..of_node.unwrap_or_else(stranger)
+    }
 }
 
 /// Why the machine is where it is; the newest boot if none is named.
@@ -158,6 +190,7 @@ fn other_servers(boot: Option<&Boot>, trace: Option<&StrangerTrace>) -> BTreeSet
         Happening::OtherServer { server, .. } => Some(*server),
         Happening::File { .. }
         | Happening::Script { .. }
+        | Happening::Profile { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }

@@ -48,7 +48,7 @@ fn kind(happening: &Happening) -> &'static str {
     match happening {
         Happening::Dhcp { .. } | Happening::OtherServer { .. } => "dhcp",
         Happening::File { .. } => "file",
-        Happening::Script { .. } => "script",
+        Happening::Script { .. } | Happening::Profile { .. } => "script",
         Happening::Agent { .. } | Happening::AgentRefused { .. } => "agent",
         Happening::Install { .. } => "install",
         Happening::State { .. }

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::boot::decision::{ScriptPlan, Standing, decide_script};
+use crate::boot::decision::{KnownNode, ScriptPlan, Standing, decide_script};
+use crate::boot::profile::fit::Reader;
+use crate::boot::script::profile::BootText;
 use crate::boot::script::{ScriptContext, render_ipxe};
+use crate::bootplane::profiles::{Asker, Prepared};
 use crate::net::MacAddr;
 use crate::node::NodeId;
 use crate::node::registry::{Expected, NodeFilter, NodeRef};
@@ -94,11 +97,27 @@ pub(super) fn task(operator: &OperatorParts, node: &NodeDetail) -> Option<TaskDe
 /// What iPXE would be given now, with words in the token's place.
 pub(super) fn script(operator: &OperatorParts, mac: MacAddr) -> String {
     let now = operator.clock.now();
+    let config = operator.config.load();
+    let server = config.network.address.ip();
+    let leases = operator.appliance.leases();
+    let address = leases.by_address.iter().find(|lease| lease.mac == mac).map(|lease| lease.address);
+    let asker = Asker { mac, address, server, reader: Reader::Ipxe };
+    let choice = operator
+        .appliance
+        .boot_profiles()
+        .and_then(|desk| operator.registry.look_at(mac, |node, boot| desk.choose(node, boot, asker)));
+    let prepared = choice.and_then(|choice| choice.prepared);
     let plan = match operator.registry.standing(mac, now) {
         Standing::Stranger => ScriptPlan::AwaitApproval,
-        Standing::Known(node) => decide_script(&node),
+        Standing::Known(node) => {
+            let profile = prepared.as_ref().map(|prepared| prepared.assigned.clone());
+            decide_script(&KnownNode { profile, ..node })
+        }
     };
-    let config = operator.config.load();
+    let plan = match &prepared {
+        Some(prepared) if plan == ScriptPlan::Profile => prepared.plan(),
+        Some(_) | None => plan,
+    };
     let name = operator.registry.name_of(mac);
     let image = operator.appliance.deploy_image();
     let of_image = image.iter().flat_map(|image| &image.arguments);
@@ -106,12 +125,13 @@ pub(super) fn script(operator: &OperatorParts, mac: MacAddr) -> String {
     render_ipxe(
         plan,
         &ScriptContext {
-            server: config.network.address.ip(),
+            server,
             mac,
             node: name.as_ref(),
             profile: &config.boot.profile,
             token: "(made-when-asked-for)",
             arguments: &arguments,
+            boot: prepared.as_ref().map_or(BootText::Ramdisk, Prepared::text),
         },
     )
 }

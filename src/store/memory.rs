@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::boot::profile::runs::Record as ProfileRecord;
 use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::Binding;
@@ -31,6 +32,7 @@ struct State {
     audit: BTreeMap<u64, AuditRecord>,
     answers: BTreeMap<RequestKey, KeptAnswer>,
     bridge_events: BTreeMap<u64, BridgeEvent>,
+    profile_records: BTreeMap<String, ProfileRecord>,
     first_boots: BTreeMap<NodeId, FirstBoot>,
     failures: u32,
     held: Option<Vec<(Vec<Change>, WhenDurable)>>,
@@ -56,6 +58,11 @@ impl MemoryStore {
             answers: snapshot.answers.into_iter().map(|answer| (answer.key.clone(), answer)).collect(),
             first_boots: snapshot.first_boots.into_iter().map(|it| (it.node, it)).collect(),
             bridge_events: snapshot.bridge_events.into_iter().map(|event| (event.sequence, event)).collect(),
+            profile_records: snapshot
+                .profile_records
+                .into_iter()
+                .map(|record| (record.key(), record))
+                .collect(),
             failures: 0,
             held: None,
         };
@@ -101,6 +108,7 @@ impl Store for MemoryStore {
             audit: state.audit.values().cloned().collect(),
             answers,
             bridge_events: state.bridge_events.values().cloned().collect(),
+            profile_records: state.profile_records.values().cloned().collect(),
             first_boots: state.first_boots.values().cloned().collect(),
             damage: Vec::new(),
         })
@@ -183,6 +191,10 @@ impl State {
             Change::DropBridgeEventsBelow { sequence } => {
                 self.bridge_events = self.bridge_events.split_off(&sequence);
             }
+            Change::ProfileRecord { key, record } => match record {
+                Some(record) => drop(self.profile_records.insert(key, *record)),
+                None => drop(self.profile_records.remove(&key)),
+            },
         }
     }
 }

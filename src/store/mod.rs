@@ -1,7 +1,7 @@
 //! Durable state: synced to disk before anybody is told of it.
 //!
 //! The store knows DHCP bindings, nodes and what their installed systems are given, timeline events, the bridge's events, operators' tokens, the audit log, answers that
-//! may be asked for again, and a few secrets. It is read whole at start ([`Store::load`]) and afterwards only written: every part keeps what it owns in memory, and hands the
+//! may be asked for again, who boots which profile, and a few secrets. It is read whole at start ([`Store::load`]) and afterwards only written: every part keeps what it owns in memory, and hands the
 //! store batches of [`Change`]s. A batch is atomic and applied in order of submission. [`Store::submit`] returns at
 //! once; the store groups what is queued into one transaction, syncs it to disk, and only then calls each batch's
 //! `when_durable` — which is where a DHCPACK is sent from. If the commit fails the same call carries the error and
@@ -12,6 +12,7 @@
 
 use std::net::Ipv4Addr;
 
+use crate::boot::profile::runs::Record as ProfileRecord;
 use crate::bridge_log::event::BridgeEvent;
 use crate::dhcp::lease::Binding;
 use crate::node::install::first_boot::FirstBoot;
@@ -28,7 +29,8 @@ pub mod sqlite;
 mod tests;
 
 /// One durable change. Keys: a binding by address, a node by id, an event by (node, boot, sequence), a secret by name,
-/// a token by id, an audit entry or an event of the bridge by sequence, an answer by its request's key.
+/// a token by id, an audit entry or an event of the bridge by sequence, an answer by its request's key,
+/// a record of boot profiles by its own key.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     PutBinding(Binding),
@@ -65,6 +67,11 @@ pub enum Change {
     DropBridgeEventsBelow {
         sequence: u64,
     },
+    /// `None` drops it.
+    ProfileRecord {
+        key: String,
+        record: Option<Box<ProfileRecord>>,
+    },
 }
 
 /// What a change does to a lease.
@@ -94,7 +101,8 @@ impl Change {
             | Change::PutFirstBoot(_)
             | Change::DropFirstBoot(_)
             | Change::PutBridgeEvent(_)
-            | Change::DropBridgeEventsBelow { .. } => None,
+            | Change::DropBridgeEventsBelow { .. }
+            | Change::ProfileRecord { .. } => None,
         }
     }
 }
@@ -114,6 +122,8 @@ pub struct Snapshot {
     pub answers: Vec<KeptAnswer>,
     /// In order of sequence.
     pub bridge_events: Vec<BridgeEvent>,
+    /// By key.
+    pub profile_records: Vec<ProfileRecord>,
     pub first_boots: Vec<FirstBoot>,
     /// Records that could not be read and were set aside, a line each; the appliance reports them.
     pub damage: Vec<String>,

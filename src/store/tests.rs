@@ -12,6 +12,8 @@ use super::sqlite::SqliteStore;
 use super::*;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::decision::NextBoot;
+use crate::boot::profile::rules::{RuleList, RuleNumber};
+use crate::boot::profile::runs::{Record, Run, RunState};
 use crate::boot::quirks::Quirks;
 use crate::bridge_log::event::{BridgeFault, BridgeHappening};
 use crate::clock::Timestamp;
@@ -129,6 +131,17 @@ fn bridge_event(sequence: u64) -> BridgeEvent {
         },
     };
     BridgeEvent { sequence, at: Timestamp::from_millis(sequence), happening }
+}
+
+fn profile_record(last: u8, kept: bool) -> Change {
+    let (rule, mac) = (RuleNumber(u32::from(last)), MacAddr([2, 0, 0, 0, 0, last]));
+    let state = RunState::Started { boot: 3, at: Timestamp::from_millis(u64::from(last)) };
+    let profile = "wipe".parse().expect("a name");
+    let record = match last {
+        0 => Record::Rules(RuleList::default()),
+        _ => Record::Run(Run { rule, mac, node: NodeId(Uuid::from_u128(1)), profile, state }),
+    };
+    Change::ProfileRecord { key: record.key(), record: kept.then(|| Box::new(record)) }
 }
 
 fn put_node(number: u128, version: u64) -> Change {
@@ -281,6 +294,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         1 => ("[ab]", "[ab]").prop_map(|(who, key)| Change::DropAnswer(RequestKey { who, key })),
         1 => (0..6u64).prop_map(|sequence| Change::PutBridgeEvent(Box::new(bridge_event(sequence)))),
         1 => (0..6u64).prop_map(|sequence| Change::DropBridgeEventsBelow { sequence }),
+        1 => (0..3u8, any::<bool>()).prop_map(|(last, kept)| profile_record(last, kept)),
         1 => any::<Vec<u8>>().prop_map(|value| Change::PutSecret { name: "key", value }),
     ]
 }

@@ -179,6 +179,7 @@ mod tests {
             profile: "vm",
             token: "SECRET",
             arguments: &[],
+            boot: Default::default(),
         }
     }
 

@@ -39,6 +39,8 @@ pub enum Silence {
     RateLimited,
     PeerBusy,
     ServerBusy,
+    /// What the file rests on is on its way to the disk.
+    NotYet,
 }
 
 impl Silence {
@@ -51,6 +53,7 @@ impl Silence {
             Silence::RateLimited => "rate-limited",
             Silence::PeerBusy => "peer-busy",
             Silence::ServerBusy => "server-busy",
+            Silence::NotYet => "not-durable-yet",
         }
     }
 }

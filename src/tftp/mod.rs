@@ -63,12 +63,14 @@ pub struct Restraint {
     pub pace: Option<Arc<Pace>>,
 }
 
-/// Why a name is not served. The client hears "file not found" in either case.
+/// Why a name is not served. The client hears "file not found", unless it is only too early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotServed {
     NotFound,
     /// A name outside the namespace: `..`, NUL, too long.
     Refused,
+    /// What it rests on is on its way to the disk: no answer, so that the client asks again.
+    NotYet,
 }
 
 /// How one transfer went.

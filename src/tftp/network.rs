@@ -23,7 +23,7 @@ use crate::telemetry::Tally;
 use crate::tftp::FileSource;
 use crate::tftp::admission::{Admission, SESSIONS_MAX, Silence};
 use crate::tftp::ports::{Lookout, PORTS, Ports};
-use crate::tftp::refusal::{NOT_FOUND, Refusal, refuse_operation};
+use crate::tftp::refusal::{Refusal, refuse_operation, refuse_source};
 use crate::tftp::session::{Begun, Session, log, outcome_word};
 use crate::tftp::sessions::{SessionKey, Sessions};
 use crate::tftp::transfer::{Limits, Transfer};
@@ -370,7 +370,7 @@ impl Server {
             self.handle_request_of_known_peer(key, datagram, now)?;
         }
         self.admission.admit_session(peer)?;
-        let opened = self.files.open(peer, request.name).map_err(|_| NOT_FOUND)?;
+        let opened = self.files.open(peer, request.name).map_err(refuse_source)?;
         let limits = self.limits().within(&opened.restraint);
         let transfer = Transfer::new(&request, &limits, opened.bytes, now).paced(opened.restraint.pace);
         let port_index = self.ports.next_index();

@@ -1,5 +1,6 @@
 //! What a request comes to, other than a transfer: silence or an error, each counted under its word.
 
+use crate::tftp::NotServed;
 use crate::tftp::admission::Silence;
 use crate::tftp::wire::{ErrorCode, Mode, Operation, Request, RequestError};
 
@@ -31,7 +32,15 @@ impl From<RequestError> for Refusal {
 }
 
 /// One text whatever the reason, so that nothing can be learnt from it.
-pub const NOT_FOUND: Refusal = Refusal::Error(ErrorCode::FileNotFound, "file not found", "not-found");
+const NOT_FOUND: Refusal = Refusal::Error(ErrorCode::FileNotFound, "file not found", "not-found");
+
+/// What a name that is not served comes to.
+pub fn refuse_source(reason: NotServed) -> Refusal {
+    match reason {
+        NotServed::NotFound | NotServed::Refused => NOT_FOUND,
+        NotServed::NotYet => Refusal::Silence(Silence::NotYet),
+    }
+}
 
 /// Whether it asks for what we do: files to read, in octets or as text.
 pub fn refuse_operation(request: &Request<'_>) -> Result<(), Refusal> {

@@ -12,6 +12,7 @@ use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings};
 use farrier::bootplane::limits::Limits;
 use farrier::bootplane::metadata::MetadataCalls;
 use farrier::bootplane::network::{self, BootPlaneHandle, BootPlaneParts};
+use farrier::bootplane::profiles::ProfileDesk;
 use farrier::bootplane::service::BootService;
 use farrier::clock::Clock;
 use farrier::config::MetadataConfig;
@@ -98,6 +99,7 @@ impl Plane {
                 arguments: vec!["console=ttyS0".parse().unwrap()],
             },
             loaders: loaders(&state),
+            profiles: profiles(&library, &store, &registry),
             library,
             registry: Arc::clone(&registry),
             addresses: Arc::clone(&addresses),
@@ -201,6 +203,13 @@ impl Plane {
     pub async fn counted_up_to(&self, service: &'static str, outcome: &'static str, least: u64) -> u64 {
         until(|| Some(self.tally.value(service, outcome)).filter(|count| *count >= least)).await
     }
+}
+
+fn profiles(library: &Arc<Library>, store: &Arc<MemoryStore>, registry: &Registry) -> Arc<ProfileDesk> {
+    let desk =
+        Arc::new(ProfileDesk::new(Vec::new(), Arc::clone(library), Arc::clone(store) as Arc<dyn Store>));
+    registry.follow_profiles(Box::new(Arc::clone(&desk)));
+    desk
 }
 
 fn registry(store: &Arc<MemoryStore>, clock: Clock) -> Arc<Registry> {

@@ -15,6 +15,7 @@ mod durability;
 mod files;
 mod guard;
 mod operator;
+mod profiles;
 mod schema;
 mod serve;
 mod support;

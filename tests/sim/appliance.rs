@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use farrier::boot::loader::LoaderTable;
 use farrier::bootplane::agent_calls::{AgentCalls, InstallParts};
 use farrier::bootplane::content::{BootContent, ContentParts, ScriptSettings, Ticket};
+use farrier::bootplane::profiles::ProfileDesk;
 use farrier::clock::{Clock, Timestamp};
 use farrier::config::{DhcpMode, OnRival};
 use farrier::dhcp::address_book::AddressBook;
@@ -158,6 +159,11 @@ impl Appliance {
             settings: ScriptSettings { server: SERVER, profile: "vm".to_owned(), arguments: Vec::new() },
             loaders: SHELF.loaders.clone(),
             library: Arc::clone(&SHELF.library),
+            profiles: Arc::new(ProfileDesk::new(
+                Vec::new(),
+                Arc::clone(&SHELF.library),
+                Arc::clone(&store) as _,
+            )),
             registry: Arc::clone(&registry),
             addresses: Arc::clone(&addresses),
             in_use: {

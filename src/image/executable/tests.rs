@@ -12,7 +12,7 @@ fn put(file: &mut [u8], at: usize, value: u32) {
 }
 
 /// A program for x86-64 with this section `.sbat`.
-fn program(sbat: &str) -> Vec<u8> {
+fn program_with(sbat: &str) -> Vec<u8> {
     let mut file = vec![0; DATA];
     file[..2].copy_from_slice(b"MZ");
     put(&mut file, 0x3c, 64);
@@ -52,7 +52,7 @@ fn the_checked_in_level_is_one_and_packages_of_debian_are_up_to_it() {
     let level = RevocationSbat::parse(SBAT_LEVEL).unwrap();
     assert_eq!(level.date().unwrap().as_str(), "2025051000");
     for current in [GRUB, "sbat,1,x\nshim,4,UEFI shim,shim,1,x\nshim.debian,1,Debian,shim,15.8,x\n"] {
-        assert_eq!(check_generation(&program(current)), Ok(()));
+        assert_eq!(check_generation(&program_with(current)), Ok(()));
     }
 }
 
@@ -63,7 +63,7 @@ fn a_component_below_the_level_is_named_with_its_generation() {
         (GRUB.replace("grub.debian,5", "grub.debian,3"), "grub.debian", 3, 4),
         ("sbat,1,x\nshim,2,UEFI shim,shim,1,x\n".to_owned(), "shim", 2, 4),
     ] {
-        let revoked = check_generation(&program(&old)).unwrap_err();
+        let revoked = check_generation(&program_with(&old)).unwrap_err();
         assert_eq!(
             (revoked.component.as_str(), revoked.generation, revoked.wanted),
             (component, generation, wanted)
@@ -77,8 +77,8 @@ fn a_component_below_the_level_is_named_with_its_generation() {
 #[test]
 fn what_says_nothing_of_itself_is_let_pass_and_nothing_panics() {
     assert_eq!(check_generation(b"#!ipxe\n"), Ok(()));
-    assert_eq!(check_generation(&program("no list at all")), Ok(()));
-    let whole = signed(program(&GRUB.replace("grub,5", "grub,1")));
+    assert_eq!(check_generation(&program_with("no list at all")), Ok(()));
+    let whole = signed(program_with(&GRUB.replace("grub,5", "grub,1")));
     for end in 0..whole.len() {
         let _ = check_generation(&whole[..end]);
         let _ = signature(&whole[..end]);
@@ -95,9 +95,9 @@ fn what_says_nothing_of_itself_is_let_pass_and_nothing_panics() {
 
 #[test]
 fn a_byte_that_was_changed_breaks_the_signature() {
-    assert_eq!(signature(&program(GRUB)), Signature::Absent);
+    assert_eq!(signature(&program_with(GRUB)), Signature::Absent);
     assert_eq!(signature(b"#!ipxe\n"), Signature::Absent);
-    let whole = signed(program(GRUB));
+    let whole = signed(program_with(GRUB));
     assert_eq!(signature(&whole), Signature::Whole);
     for at in [80, SECTION + 36, DATA + 30, DATA + GRUB.len() - 1] {
         let mut bent = whole.clone();
@@ -110,4 +110,28 @@ fn a_byte_that_was_changed_breaks_the_signature() {
         bent[at] ^= 1;
         assert_eq!(signature(&bent), Signature::Whole, "at {at}");
     }
+}
+
+#[test]
+fn where_a_program_runs_is_read_from_its_headers() {
+    let efi = |machine: u16, subsystem: u16| {
+        let mut file = program_with("");
+        file[68..70].copy_from_slice(&machine.to_le_bytes());
+        file[64 + BEFORE_OPTIONAL_HEADER + 68..][..2].copy_from_slice(&subsystem.to_le_bytes());
+        super::program(&file)
+    };
+    assert_eq!(efi(0x8664, 10).platform, Some(Firmware::UefiX64));
+    assert_eq!(efi(0xaa64, 10).platform, Some(Firmware::UefiArm64));
+    assert_eq!(efi(0x8664, 2).platform, None, "a program for Windows");
+    assert_eq!(efi(0x0200, 10).platform, None, "Itanium");
+    let mut kernel = vec![0; 0x400];
+    assert_eq!(super::program(&kernel), Program::default());
+    kernel[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    let read = super::program(&kernel);
+    assert!(read.bios && read.platform.is_none() && read.signature == Signature::Absent);
+    let mut image = vec![0; 17 * 2048];
+    assert!(!is_iso(&image) && !is_iso(b"CD001"));
+    image[16 * 2048 + 1..][..5].copy_from_slice(b"CD001");
+    assert!(is_iso(&image));
 }

@@ -18,6 +18,7 @@ use crate::net::MacAddr;
 use crate::node::install::first_boot::FirstBoot;
 use crate::node::registry::entry::{Act, Effects, Entry, Worth, new_node};
 use crate::node::registry::pages::NodeCursor;
+use crate::node::registry::profiles::Profiles;
 use crate::node::registry::waiting::WaitingRoom;
 use crate::node::registry::{Census, NodeRef, OperatorError, RegistrySettings, ReservationConflict};
 use crate::node::state::ProvisionState;
@@ -55,6 +56,7 @@ pub(super) struct Book {
     /// In the order in which they became known, which is the order of lists.
     by_age: BTreeSet<(Timestamp, NodeId)>,
     events: usize,
+    profiles: Option<Box<dyn Profiles>>,
 }
 
 impl Book {
@@ -74,6 +76,7 @@ impl Book {
             waiting: WaitingRoom::default(),
             by_age: BTreeSet::new(),
             events: 0,
+            profiles: None,
         };
         let mut changes = Vec::new();
         let mut first_boots: BTreeMap<NodeId, FirstBoot> =
@@ -103,6 +106,10 @@ impl Book {
             settings.reservations.iter().map(|entry| (entry.address, entry.mac)).collect();
         self.unregistered = !settings.reservations.is_empty();
         self.settings = settings;
+    }
+
+    pub(super) fn follow_profiles(&mut self, profiles: Box<dyn Profiles>) {
+        self.profiles = Some(profiles);
     }
 
     pub(super) fn settings(&self) -> &RegistrySettings {
@@ -339,6 +346,12 @@ impl Book {
             approved: self.lets_in(entry),
             proven: entry.node.approved,
             next_boot: entry.node.boots_next(),
+            profile: self
+                .profiles
+                .as_ref()
+                // An open task outranks every profile: what boots in between is neither.
+                .filter(|_| !entry.node.intent.as_ref().is_some_and(|intent| intent.is_open()))
+                .and_then(|profiles| profiles.assigned(&entry.node, entry.history.newest_number())),
             reserved: self.reserved(entry, mac),
             fruitless_loaders: entry.loaders.fruitless(mac, now),
             quirks: entry.node.quirks.effective(),

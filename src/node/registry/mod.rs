@@ -17,6 +17,7 @@
 //! - `record`: what happens on the wire: enrolment, timeline, boot loops, deadlines
 //! - `operator`: register, approve, order, remove; `edit`: rename, ports, reservations, quirks
 //! - `pages`: many nodes, read a page at a time
+//! - `profiles`: who says which boot profile a node has
 //! - `import`: a whole list of nodes at once
 //! - `agent`: boot tokens, sessions, inventory, orders obeyed
 //! - `install`: tasks on nodes' disks: wanted, begun, reported, called home
@@ -54,6 +55,7 @@ mod import;
 mod install;
 mod operator;
 mod pages;
+mod profiles;
 mod record;
 mod traces;
 mod waiting;
@@ -68,6 +70,7 @@ pub use install::{
 };
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use pages::{NodeCursor, NodeFilter, NodeView, ParseCursorError};
+pub use profiles::Profiles;
 pub use record::{BOOT_LOOP_AT, BOOT_LOOP_WINDOW};
 pub use traces::{StrangerTrace, TRACE_STEPS_MAX, TRACES_MAX, TraceStep};
 pub use waiting::{WAITING_HAPPENINGS_MAX, WAITING_LIFETIME, WAITING_MAX};

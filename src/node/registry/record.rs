@@ -245,6 +245,7 @@ fn is_fetch(happening: &Happening) -> bool {
         Happening::File { .. } | Happening::Script { .. } => true,
         Happening::Dhcp { .. }
         | Happening::OtherServer { .. }
+        | Happening::Profile { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }
@@ -298,6 +299,7 @@ fn follow(act: &mut Act<'_>, mac: MacAddr, happening: &Happening) -> Option<Even
         Happening::File { .. }
         | Happening::Dhcp { .. }
         | Happening::OtherServer { .. }
+        | Happening::Profile { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }

@@ -3,7 +3,7 @@
 
 use crate::boot::decision::{NothingToBoot, ScriptPlan};
 use crate::node::timeline::history::BootLog;
-use crate::node::timeline::{ADDRESS_ELSEWHERE, AgentCall, FileOutcome, Happening, Stage};
+use crate::node::timeline::{ADDRESS_ELSEWHERE, AgentCall, FileOutcome, Happening, ProfileOutcome, Stage};
 
 pub(super) fn stopped_at(log: &BootLog) -> String {
     // What went wrong before the boot got on does not matter any more: loaders probe for many files that are not there.
@@ -49,8 +49,12 @@ fn problem(happening: &Happening, reached: Option<Stage>) -> Option<String> {
         Happening::BootLoop { loaders } => {
             Some(format!("loader was fetched {loaders} times, and no script ever asked for"))
         }
+        Happening::Profile { profile, outcome: ProfileOutcome::Refused(reason), .. } => {
+            (reached <= Some(Stage::Script)).then(|| format!("boot profile {profile} is refused: {reason}"))
+        }
         Happening::Dhcp { .. }
         | Happening::OtherServer { .. }
+        | Happening::Profile { .. }
         | Happening::Agent { .. }
         | Happening::Script { .. }
         | Happening::OrderGiven { .. }
@@ -83,6 +87,11 @@ fn awaited(log: &BootLog) -> String {
         (Some(Stage::Loader), _) => "loader loaded, no script asked for",
         (Some(Stage::Script), Some(ScriptPlan::AwaitApproval)) => "waits for an operator's approval",
         (Some(Stage::Script), Some(ScriptPlan::LocalDisk)) => "handed over to the local disk",
+        (Some(Stage::Script), Some(ScriptPlan::Profile)) => {
+            "script loaded, nothing of its boot profile fetched"
+        }
+        (Some(Stage::Script), Some(ScriptPlan::ProfileRefused)) => "its boot profile is refused",
+        (Some(Stage::Kernel), Some(ScriptPlan::Profile)) => "handed over to its boot profile",
         (Some(Stage::Script), Some(ScriptPlan::Ramdisk) | None) => "script loaded, no kernel fetched",
         (Some(Stage::Kernel), _) => "kernel loaded, no ramdisk fetched",
         (Some(Stage::Ramdisk), _) => "ramdisk loaded, agent never called",

@@ -24,6 +24,9 @@ pub const OUTSIDE_MAX: usize = 64;
 /// Places in every boot that DHCP, files and refusals cannot take, so that a chatty client hides no change of state.
 const RESERVED_FOR_STATE: usize = 32;
 
+/// A script that is asked for again tells the same of its profile again: each rule that was passed over, and the choice.
+const PROFILE_EVENTS_NEAR: usize = 16;
+
 /// How much is kept of one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -169,6 +172,11 @@ impl History {
         self.logs.back().filter(|log| log.number != 0).map(BootLog::progress)
     }
 
+    /// The boot that what is fetched now belongs to; the first fetch opens the first.
+    pub fn newest_number(&self) -> u32 {
+        self.last_number.max(1)
+    }
+
     /// Whether a boot has begun, is not through, and moved lately.
     pub fn is_under_way(&self, now: Timestamp) -> bool {
         let newest = self.logs.back().filter(|log| log.number != 0);
@@ -197,6 +205,7 @@ impl History {
                 Happening::Dhcp { class, .. } => class.wants_boot(),
                 Happening::File { .. } | Happening::Script { .. } | Happening::Agent { .. } => true,
                 Happening::OtherServer { .. }
+                | Happening::Profile { .. }
                 | Happening::AgentRefused { .. }
                 | Happening::OrderGiven { .. }
                 | Happening::State { .. }
@@ -259,10 +268,20 @@ impl BootLog {
 
     /// A node that waits for approval asks for its script again and again; once is enough.
     fn repeats(&self, happening: &Happening) -> bool {
+        if matches!(happening, Happening::Profile { .. }) {
+            return self
+                .events
+                .iter()
+                .rev()
+                .take(PROFILE_EVENTS_NEAR)
+                .any(|event| event.happening == *happening);
+        }
         let Some(again) = fetched_text(happening) else {
             return false;
         };
-        self.events.iter().rev().take(2).any(|event| fetched_text(&event.happening).as_ref() == Some(&again))
+        let of_texts =
+            self.events.iter().rev().filter(|event| !matches!(event.happening, Happening::Profile { .. }));
+        of_texts.take(2).any(|event| fetched_text(&event.happening).as_ref() == Some(&again))
     }
 
     fn progress(&self) -> BootProgress {
@@ -322,6 +341,7 @@ fn is_outside(happening: &Happening) -> bool {
         | Happening::OtherServer { .. }
         | Happening::File { .. }
         | Happening::Script { .. }
+        | Happening::Profile { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }
@@ -340,6 +360,7 @@ fn is_chatter(happening: &Happening) -> bool {
         | Happening::OtherServer { .. }
         | Happening::File { .. }
         | Happening::Script { .. }
+        | Happening::Profile { .. }
         | Happening::AgentRefused { .. } => true,
         Happening::Agent { .. }
         | Happening::OrderGiven { .. }

@@ -30,6 +30,8 @@ causes! {
     Enrolled => "enrolled",
     /// Sent to its own disk, and gone there.
     LocalDisk => "local-disk",
+    /// Its boot profile was handed out; what that does is not heard of.
+    ProfileHandedOut => "profile-handed-out",
     /// The next step is not due yet.
     UnderWay => "under-way",
     /// An operator has to approve the node.
@@ -102,6 +104,8 @@ causes! {
     ScriptNotFound => "script-not-found",
     /// The loader runs, and asked for no script.
     ScriptNotFetched => "script-not-fetched",
+    /// Its boot profile wants a value that the node does not have.
+    ProfileRefused => "profile-refused",
     /// The script names a kernel that is not there.
     KernelMissing => "kernel-missing",
     /// The script was fetched, and no kernel.

@@ -204,6 +204,7 @@ pub(super) fn is_problem(happening: &Happening) -> bool {
         | Happening::OtherServer { .. }
         | Happening::File { .. }
         | Happening::Script { .. }
+        | Happening::Profile { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }
         | Happening::State { .. }

@@ -30,6 +30,20 @@ pub(super) fn success(chain: &Chain<'_>) -> Option<Finding> {
         .then(|| finding(Stage::Script, Cause::LocalDisk, "sent to its local disk, as ordered", event))
 }
 
+/// A boot profile is no program of ours: once its files are out, nothing more is to come.
+pub(super) fn handed_to_profile(chain: &Chain<'_>) -> Option<Finding> {
+    let (_, ScriptPlan::Profile) = chain.script_plan()? else { return None };
+    let file = chain.file_of(Stage::Kernel).filter(|_| chain.reached == Some(Stage::Kernel))?;
+    let which = chain.last(|happening| matches!(happening, Happening::Profile { .. }));
+    Some(Finding {
+        outcome: Outcome::Succeeded,
+        stage: Stage::Kernel,
+        cause: Cause::ProfileHandedOut,
+        headline: "handed over to its boot profile".to_owned(),
+        evidence: which.into_iter().chain([file]).map(cite).collect(),
+    })
+}
+
 pub(super) fn problem(chain: &Chain<'_>, around: &Surroundings) -> Option<Finding> {
     let since = chain.since_last_step();
     let restart = since.iter().rposition(|event| event.happening == Happening::ApplianceStarted);
@@ -90,6 +104,7 @@ fn of_event(chain: &Chain<'_>, event: &TimelineEvent, around: &Surroundings) -> 
         Happening::Agent { .. }
         | Happening::OtherServer { .. }
         | Happening::Script { .. }
+        | Happening::Profile { .. }
         | Happening::OrderGiven { .. }
         | Happening::State { .. }
         | Happening::Approved

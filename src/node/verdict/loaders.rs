@@ -78,6 +78,7 @@ fn is_sign_of_life(happening: &Happening) -> bool {
         Happening::File { .. } => true,
         Happening::OtherServer { .. }
         | Happening::Script { .. }
+        | Happening::Profile { .. }
         | Happening::Agent { .. }
         | Happening::AgentRefused { .. }
         | Happening::OrderGiven { .. }

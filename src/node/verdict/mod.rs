@@ -75,6 +75,7 @@ fn judge_boot(case: &Case<'_>, boot: &Boot, around: &Surroundings) -> Verdict {
 fn judge_chain(chain: &Chain<'_>, around: &Surroundings) -> Finding {
     let finding = findings::success(chain)
         .or_else(|| findings::problem(chain, around))
+        .or_else(|| findings::handed_to_profile(chain))
         .unwrap_or_else(|| silence::meaning(chain, around));
     outages::behind(&finding, chain, around).unwrap_or(finding)
 }

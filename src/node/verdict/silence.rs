@@ -12,7 +12,7 @@ use crate::config::DhcpMode;
 use crate::net::ports::{BridgePort, PortState};
 use crate::node::NodeId;
 use crate::node::registry::StrangerTrace;
-use crate::node::timeline::{Happening, Stage, TimelineEvent};
+use crate::node::timeline::{Happening, ProfileOutcome, Stage, TimelineEvent};
 use crate::node::verdict::chain::{Chain, gives_address, is_news, is_problem};
 use crate::node::verdict::{
     Case, Cause, Evidence, Finding, Outcome, Surroundings, Verdict, cite, compose, judge_chain, loaders,
@@ -76,6 +76,11 @@ pub(super) fn meaning(chain: &Chain<'_>, around: &Surroundings) -> Finding {
     {
         return waiting(chain, event);
     }
+    if let Some((event, ScriptPlan::ProfileRefused)) = chain.script_plan()
+        && chain.reached == Some(Stage::Script)
+    {
+        return refused(chain, event);
+    }
     if let Some(down) = bridge_down(chain, around) {
         return down;
     }
@@ -96,6 +101,25 @@ fn waiting(chain: &Chain<'_>, event: &TimelineEvent) -> Finding {
         cause: Cause::AwaitsApproval,
         headline: headline.to_owned(),
         evidence: vec![cite(event)],
+    }
+}
+
+fn refused(chain: &Chain<'_>, script: &TimelineEvent) -> Finding {
+    let why = chain.last(|happening| {
+        matches!(happening, Happening::Profile { outcome: ProfileOutcome::Refused(_), .. })
+    });
+    let headline = match why.map(|event| &event.happening) {
+        Some(Happening::Profile { profile, outcome: ProfileOutcome::Refused(reason), .. }) => {
+            format!("it waits at its loader: boot profile {profile} is refused, {reason}")
+        }
+        Some(_) | None => "it waits at its loader: its boot profile is refused".to_owned(),
+    };
+    Finding {
+        outcome: Outcome::Waiting,
+        stage: Stage::Script,
+        cause: Cause::ProfileRefused,
+        headline,
+        evidence: why.into_iter().chain([script]).map(cite).collect(),
     }
 }
 

@@ -69,6 +69,9 @@ pub(super) fn tell(happening: &Happening) -> String {
             }
         }
         Happening::Script { name, plan, .. } => format!("{name} handed out: {}", plan_words(*plan)),
+        Happening::Profile { profile, rule, outcome } => {
+            format!("boot profile {profile} by rule {rule}: {}", outcome.words())
+        }
         Happening::Agent { call } => match call {
             AgentCall::Hello { uptime_secs, .. } => {
                 format!("agent called, {uptime_secs:.1} s after its kernel started")
@@ -100,7 +103,7 @@ pub(super) fn stage_tried(happening: &Happening) -> Option<Stage> {
     match happening {
         Happening::Dhcp { .. } | Happening::OtherServer { .. } => Some(Stage::Dhcp),
         Happening::File { stage, .. } => *stage,
-        Happening::Script { .. } => Some(Stage::Script),
+        Happening::Script { .. } | Happening::Profile { .. } => Some(Stage::Script),
         Happening::Agent { call } => match call {
             AgentCall::Inventory => Some(Stage::Enrolled),
             AgentCall::Hello { .. } | AgentCall::Failure { .. } | AgentCall::Obeying { .. } => {
@@ -137,6 +140,8 @@ fn plan_words(plan: ScriptPlan) -> &'static str {
         ScriptPlan::Ramdisk => "it boots the deploy ramdisk",
         ScriptPlan::AwaitApproval => "it waits for approval",
         ScriptPlan::LocalDisk => "it boots from its disk",
+        ScriptPlan::Profile => "it boots its boot profile",
+        ScriptPlan::ProfileRefused => "it waits, for its boot profile is refused",
     }
 }
 

@@ -14,7 +14,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params, pa
 
 use crate::store::sqlite::rows::{
     apply, decode_answer, decode_audit, decode_binding, decode_bridge_event, decode_event, decode_first_boot,
-    decode_node, decode_secret, decode_token,
+    decode_node, decode_profile_record, decode_secret, decode_token,
 };
 use crate::store::{Change, Snapshot};
 
@@ -85,6 +85,10 @@ CREATE TABLE IF NOT EXISTS bridge_events (
   at         INTEGER NOT NULL,
   happening  TEXT NOT NULL         -- JSON
 ) STRICT;
+CREATE TABLE IF NOT EXISTS profile_records (  -- of boot profiles: who boots which, and one-shots
+  key        TEXT PRIMARY KEY,     -- 'rules', or 'run/<rule>/<mac>'
+  record     TEXT NOT NULL         -- JSON
+) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS first_boots (  -- what operators gave for installed systems
   node       TEXT PRIMARY KEY,
   record     TEXT NOT NULL         -- JSON
@@ -198,6 +202,8 @@ const AUDIT: Table =
     Table { name: "audit", columns: &["sequence", "at", "entry"], key: 1, order: &["sequence"] };
 const BRIDGE_EVENTS: Table =
     Table { name: "bridge_events", columns: &["sequence", "at", "happening"], key: 1, order: &["sequence"] };
+const PROFILE_RECORDS: Table =
+    Table { name: "profile_records", columns: &["key", "record"], key: 1, order: &["key"] };
 const FIRST_BOOTS: Table =
     Table { name: "first_boots", columns: &["node", "record"], key: 1, order: &["node"] };
 const ANSWERS: Table = Table {
@@ -215,9 +221,8 @@ impl Database {
         if verdict != "ok" {
             return Err(OpenFailure::Damaged(verdict));
         }
-        let tables =
-            [&BINDINGS, &NODES, &EVENTS, &SECRETS, &TOKENS, &AUDIT, &FIRST_BOOTS, &ANSWERS, &BRIDGE_EVENTS];
-        for table in tables {
+        let later = [&TOKENS, &AUDIT, &FIRST_BOOTS, &ANSWERS, &BRIDGE_EVENTS, &PROFILE_RECORDS];
+        for table in [&BINDINGS, &NODES, &EVENTS, &SECRETS].into_iter().chain(later) {
             database.connection.prepare(&table.select(""))?;
         }
         Ok(database)
@@ -309,6 +314,7 @@ impl Database {
             tokens: self.read_added(&TOKENS, decode_token, &mut bad, &mut unread),
             audit: self.read_added(&AUDIT, decode_audit, &mut bad, &mut unread),
             bridge_events: self.read_added(&BRIDGE_EVENTS, decode_bridge_event, &mut bad, &mut unread),
+            profile_records: self.read_added(&PROFILE_RECORDS, decode_profile_record, &mut bad, &mut unread),
             first_boots: self.read_added(&FIRST_BOOTS, decode_first_boot, &mut bad, &mut unread),
             answers: self.read_added(&ANSWERS, decode_answer, &mut bad, &mut unread),
             damage: Vec::new(),

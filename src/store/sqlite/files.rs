@@ -98,6 +98,10 @@ fn put_back(database: &mut Database, rescued: &Snapshot) -> Result<(), rusqlite:
     changes.extend(rescued.audit.iter().cloned().map(Change::PutAudit));
     let events = rescued.bridge_events.iter().cloned();
     changes.extend(events.map(|event| Change::PutBridgeEvent(Box::new(event))));
+    let records = rescued.profile_records.iter().cloned();
+    changes.extend(
+        records.map(|record| Change::ProfileRecord { key: record.key(), record: Some(Box::new(record)) }),
+    );
     changes.extend(rescued.first_boots.iter().cloned().map(|it| Change::PutFirstBoot(Box::new(it))));
     changes.extend(rescued.answers.iter().cloned().map(|answer| Change::PutAnswer(Box::new(answer))));
     database.commit(std::iter::once(changes.as_slice()))?;

@@ -6,6 +6,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use crate::boot::profile::runs::Record as ProfileRecord;
 use crate::bridge_log::event::BridgeEvent;
 use crate::clock::Timestamp;
 use crate::dhcp::lease::{Binding, BindingState, ClientKey};
@@ -145,6 +146,14 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> Result<(), rusq
                 .prepare_cached("DELETE FROM bridge_events WHERE sequence < ?")?
                 .execute([sequence_number(*sequence)])?;
         }
+        Change::ProfileRecord { key, record: Some(record) } => {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO profile_records VALUES (?, ?)")?
+                .execute(params![key, serde_json::to_string(record).map_err(json)?])?;
+        }
+        Change::ProfileRecord { key, record: None } => {
+            connection.prepare_cached("DELETE FROM profile_records WHERE key = ?")?.execute([key])?;
+        }
         Change::DropAnswer(RequestKey { who, key }) => {
             connection
                 .prepare_cached("DELETE FROM answers WHERE who = ? AND key = ?")?
@@ -266,6 +275,15 @@ pub(super) fn decode_bridge_event(row: &[Value]) -> Result<BridgeEvent, String> 
         at: Timestamp::from_millis(number(at, "at")?),
         happening: serde_json::from_str(text(happening, "happening")?).map_err(|error| error.to_string())?,
     })
+}
+
+pub(super) fn decode_profile_record(row: &[Value]) -> Result<ProfileRecord, String> {
+    let [key, record] = row else {
+        return Err("a column is missing".to_owned());
+    };
+    let record: ProfileRecord =
+        serde_json::from_str(text(record, "record")?).map_err(|error| error.to_string())?;
+    if record.key() == text(key, "key")? { Ok(record) } else { Err("the record has another key".to_owned()) }
 }
 
 pub(super) fn decode_first_boot(row: &[Value]) -> Result<FirstBoot, String> {
