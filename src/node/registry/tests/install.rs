@@ -2,13 +2,12 @@
 
 use super::*;
 use crate::image::digest::Digest;
+use crate::metadata::gate::{Answered, PhoneRefusal, ReadRefusal, Reader, Secret};
 use crate::node::install::disk_rule::DiskRule;
 use crate::node::install::intent::{CleanMethod, Deployment, IntentId, IntentRefusal, Phase, Work};
 use crate::node::install::task::{AgentTask, AgentWork, Progress, Report, Step, TargetDisk, prove};
 use crate::node::inventory::System;
-use crate::node::registry::install::{
-    AgentCaller, CallHomeRefusal, InstallError, InstallRequest, STALLED_AFTER,
-};
+use crate::node::registry::install::{AgentCaller, InstallError, InstallRequest, STALLED_AFTER};
 
 const KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMmETQO+uVZSIFDYBbUYOip7NwVrffHaml4BnS0O5hHV operator@example";
