@@ -25,6 +25,8 @@ const ANSWER_MAX: u64 = 4 * 1024 * 1024;
 const PROGRESS_MAX: Duration = Duration::from_secs(5);
 /// A blob; what has come by then is kept, and the rest asked for.
 const BLOB_MAX: Duration = Duration::from_secs(60);
+/// One for each worker that fetches chunks.
+const CONNECTIONS_KEPT: usize = 4;
 /// Characters of a refusal's reason shown.
 const REASON_MAX: usize = 300;
 
@@ -155,6 +157,7 @@ impl Appliance {
                 .timeout_global(Some(limit))
                 .http_status_as_error(false)
                 .max_redirects(0)
+                .max_idle_connections_per_host(CONNECTIONS_KEPT)
                 .proxy(None)
                 .user_agent(concat!("farrier-agent/", env!("CARGO_PKG_VERSION")))
                 .build()

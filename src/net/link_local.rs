@@ -17,8 +17,13 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{close, pipe2, read, setsid};
 
 use crate::config::BridgeName;
 use crate::net::link::{self, Link};
@@ -58,7 +63,7 @@ impl LinkLocal {
         add_route().map_err(refused)?;
         add_rule(bridge).map_err(refused)?;
         let name = bridge.clone();
-        let kept = sys::leave_behind(move |we_are_gone| {
+        let kept = leave_behind(move |we_are_gone| {
             let needed = CapsHashSet::from([Capability::CAP_NET_ADMIN]);
             for set in [CapSet::Effective, CapSet::Permitted] {
                 let _ = caps::set(None, set, &needed);
@@ -75,6 +80,32 @@ impl LinkLocal {
             }
         }
     }
+}
+
+/// Makes a process that does `task`, whose argument returns once this one is gone, however that comes about. It hears no
+/// signal but SIGKILL and has no file of ours open. To be called while there is one thread.
+fn leave_behind(task: impl FnOnce(&dyn Fn())) -> io::Result<()> {
+    let (gone, ours) = pipe2(OFlag::O_CLOEXEC)?;
+    // Ours is closed by the kernel, with everything else we have.
+    let _ = ours.into_raw_fd();
+    if !sys::fork()? {
+        return Ok(());
+    }
+    let _ = setsid();
+    let deaf_to = SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM]);
+    let _ = deaf_to.thread_block();
+    for file in open_files().into_iter().filter(|file| *file != gone.as_raw_fd()) {
+        let _ = close(file);
+    }
+    task(&|| while matches!(read(&gone, &mut [0]), Ok(1..) | Err(Errno::EINTR)) {});
+    std::process::exit(0)
+}
+
+fn open_files() -> Vec<RawFd> {
+    /// Where /proc is not to be had: more than anything has open that early.
+    const NUMBERS: RawFd = 1024;
+    let Ok(listed) = std::fs::read_dir("/proc/self/fd") else { return (0..NUMBERS).collect() };
+    listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The table stays: another appliance's rule may lead there, and without one nothing does.

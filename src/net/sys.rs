@@ -5,7 +5,7 @@
 //! - [`send_pieces`]: many datagrams per call, each gathered from pieces of memory, or cut from one by the kernel
 //! - [`map_file`]: a file as memory, shared by all transfers
 //! - [`die_with_parent`]: a child process that cannot outlive us
-//! - [`leave_behind`]: a process that waits for our end
+//! - [`fork`]: a copy of this process
 //! - [`peer_groups`]: the groups of whoever connected to a Unix socket
 //! - [`checksum_offload`], [`set_checksum_offload`]: whether a device's checksums are left to it
 //! - [`clock_is_kept`]: whether a time service keeps the kernel's clock
@@ -19,7 +19,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
@@ -391,34 +391,10 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     }
 }
 
-/// Makes a process that does `task`, whose argument returns once this one is gone, however that comes about. It hears no
-/// signal but SIGKILL and has no file of ours open. To be called while there is one thread.
-pub fn leave_behind(task: impl FnOnce(&dyn Fn())) -> io::Result<()> {
-    use nix::sys::signal::{SigHandler, Signal, signal};
-    let (gone, ours) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    // SAFETY: with one thread the child finds no lock held by a thread it has not got. It never returns from here.
-    if let nix::unistd::ForkResult::Parent { .. } = unsafe { nix::unistd::fork() }? {
-        // Closed by the kernel, with everything else we have.
-        let _ = ours.into_raw_fd();
-        return Ok(());
-    }
-    let _ = nix::unistd::setsid();
-    for heard in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
-        // SAFETY: no handler is installed.
-        let _ = unsafe { signal(heard, SigHandler::SigIgn) };
-    }
-    // SAFETY: two system calls on numbers; whatever had these files open here never runs again.
-    unsafe {
-        libc::dup2(gone.as_raw_fd(), 0);
-        libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0);
-    }
-    task(&|| {
-        let mut end = [0];
-        // SAFETY: one byte of a live array.
-        while unsafe { libc::read(0, end.as_mut_ptr().cast(), 1) } > 0 {}
-    });
-    // SAFETY: ends this process without running what its parent would run at its end.
-    unsafe { libc::_exit(0) }
+/// A copy of this process; true in the copy. To be called while there is one thread.
+pub fn fork() -> io::Result<bool> {
+    // SAFETY: with one thread, the copy finds no lock held by a thread it has not got.
+    Ok(unsafe { nix::unistd::fork() }?.is_child())
 }
 
 /// For a socket whose datagrams always fit the device's MTU: they leave unfragmented whatever ICMP claims about the path,

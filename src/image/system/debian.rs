@@ -25,11 +25,11 @@ const COMPLAINT_LINES: usize = 8;
 const SERVICE: &[u8] = include_bytes!("../../../images/first-boot/debian/farrier-first-boot.service");
 const FINISH: &[u8] = include_bytes!("../../../images/first-boot/debian/farrier-first-boot-finish.service");
 /// Every Ethernet interface, after what first boot writes for a particular one.
-const NETWORK: &str = "# Used where the seed says nothing else.\n[Match]\nType=ether\n\n[Network]\nDHCP=yes\n\n\
-                       [Link]\nRequiredForOnline=no\n";
+const NETWORK: &str =
+    "# Used where the seed says nothing else.\n[Match]\nType=ether\n\n[Network]\nDHCP=ipv4\n";
 /// One interface with an address will do, and a machine without a cable boots as well.
 const WAIT_ONLINE: &str =
-    "[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=120\n";
+    "[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=60\n";
 const SUDOERS: &str = "# There is no password to ask for: keys only.\ndebian ALL=(ALL) NOPASSWD:ALL\n";
 /// What is written while packages are installed, and says when, or is another at every machine's first boot.
 const REMOVED: &[&str] = &[
