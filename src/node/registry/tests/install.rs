@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::image::digest::Digest;
+use crate::metadata::gate::{Answered, PhoneRefusal, ReadRefusal, Reader, Secret};
 use crate::node::install::disk_rule::DiskRule;
 use crate::node::install::intent::{CleanMethod, Deployment, IntentId, IntentRefusal, Phase, Work};
 use crate::node::install::task::{AgentTask, AgentWork, Progress, Report, Step, TargetDisk, prove};
 use crate::node::inventory::System;
 use crate::node::registry::install::{
-    AgentCaller, CallHomeRefusal, InstallError, InstallRequest, STALLED_AFTER,
+    AgentCaller, InstallError, InstallRequest, STALLED_AFTER, SeedMaterial,
 };
 
 const KEY: &str =
