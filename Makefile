@@ -21,10 +21,10 @@ DEB_OUT    ?= target/deb
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo:            ## four machines, one per firmware, netboot and enroll; ONCE=1 ends there
+demo:            ## four machines, one per firmware, netboot and enroll; ONCE=1 ends there, INSTALL=1 installs them
 	@.ci/packages demo
 	@$(CARGO) build --release --quiet --bins
-	@$(RELEASE)/farrier demo --state $(STATE)/demo $(if $(ONCE),--once)
+	@$(RELEASE)/farrier demo --state $(STATE)/demo $(if $(ONCE),--once) $(if $(INSTALL),--install)
 
 test:            ## every test: parsers to real firmware
 	@.ci/packages test

@@ -21,6 +21,8 @@ use crate::lab::progress::{MachineProgress, closing_table};
 use crate::lab::state::StateDir;
 use crate::lab::{Lab, LabOptions, Services, needs, prepare};
 
+mod install;
+
 /// Four machines in TCG on two busy cores need 30 to 60 s.
 const ENROLLED_WITHIN: Duration = Duration::from_secs(240);
 
@@ -29,6 +31,9 @@ pub struct DemoArgs {
     /// End when the machines have enrolled; exit code 0 only if all have
     #[arg(long)]
     once: bool,
+    /// Then install a small system on each, and wait until it has booted from its disk
+    #[arg(long)]
+    install: bool,
     #[command(flatten)]
     lab: UpArgs,
 }
@@ -60,10 +65,28 @@ async fn demo(arguments: &DemoArgs, style: Style) -> Result<(), CommandError> {
         () = interrupts.wait() => return Err(interrupted()),
     }
 
+    if arguments.install {
+        eprintln!("making the small system that is installed");
+        let appliance = state.appliance_state();
+        tokio::select! {
+            made = install::make_image(&farrier, &appliance) => made.map_err(failed)?,
+            () = interrupts.wait() => return Err(interrupted()),
+        }
+    }
     let lab = start(&state, config, farrier, &mut interrupts).await?;
     let shown = tokio::select! {
         shown = show(&lab, style) => shown,
         () = interrupts.wait() => Err(interrupted()),
+    };
+    let shown = match shown {
+        Ok(true) if arguments.install => {
+            print("\ninstalling:\n");
+            tokio::select! {
+                installed = install::run(&lab) => installed.map_err(failed).map(|all| Shown { enrolled: true, installed: all }),
+                () = interrupts.wait() => Err(interrupted()),
+            }
+        }
+        shown => shown.map(|enrolled| Shown { enrolled, installed: !arguments.install }),
     };
     if shown.is_ok() && !arguments.once {
         if let Some(machine) = lab.machines().first() {
@@ -75,12 +98,21 @@ async fn demo(arguments: &DemoArgs, style: Style) -> Result<(), CommandError> {
         print("\n");
     }
     let stopped = lab.stop().map_err(failed);
-    let all_enrolled = shown?;
+    let shown = shown?;
     stopped?;
-    if arguments.once && !all_enrolled {
+    if arguments.once && !shown.enrolled {
         return Err(CommandError::Failed("not every machine has enrolled".to_owned()));
     }
+    if arguments.once && !shown.installed {
+        return Err(CommandError::Failed("not every machine was installed".to_owned()));
+    }
     Ok(())
+}
+
+/// What came of it.
+struct Shown {
+    enrolled: bool,
+    installed: bool,
 }
 
 fn interrupted() -> CommandError {

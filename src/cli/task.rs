@@ -164,19 +164,9 @@ async fn follow(node: &NodeDetail, client: &Client, json: bool) -> Result<String
             bar.finish_and_clear();
             return Err(CommandError::Failed(format!("{name}: something else was asked of it meanwhile")));
         };
-        match task.phase {
-            TaskPhase::Waiting => bar.set_message(format!("{name}: waits for its next netboot")),
-            TaskPhase::Running => show(&bar, &name, task.progress.as_ref()),
-            TaskPhase::Written => {
-                bar.set_position(bar.length().unwrap_or_default());
-                bar.set_message(format!("{name}: written; its system boots"));
-            }
-            TaskPhase::Done | TaskPhase::Failed | TaskPhase::Aborted => {
-                bar.finish_and_clear();
-                return ended(&now, task, &name, json);
-            }
-        }
-        if now.summary.state.is_failed() {
+        draw(&bar, &name, &now);
+        let over = matches!(task.phase, TaskPhase::Done | TaskPhase::Failed | TaskPhase::Aborted);
+        if over || now.summary.state.is_failed() {
             bar.finish_and_clear();
             return ended(&now, task, &name, json);
         }
@@ -184,8 +174,24 @@ async fn follow(node: &NodeDetail, client: &Client, json: bool) -> Result<String
     }
 }
 
+/// Where the node's task is now.
+pub(super) fn draw(bar: &ProgressBar, name: &str, node: &NodeDetail) {
+    let Some(task) = &node.task else { return };
+    match task.phase {
+        TaskPhase::Waiting => bar.set_message(format!("{name}: waits for its next netboot")),
+        TaskPhase::Running => show(bar, name, task.progress.as_ref()),
+        TaskPhase::Written => {
+            bar.set_position(bar.length().unwrap_or_default());
+            bar.set_message(format!("{name}: written; its system boots"));
+        }
+        TaskPhase::Done | TaskPhase::Failed | TaskPhase::Aborted => {
+            bar.set_message(format!("{name}: {}", node.summary.state));
+        }
+    }
+}
+
 /// Where no person looks, nothing is drawn.
-fn bar() -> ProgressBar {
+pub(super) fn bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
     let template = "{msg}  {bar:30} {bytes}/{total_bytes}";
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
