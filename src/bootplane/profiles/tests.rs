@@ -34,6 +34,7 @@ impl Bench {
         let settings = RegistrySettings {
             unknown: crate::boot::decision::UnknownPolicy::Enroll,
             call_deadline: std::time::Duration::from_secs(300),
+            first_boot_deadline: std::time::Duration::from_secs(300),
             reservations: Vec::new(),
         };
         let registry =

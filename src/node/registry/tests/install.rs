@@ -7,7 +7,9 @@ use crate::node::install::disk_rule::DiskRule;
 use crate::node::install::intent::{CleanMethod, Deployment, IntentId, IntentRefusal, Phase, Work};
 use crate::node::install::task::{AgentTask, AgentWork, Progress, Report, Step, TargetDisk, prove};
 use crate::node::inventory::System;
-use crate::node::registry::install::{AgentCaller, InstallError, InstallRequest, STALLED_AFTER};
+use crate::node::registry::install::{
+    AgentCaller, InstallError, InstallRequest, STALLED_AFTER, SeedMaterial,
+};
 
 const KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMmETQO+uVZSIFDYBbUYOip7NwVrffHaml4BnS0O5hHV operator@example";
