@@ -37,6 +37,8 @@ pub struct KnownNode {
     /// Operators registered or approved it, or it called home: no mere MAC that somebody made up.
     pub proven: bool,
     pub next_boot: NextBoot,
+    /// A task on its disks is open: until it is done, no profile comes between.
+    pub task_open: bool,
     /// What the first rule that matches and that its firmware can carry has it boot.
     pub profile: Option<AssignedProfile>,
     /// The address the operator fixed for this port, if any.
@@ -47,7 +49,7 @@ pub struct KnownNode {
     pub quirks: Quirks,
 }
 
-/// What the operator (or, later, an install intent) wants the next netboot to do.
+/// What the operator, or an open task on the node's disks, wants the next netboot to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NextBoot {
@@ -116,9 +118,10 @@ pub enum Course<'a> {
     Profile(&'a AssignedProfile),
 }
 
-/// What outranks what: a one-shot profile, the local disk, a profile that is booted every time, the ramdisk.
+/// What outranks what: an open task on its disks, a one-shot profile, the local disk, a profile that is booted every time, the ramdisk.
 pub fn course(node: &KnownNode) -> Course<'_> {
-    match (&node.profile, node.next_boot) {
+    let profile = node.profile.as_ref().filter(|_| !node.task_open);
+    match (profile, node.next_boot) {
         (Some(profile), _) if profile.one_shot => Course::Profile(profile),
         (_, NextBoot::LocalDisk) => Course::LocalDisk,
         (Some(profile), NextBoot::Ramdisk) => Course::Profile(profile),
@@ -278,6 +281,7 @@ mod tests {
             approved,
             proven: approved,
             next_boot,
+            task_open: false,
             profile: None,
             reserved: None,
             fruitless_loaders,
@@ -361,6 +365,8 @@ mod tests {
             assert_eq!(decide_script(&node), script, "{profile:?} {next_boot:?}");
             let unapproved = KnownNode { approved: false, ..node.clone() };
             assert_eq!(decide_script(&unapproved), ScriptPlan::AwaitApproval);
+            let busy = KnownNode { task_open: true, ..node.clone() };
+            assert_eq!(decide_script(&busy), decide_script(&known(next_boot, true, 0)), "a task outranks it");
             let dhcp = plan(firmware(Firmware::UefiX64), &Standing::Known(node));
             assert_eq!(dhcp.nothing(), dhcp_nothing, "{profile:?} {next_boot:?}");
         }

@@ -8,24 +8,23 @@
 //! counted under the word that is logged.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
-use crate::boot::decision::{KnownNode, ScriptPlan, Standing, decide_script};
+use crate::boot::decision::ScriptPlan;
 use crate::boot::namespace::{self, Content, NameRefusal};
 use crate::boot::profile::fit::Reader;
 use crate::boot::profile::{ProfileFile, ProfileName};
 use crate::boot::quirks::Quirks;
-use crate::boot::script::profile::BootText;
-use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe, render_pxelinux};
+use crate::boot::script::KernelArgument;
 use crate::bootplane::files::media_type;
 use crate::bootplane::paces::Paces;
 use crate::bootplane::per_minute::PerMinute;
-use crate::bootplane::profiles::{Asker, Begun, Choice, Prepared, ProfileDesk};
+use crate::bootplane::profiles::ProfileDesk;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::address_book::AddressBook;
@@ -37,7 +36,10 @@ use crate::node::registry::Registry;
 use crate::node::timeline::{FileOutcome, Happening, ProfileOutcome, Stage, TftpFacts, Transport};
 use crate::telemetry::Tally;
 use crate::telemetry::stages::Timed;
-use crate::tftp::{FileSource, NotServed, Opened, Restraint, TransferReport};
+use crate::tftp::Restraint;
+
+mod by_tftp;
+mod scripts;
 
 /// Misses of one machine on its timeline. GRUB's whole search has 12 names, shim's 4, PXELINUX' 11.
 const MISSES_PER_MINUTE: u32 = 40;
@@ -426,108 +428,6 @@ impl BootContent {
         }
     }
 
-    /// What a known node's script is to do, with the profile it names and what is to be told of profiles.
-    fn plan_for(
-        &self,
-        mut known: KnownNode,
-        asker: Asker,
-        now: Timestamp,
-    ) -> Result<(ScriptPlan, Option<Prepared>, Vec<Happening>), Unserved> {
-        if self.profiles.rules().is_empty() {
-            return Ok((decide_script(&known), None, Vec::new()));
-        }
-        let chosen =
-            self.registry.look_at(asker.mac, |node, boot| (self.profiles.choose(node, boot, asker), boot));
-        let (Choice { prepared, passed: mut told }, boot) = chosen.unwrap_or_default();
-        known.profile = prepared.as_ref().map(|prepared| prepared.assigned.clone());
-        let plan = decide_script(&known);
-        let Some(prepared) = prepared.filter(|_| plan == ScriptPlan::Profile) else {
-            // Who waits for approval boots nothing that could be passed over.
-            told.retain(|_| plan != ScriptPlan::AwaitApproval);
-            return Ok((plan, None, told));
-        };
-        let outcome = match (&prepared.arguments, prepared.assigned.one_shot) {
-            (Err(reason), _) => ProfileOutcome::Refused(format!("{}: {reason}", reason.as_str())),
-            (Ok(_), false) => ProfileOutcome::Boots,
-            (Ok(_), true) => match self.profiles.begin(&prepared, known.id, asker.mac, boot, now) {
-                Begun::Running => ProfileOutcome::Started,
-                Begun::NotYet => return Err(Unserved::NotYet),
-                Begun::Full => ProfileOutcome::PassedOver("there are too many runs of one-shots".to_owned()),
-            },
-        };
-        told.push(prepared.happening(outcome.clone()));
-        if let ProfileOutcome::PassedOver(_) = outcome {
-            known.profile = None;
-            return Ok((decide_script(&known), None, told));
-        }
-        Ok((prepared.plan(), Some(prepared), told))
-    }
-
-    fn serve_script(
-        &self,
-        peer: Ipv4Addr,
-        named: Option<MacAddr>,
-        reader: Reader,
-        ticket: Ticket,
-        now: Timestamp,
-    ) -> Result<Served, Unserved> {
-        let started = Instant::now();
-        let mac = ticket.mac;
-        if named.is_some_and(|named| named != mac) {
-            return Err(Unserved::ForeignMac);
-        }
-        let _whose = self.registry.asks_for_script(mac, now);
-        let settings = self.settings.load();
-        let (plan, prepared, profile) = match self.registry.standing(mac, now) {
-            // Removed while it booted, or one too many to keep: it waits, and boots once somebody registers it.
-            Standing::Stranger => (ScriptPlan::AwaitApproval, None, Vec::new()),
-            Standing::Known(node) => {
-                let asker = Asker { mac, address: Some(peer), server: settings.server, reader };
-                self.plan_for(node, asker, now)?
-            }
-        };
-        let token = match plan {
-            ScriptPlan::Ramdisk => Some(self.registry.issue_token(mac, peer, now).ok_or(Unserved::NoToken)?),
-            ScriptPlan::AwaitApproval
-            | ScriptPlan::LocalDisk
-            | ScriptPlan::Profile
-            | ScriptPlan::ProfileRefused => None,
-        };
-        let token_issued_at = token.as_ref().map(|token| token.issued_at);
-        let node = self.registry.name_of(mac);
-        // The image's words first: the kernel takes the last of a repeated key, and that is the operator's.
-        let image = self.library.profile(&settings.profile);
-        let arguments: Vec<KernelArgument> =
-            image.iter().flat_map(|image| &image.arguments).chain(&settings.arguments).cloned().collect();
-        let render = match reader {
-            Reader::Ipxe => render_ipxe,
-            Reader::Grub => render_grub,
-            Reader::Pxelinux => render_pxelinux,
-        };
-        let text = render(
-            plan,
-            &ScriptContext {
-                server: settings.server,
-                mac,
-                node: node.as_ref(),
-                profile: &settings.profile,
-                token: token.as_ref().map_or("", |token| &token.text),
-                arguments: &arguments,
-                boot: prepared.as_ref().map_or(BootText::Ramdisk, Prepared::text),
-            },
-        );
-        self.tally.took(Timed::ScriptRender, started.elapsed());
-        Ok(Served {
-            digest: None,
-            modified: None,
-            media_type: "text/plain",
-            ticket: Ticket { size: text.len() as u64, plan: Some(plan), token_issued_at, profile, ..ticket },
-            bytes: text.into(),
-            file: None,
-            restraint: Restraint::default(),
-        })
-    }
-
     fn refused(&self, reason: Unserved, peer: Ipv4Addr, name: &[u8]) -> Unserved {
         self.tally.count("content", reason.as_str());
         // Misses are normal (shim and GRUB search); they are no warning.
@@ -582,75 +482,4 @@ fn printable(name: &[u8]) -> String {
     /// Our own longest name has half of this.
     const SHOWN_MAX: usize = 128;
     name.escape_ascii().map(char::from).take(SHOWN_MAX).collect()
-}
-
-/// TFTP hands back a number: the MAC in the low 48 bits, the stage above it. Nothing is remembered, so no transfer
-/// that is never reported can leave anything behind.
-fn pack_ticket(ticket: &Ticket) -> u64 {
-    let mac = ticket.mac.0.iter().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
-    let stage = match ticket.stage {
-        Stage::Dhcp => 0_u64,
-        Stage::Loader => 1,
-        Stage::Script => 2,
-        Stage::Kernel => 3,
-        Stage::Ramdisk => 4,
-        Stage::Agent => 5,
-        Stage::Enrolled => 6,
-    };
-    stage << 48 | mac
-}
-
-fn unpack_ticket(ticket: u64) -> Option<(MacAddr, Stage)> {
-    let stage = match ticket >> 48 {
-        1 => Stage::Loader,
-        2 => Stage::Script,
-        3 => Stage::Kernel,
-        4 => Stage::Ramdisk,
-        // No file belongs to the others.
-        _ => return None,
-    };
-    let [_, _, mac @ ..] = ticket.to_be_bytes();
-    Some((MacAddr(mac), stage))
-}
-
-impl FileSource for BootContent {
-    fn open(&self, peer: SocketAddrV4, name: &[u8]) -> Result<Opened, NotServed> {
-        let now = self.clock.now();
-        match BootContent::open(self, *peer.ip(), name, Transport::Tftp, now) {
-            Ok(served) => {
-                self.began(&served.ticket, now);
-                let ticket = pack_ticket(&served.ticket);
-                Ok(Opened { ticket, bytes: served.bytes, restraint: served.restraint })
-            }
-            Err(Unserved::UnknownPeer | Unserved::BadName(_)) => Err(NotServed::Refused),
-            Err(Unserved::NotYet) => Err(NotServed::NotYet),
-            Err(
-                Unserved::NoSuchName
-                | Unserved::NotInstalled
-                | Unserved::ForeignMac
-                | Unserved::NoToken
-                | Unserved::NotAssigned,
-            ) => Err(NotServed::NotFound),
-        }
-    }
-
-    fn finished(&self, report: TransferReport) {
-        let Some((mac, stage)) = unpack_ticket(report.ticket) else { return };
-        let name = namespace::canonical(report.name.as_bytes())
-            .unwrap_or_else(|_| printable(report.name.as_bytes()));
-        let (transport, size) = (Transport::Tftp, report.size);
-        let ticket = Ticket {
-            mac,
-            transport,
-            stage,
-            name,
-            size,
-            plan: None,
-            token_issued_at: None,
-            profile: Vec::new(),
-        };
-        let TransferReport { blksize, windowsize, retransmissions, .. } = report;
-        let facts = TftpFacts { blksize, windowsize, resent: retransmissions };
-        self.conclude(&ticket, report.sent, report.took, report.outcome, Some(facts), self.clock.now());
-    }
 }

@@ -66,6 +66,7 @@ impl Directory for Reservations<'_> {
                 approved: true,
                 proven: true,
                 next_boot: NextBoot::Ramdisk,
+                task_open: false,
                 profile: None,
                 reserved: Some(entry.address),
                 fruitless_loaders: 0,

@@ -203,6 +203,7 @@ impl Nodes {
             approved: true,
             proven: true,
             next_boot: NextBoot::Ramdisk,
+            task_open: false,
             profile: None,
             reserved: None,
             fruitless_loaders: 0,

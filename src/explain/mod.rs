@@ -3,15 +3,13 @@
 //! The same pure cores answer that answer the wire: a [`DhcpServer`] made from a copy of the leases, the boot decision,
 //! the namespace and the script renderer. Nothing is stored and no address is taken; the token in the script is no token.
 //!
+//! - `dialogue`: what is told
 //! - `machine`: what kinds of machine can be asked for, and the requests they send
 //! - [`profiles`]: which boot profile it would have, and why not another
 //! - `message`: a DHCP message option by option
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use crate::boot::decision::{self, KnownNode, NextBoot, NothingToBoot, ScriptPlan, Standing, UnknownPolicy};
 use crate::boot::loader::{LoaderName, LoaderTable};
@@ -30,10 +28,12 @@ use crate::net::MacAddr;
 use crate::node::NodeName;
 use crate::node::timeline::Stage;
 
+mod dialogue;
 mod machine;
 mod message;
 pub mod profiles;
 
+pub use dialogue::{Decision, Dialogue, Party, Step};
 pub use machine::{Machine, ParseMachineError};
 pub use message::OptionLine;
 
@@ -60,53 +60,6 @@ pub struct DeployImage {
     pub arguments: Vec<KernelArgument>,
     pub kernel_bytes: u64,
     pub ramdisk_bytes: u64,
-}
-
-/// What would happen, step by step.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Dialogue {
-    pub mac: MacAddr,
-    pub name: Option<NodeName>,
-    pub firmware: Machine,
-    /// False when it was asked of a configuration, without leases and nodes.
-    #[serde(default)]
-    pub live: bool,
-    pub steps: Vec<Step>,
-    /// Settings of an operator that decided something.
-    pub decisions: Vec<Decision>,
-    /// How it ends, in one sentence.
-    pub ends: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Step {
-    pub stage: Stage,
-    pub from: Party,
-    /// One line: `DISCOVER, broadcast`.
-    pub text: String,
-    /// Options of a DHCP message, in wire order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub options: Vec<OptionLine>,
-    /// A script as it would be served.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub script: Option<String>,
-    /// The message on the wire (UDP payload), in hexadecimal, if asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Party {
-    Machine,
-    Appliance,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Decision {
-    /// `dhcp.unknown`, `reservation`, `approval`, …
-    pub setting: String,
-    pub effect: String,
 }
 
 /// Runs the dialogue.
@@ -574,8 +527,17 @@ impl Play<'_> {
     }
 
     fn note_node(&mut self, node: &KnownNode) {
-        let KnownNode { id: _, approved, proven: _, next_boot, profile, reserved, fruitless_loaders, quirks } =
-            node;
+        let KnownNode {
+            id: _,
+            approved,
+            proven: _,
+            next_boot,
+            task_open,
+            profile,
+            reserved,
+            fruitless_loaders,
+            quirks,
+        } = node;
         self.decide(
             "registration",
             if *approved { "it is a node, and may boot" } else { "it is a node, and nobody approved it" },
@@ -585,6 +547,9 @@ impl Play<'_> {
         }
         for effect in quirks.told() {
             self.decide("quirks", effect);
+        }
+        if *task_open {
+            self.decide("task", "a task on its disks is open: no boot profile comes between");
         }
         match next_boot {
             NextBoot::Ramdisk => {}

@@ -49,6 +49,7 @@ fn node(approved: bool, next_boot: NextBoot, fruitless_loaders: u32) -> Option<K
         approved,
         proven: approved,
         next_boot,
+        task_open: false,
         profile: None,
         reserved: None,
         fruitless_loaders,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use farrier::image::system::layout::{Extent, Window};
 use farrier::lab::config::LabFirmware;
 use farrier::lab::machine::QEMU;
+use farrier::lab::process;
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 use serde_json::{Value, json};
 
@@ -263,7 +264,7 @@ impl Bench {
                         self.told()
                     );
                     // QEMU takes the connection at once; that the machine does not is what is waited for.
-                    thread::sleep(Duration::from_millis(300));
+                    process::look_again();
                 }
             }
         }

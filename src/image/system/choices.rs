@@ -109,11 +109,7 @@ fn keys_in(directory: &Path) -> Vec<String> {
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.sort();
     let public = files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "pub"));
-    public
-        .flat_map(|path| fs::read_to_string(path))
-        .map(|text| text.trim().to_owned())
-        .filter(|key| is_key(key))
-        .collect()
+    public.flat_map(fs::read_to_string).map(|text| text.trim().to_owned()).filter(|key| is_key(key)).collect()
 }
 
 fn is_mirror(text: &str) -> bool {

@@ -346,11 +346,10 @@ impl Book {
             approved: self.lets_in(entry),
             proven: entry.node.approved,
             next_boot: entry.node.boots_next(),
+            task_open: entry.node.intent.as_ref().is_some_and(|intent| intent.is_open()),
             profile: self
                 .profiles
                 .as_ref()
-                // An open task outranks every profile: what boots in between is neither.
-                .filter(|_| !entry.node.intent.as_ref().is_some_and(|intent| intent.is_open()))
                 .and_then(|profiles| profiles.assigned(&entry.node, entry.history.newest_number())),
             reserved: self.reserved(entry, mac),
             fruitless_loaders: entry.loaders.fruitless(mac, now),
