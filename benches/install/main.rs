@@ -154,8 +154,8 @@ impl Calls for Timed<'_> {
     fn progress(&self, _: IntentId, _: &Progress) -> Result<bool, CallError> {
         Ok(true)
     }
-    fn done(&self, _: IntentId, proof: &Report) -> Result<(), CallError> {
-        *self.done.lock().expect("no panic") = Some(proof.clone());
+    fn done(&self, _: IntentId, report: &Report) -> Result<(), CallError> {
+        *self.done.lock().expect("no panic") = Some(report.clone());
         Ok(())
     }
     fn failure(&self, _: IntentId, step: &str, message: &str) -> Result<(), CallError> {

@@ -97,7 +97,7 @@ struct ProgressAnswer {
 struct DoneBody<'a> {
     mac: MacAddr,
     intent: IntentId,
-    proof: &'a Report,
+    report: &'a Report,
 }
 
 #[derive(Serialize)]
@@ -283,8 +283,8 @@ impl Calls for TaskCalls<'_> {
             .map(|answer: ProgressAnswer| answer.go_on)
     }
 
-    fn done(&self, intent: IntentId, proof: &Report) -> Result<(), CallError> {
-        let body = DoneBody { mac: self.appliance.mac, intent, proof };
+    fn done(&self, intent: IntentId, report: &Report) -> Result<(), CallError> {
+        let body = DoneBody { mac: self.appliance.mac, intent, report };
         self.post::<_, Ignored>("/agent/v1/done", &body).map(drop)
     }
 

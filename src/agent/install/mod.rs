@@ -51,7 +51,7 @@ pub trait Calls: Sync {
     fn seed(&self, intent: IntentId) -> Result<Seed, CallError>;
     /// Whether to go on.
     fn progress(&self, intent: IntentId, progress: &Progress) -> Result<bool, CallError>;
-    fn done(&self, intent: IntentId, proof: &Report) -> Result<(), CallError>;
+    fn done(&self, intent: IntentId, report: &Report) -> Result<(), CallError>;
     fn failure(&self, intent: IntentId, step: &str, message: &str) -> Result<(), CallError>;
     /// Appends what is missing of a blob of `bytes` to `into`. What came before an error stays there, and the next
     /// call asks for the rest only.

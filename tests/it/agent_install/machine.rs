@@ -298,8 +298,8 @@ impl Calls for Fake {
         Ok(self.script.go_on || told.fetched.len() < 5)
     }
 
-    fn done(&self, _: IntentId, proof: &Report) -> Result<(), CallError> {
-        self.told.lock().unwrap().done = Some(proof.clone());
+    fn done(&self, _: IntentId, report: &Report) -> Result<(), CallError> {
+        self.told.lock().unwrap().done = Some(report.clone());
         Ok(())
     }
 

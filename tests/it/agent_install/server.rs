@@ -50,7 +50,7 @@ struct Body {
     intent: IntentId,
     disks: Option<Vec<TargetDisk>>,
     progress: Option<Progress>,
-    proof: Option<Report>,
+    report: Option<Report>,
     step: Option<String>,
     message: Option<String>,
 }
@@ -119,7 +119,7 @@ fn call(fake: &Fake, path: &str, body: &[u8]) -> Value {
         "/agent/v1/progress" => {
             fake.progress(body.intent, &body.progress.unwrap()).map(|go_on| json!({ "go_on": go_on }))
         }
-        "/agent/v1/done" => fake.done(body.intent, &body.proof.unwrap()).map(|()| json!({})),
+        "/agent/v1/done" => fake.done(body.intent, &body.report.unwrap()).map(|()| json!({})),
         "/agent/v1/failure" => {
             fake.failure(body.intent, &body.step.unwrap(), &body.message.unwrap()).map(|()| json!({}))
         }
