@@ -15,17 +15,16 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
-use crate::boot::decision::{KnownNode, ScriptPlan, Standing, decide_script};
+use crate::boot::decision::{ScriptPlan, Standing};
 use crate::boot::namespace::{self, Content, NameRefusal};
 use crate::boot::profile::fit::Reader;
-use crate::boot::profile::{ProfileFile, ProfileName};
 use crate::boot::quirks::Quirks;
 use crate::boot::script::profile::BootText;
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe, render_pxelinux};
 use crate::bootplane::files::media_type;
 use crate::bootplane::paces::Paces;
 use crate::bootplane::per_minute::PerMinute;
-use crate::bootplane::profiles::{Asker, Begun, Choice, Prepared, ProfileDesk};
+use crate::bootplane::profiles::{Asker, Prepared, ProfileDesk};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::dhcp::address_book::AddressBook;
@@ -34,10 +33,12 @@ use crate::image::library::{Blob, Library};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
 use crate::node::registry::Registry;
-use crate::node::timeline::{FileOutcome, Happening, ProfileOutcome, Stage, TftpFacts, Transport};
+use crate::node::timeline::{FileOutcome, Happening, Stage, TftpFacts, Transport};
 use crate::telemetry::Tally;
 use crate::telemetry::stages::Timed;
 use crate::tftp::{FileSource, NotServed, Opened, Restraint, TransferReport};
+
+mod profile;
 
 /// Misses of one machine on its timeline. GRUB's whole search has 12 names, shim's 4, PXELINUX' 11.
 const MISSES_PER_MINUTE: u32 = 40;
@@ -344,22 +345,6 @@ impl BootContent {
         }
     }
 
-    /// A one-shot whose kernel or program went out whole is spent.
-    fn handed_out(&self, ticket: &Ticket, now: Timestamp) {
-        if ticket.stage != Stage::Kernel {
-            return;
-        }
-        let Some(Content::ProfileFile { profile, file: ProfileFile::Kernel | ProfileFile::EfiProgram }) =
-            namespace::resolve(&ticket.name, &self.loaders.load().table)
-        else {
-            return;
-        };
-        for rule in self.profiles.handed_out(&profile, ticket.mac, now) {
-            let (profile, outcome) = (profile.clone(), ProfileOutcome::Spent);
-            self.registry.record(ticket.mac, Happening::Profile { profile, rule, outcome }, now);
-        }
-    }
-
     /// Changes when what was not durable yet may be asked for again.
     pub fn settled(&self) -> tokio::sync::watch::Receiver<u64> {
         self.profiles.settled()
@@ -407,60 +392,6 @@ impl BootContent {
             }
             Content::GrubConfig { mac: named } => self.serve_script(peer, named, Reader::Grub, ticket, now),
         }
-    }
-
-    fn serve_profile_file(
-        &self,
-        profile: &ProfileName,
-        file: ProfileFile,
-        ticket: Ticket,
-    ) -> Result<Served, Unserved> {
-        let served = self.library.boot_profile(profile).ok_or(Unserved::NotInstalled)?;
-        let blob = served.blob(file).ok_or(Unserved::NoSuchName)?;
-        let may = self
-            .registry
-            .look_at(ticket.mac, |node, boot| self.profiles.may_fetch(node, boot, &served.profile, file));
-        match may {
-            Some(true) => Ok(serve_blob(blob, "application/octet-stream", ticket)),
-            Some(false) | None => Err(Unserved::NotAssigned),
-        }
-    }
-
-    /// What a known node's script is to do, with the profile it names and what is to be told of profiles.
-    fn plan_for(
-        &self,
-        mut known: KnownNode,
-        asker: Asker,
-        now: Timestamp,
-    ) -> Result<(ScriptPlan, Option<Prepared>, Vec<Happening>), Unserved> {
-        if self.profiles.rules().is_empty() {
-            return Ok((decide_script(&known), None, Vec::new()));
-        }
-        let chosen =
-            self.registry.look_at(asker.mac, |node, boot| (self.profiles.choose(node, boot, asker), boot));
-        let (Choice { prepared, passed: mut told }, boot) = chosen.unwrap_or_default();
-        known.profile = prepared.as_ref().map(|prepared| prepared.assigned.clone());
-        let plan = decide_script(&known);
-        let Some(prepared) = prepared.filter(|_| plan == ScriptPlan::Profile) else {
-            // Who waits for approval boots nothing that could be passed over.
-            told.retain(|_| plan != ScriptPlan::AwaitApproval);
-            return Ok((plan, None, told));
-        };
-        let outcome = match (&prepared.arguments, prepared.assigned.one_shot) {
-            (Err(reason), _) => ProfileOutcome::Refused(format!("{}: {reason}", reason.as_str())),
-            (Ok(_), false) => ProfileOutcome::Boots,
-            (Ok(_), true) => match self.profiles.begin(&prepared, known.id, asker.mac, boot, now) {
-                Begun::Running => ProfileOutcome::Started,
-                Begun::NotYet => return Err(Unserved::NotYet),
-                Begun::Full => ProfileOutcome::PassedOver("there are too many runs of one-shots".to_owned()),
-            },
-        };
-        told.push(prepared.happening(outcome.clone()));
-        if let ProfileOutcome::PassedOver(_) = outcome {
-            known.profile = None;
-            return Ok((decide_script(&known), None, told));
-        }
-        Ok((prepared.plan(), Some(prepared), told))
     }
 
     fn serve_script(
