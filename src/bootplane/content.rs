@@ -18,7 +18,6 @@ use bytes::Bytes;
 use crate::boot::decision::ScriptPlan;
 use crate::boot::namespace::{self, Content, NameRefusal};
 use crate::boot::profile::fit::Reader;
-use crate::boot::profile::{ProfileFile, ProfileName};
 use crate::boot::quirks::Quirks;
 use crate::boot::script::KernelArgument;
 use crate::bootplane::files::media_type;
@@ -33,12 +32,13 @@ use crate::image::library::{Blob, Library};
 use crate::image::loaders::Loaders;
 use crate::net::MacAddr;
 use crate::node::registry::Registry;
-use crate::node::timeline::{FileOutcome, Happening, ProfileOutcome, Stage, TftpFacts, Transport};
+use crate::node::timeline::{FileOutcome, Happening, Stage, TftpFacts, Transport};
 use crate::telemetry::Tally;
 use crate::telemetry::stages::Timed;
 use crate::tftp::Restraint;
 
 mod by_tftp;
+mod profile;
 mod scripts;
 
 /// Misses of one machine on its timeline. GRUB's whole search has 12 names, shim's 4, PXELINUX' 11.
@@ -346,22 +346,6 @@ impl BootContent {
         }
     }
 
-    /// A one-shot whose kernel or program went out whole is spent.
-    fn handed_out(&self, ticket: &Ticket, now: Timestamp) {
-        if ticket.stage != Stage::Kernel {
-            return;
-        }
-        let Some(Content::ProfileFile { profile, file: ProfileFile::Kernel | ProfileFile::EfiProgram }) =
-            namespace::resolve(&ticket.name, &self.loaders.load().table)
-        else {
-            return;
-        };
-        for rule in self.profiles.handed_out(&profile, ticket.mac, now) {
-            let (profile, outcome) = (profile.clone(), ProfileOutcome::Spent);
-            self.registry.record(ticket.mac, Happening::Profile { profile, rule, outcome }, now);
-        }
-    }
-
     /// Changes when what was not durable yet may be asked for again.
     pub fn settled(&self) -> tokio::sync::watch::Receiver<u64> {
         self.profiles.settled()
@@ -408,23 +392,6 @@ impl BootContent {
                 self.serve_script(peer, Some(named), Reader::Pxelinux, ticket, now)
             }
             Content::GrubConfig { mac: named } => self.serve_script(peer, named, Reader::Grub, ticket, now),
-        }
-    }
-
-    fn serve_profile_file(
-        &self,
-        profile: &ProfileName,
-        file: ProfileFile,
-        ticket: Ticket,
-    ) -> Result<Served, Unserved> {
-        let served = self.library.boot_profile(profile).ok_or(Unserved::NotInstalled)?;
-        let blob = served.blob(file).ok_or(Unserved::NoSuchName)?;
-        let may = self
-            .registry
-            .look_at(ticket.mac, |node, boot| self.profiles.may_fetch(node, boot, &served.profile, file));
-        match may {
-            Some(true) => Ok(serve_blob(blob, "application/octet-stream", ticket)),
-            Some(false) | None => Err(Unserved::NotAssigned),
         }
     }
 

@@ -360,16 +360,6 @@ impl Play<'_> {
         }
     }
 
-    fn profile_file(&mut self, name: &str, bytes: u64, grub: bool) {
-        let by_tftp = grub && !self.machine.firmware().is_http();
-        let asked = match by_tftp {
-            true => format!("TFTP read {name} (octet, blksize, tsize)"),
-            false => format!("HTTP GET http://{}/{name}", self.host()),
-        };
-        self.say(Stage::Kernel, Party::Machine, asked, None);
-        self.say(Stage::Kernel, Party::Appliance, format!("{name}, {bytes} bytes"), None);
-    }
-
     fn ramdisk(&mut self, grub: bool) -> String {
         let profile = self.knowledge.config.boot.profile.clone();
         let files = [

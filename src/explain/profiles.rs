@@ -17,9 +17,10 @@ use crate::boot::script::KernelArgument;
 use crate::boot::script::profile::BootText;
 use crate::clock::Timestamp;
 use crate::dhcp::server::Directory;
-use crate::explain::Machine;
+use crate::explain::{Machine, Party, Play};
 use crate::net::MacAddr;
 use crate::node::labels::Labels;
+use crate::node::timeline::Stage;
 use crate::node::{NodeId, NodeName, Port};
 
 /// What the rules ask of, as it is now.
@@ -163,5 +164,18 @@ impl ProfileKnowledge {
             What::EfiProgram { .. } | What::Iso { .. } => Ok(Vec::new()),
         };
         ProfileTold::Profile { profile, arguments }
+    }
+}
+
+impl Play<'_> {
+    /// A file of the profile, by what the loader came by.
+    pub(super) fn profile_file(&mut self, name: &str, bytes: u64, grub: bool) {
+        let by_tftp = grub && !self.machine.firmware().is_http();
+        let asked = match by_tftp {
+            true => format!("TFTP read {name} (octet, blksize, tsize)"),
+            false => format!("HTTP GET http://{}/{name}", self.host()),
+        };
+        self.say(Stage::Kernel, Party::Machine, asked, None);
+        self.say(Stage::Kernel, Party::Appliance, format!("{name}, {bytes} bytes"), None);
     }
 }

@@ -3,56 +3,18 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use crate::boot::decision::{KnownNode, ScriptPlan, Standing, decide_script};
+use crate::boot::decision::{ScriptPlan, Standing};
 use crate::boot::profile::fit::Reader;
 use crate::boot::script::profile::BootText;
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe, render_pxelinux};
 use crate::bootplane::content::{BootContent, Served, Ticket, Unserved};
-use crate::bootplane::profiles::{Asker, Begun, Choice, Prepared};
+use crate::bootplane::profiles::{Asker, Prepared};
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
-use crate::node::timeline::{Happening, ProfileOutcome};
 use crate::telemetry::stages::Timed;
 use crate::tftp::Restraint;
 
 impl BootContent {
-    /// What a known node's script is to do, with the profile it names and what is to be told of profiles.
-    fn plan_for(
-        &self,
-        mut known: KnownNode,
-        asker: Asker,
-        now: Timestamp,
-    ) -> Result<(ScriptPlan, Option<Prepared>, Vec<Happening>), Unserved> {
-        if self.profiles.rules().is_empty() {
-            return Ok((decide_script(&known), None, Vec::new()));
-        }
-        let chosen =
-            self.registry.look_at(asker.mac, |node, boot| (self.profiles.choose(node, boot, asker), boot));
-        let (Choice { prepared, passed: mut told }, boot) = chosen.unwrap_or_default();
-        known.profile = prepared.as_ref().map(|prepared| prepared.assigned.clone());
-        let plan = decide_script(&known);
-        let Some(prepared) = prepared.filter(|_| plan == ScriptPlan::Profile) else {
-            // Who waits for approval boots nothing that could be passed over.
-            told.retain(|_| plan != ScriptPlan::AwaitApproval);
-            return Ok((plan, None, told));
-        };
-        let outcome = match (&prepared.arguments, prepared.assigned.one_shot) {
-            (Err(reason), _) => ProfileOutcome::Refused(format!("{}: {reason}", reason.as_str())),
-            (Ok(_), false) => ProfileOutcome::Boots,
-            (Ok(_), true) => match self.profiles.begin(&prepared, known.id, asker.mac, boot, now) {
-                Begun::Running => ProfileOutcome::Started,
-                Begun::NotYet => return Err(Unserved::NotYet),
-                Begun::Full => ProfileOutcome::PassedOver("there are too many runs of one-shots".to_owned()),
-            },
-        };
-        told.push(prepared.happening(outcome.clone()));
-        if let ProfileOutcome::PassedOver(_) = outcome {
-            known.profile = None;
-            return Ok((decide_script(&known), None, told));
-        }
-        Ok((prepared.plan(), Some(prepared), told))
-    }
-
     pub(super) fn serve_script(
         &self,
         peer: Ipv4Addr,
