@@ -56,6 +56,19 @@ impl fmt::Display for KernelArgument {
     }
 }
 
+/// Where systems put their UEFI loader: the place for removable media, which what we install has, and then those of
+/// systems that others installed.
+const LOCAL_LOADERS: [&str; 8] = [
+    "/EFI/BOOT/BOOTX64.EFI",
+    "/EFI/BOOT/BOOTAA64.EFI",
+    "/EFI/BOOT/BOOTIA32.EFI",
+    "/EFI/debian/shimx64.efi",
+    "/EFI/ubuntu/shimx64.efi",
+    "/EFI/redhat/shimx64.efi",
+    "/EFI/fedora/shimx64.efi",
+    "/EFI/Microsoft/Boot/bootmgfw.efi",
+];
+
 /// Seconds a waiting or failed machine lets pass before it asks again.
 const RETRY_SECS: u32 = 10;
 
@@ -160,7 +173,19 @@ pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
                 "echo 'farrier: {who} waits for approval: farrier node approve {mac}'\n{wait_and_ask_again}"
             )
         }
-        ScriptPlan::LocalDisk => format!("echo 'farrier: {who} boots from its local disk'\nexit\n"),
+        // Leaving GRUB ends in the firmware's menu on some machines, and in another round of netboots on others.
+        ScriptPlan::LocalDisk => format!(
+            "echo 'farrier: {who} boots from its local disk'\n\
+             for file in {places}; do\n\
+             if search --no-floppy --set=root --file $file; then\n\
+             chainloader $file\n\
+             boot\n\
+             fi\n\
+             done\n\
+             echo 'farrier: {who} has no disk that boots by UEFI: leaving it to its firmware'\n\
+             exit\n",
+            places = LOCAL_LOADERS.join(" "),
+        ),
         ScriptPlan::Profile | ScriptPlan::ProfileRefused => profile::render_grub(context),
     }
 }

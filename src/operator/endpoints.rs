@@ -260,7 +260,8 @@ fn tasks() -> Vec<Endpoint> {
                 "show_task",
                 "tasks",
                 "What was wanted last for a node's disks, and the course it took",
-            ),
+            )
+            .refuses(&[404]),
         ),
         change(
             Method::POST,
@@ -272,7 +273,6 @@ fn tasks() -> Vec<Endpoint> {
                 "Install a disk image at the node's next netboot, once",
             )
             .reads::<DeployRequest>()
-            .refuses(&[409])
             .conditional(),
         ),
         change(
@@ -285,7 +285,6 @@ fn tasks() -> Vec<Endpoint> {
                 "Empty disks at the node's next netboot, and read back that they are",
             )
             .reads::<CleanRequest>()
-            .refuses(&[409])
             .conditional(),
         ),
         change(
@@ -298,7 +297,6 @@ fn tasks() -> Vec<Endpoint> {
                 "Let the node's next netboot be a ramdisk that keys can log in to",
             )
             .reads::<RescueRequest>()
-            .refuses(&[409])
             .conditional(),
         ),
         change(
@@ -310,7 +308,6 @@ fn tasks() -> Vec<Endpoint> {
                 "tasks",
                 "Out of the rescue ramdisk, back to what the node was",
             )
-            .refuses(&[409])
             .conditional(),
         ),
         change(
@@ -322,7 +319,6 @@ fn tasks() -> Vec<Endpoint> {
                 "tasks",
                 "The installed system is needed no more: the node is available",
             )
-            .refuses(&[409])
             .conditional(),
         ),
         change(
@@ -334,7 +330,6 @@ fn tasks() -> Vec<Endpoint> {
                 "tasks",
                 "End the open task; what it wrote is not undone",
             )
-            .refuses(&[409])
             .conditional(),
         ),
     ]

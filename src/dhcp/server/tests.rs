@@ -451,7 +451,8 @@ fn port_4011_has_reasons_for_its_silence() {
         assert_eq!(silence(&world.send(&message)), Some(expected), "{name}");
     }
     world.nodes.know(mac(1)).next_boot = NextBoot::LocalDisk;
-    assert_eq!(silence(&world.send(&request().uefi())), Some(Silence::NothingToBoot));
+    let bios = request().option(60, b"PXEClient:Arch:00000").option(93, &[0, 0]);
+    assert_eq!(silence(&world.send(&bios)), Some(Silence::NothingToBoot));
 }
 
 #[test]

@@ -24,7 +24,8 @@ fn a_stranger_is_not_answered_when_strangers_are_ignored_and_a_known_node_is() {
 fn a_node_that_is_to_boot_from_disk_gets_an_address_only() {
     let mut world = World::new(settings());
     world.nodes.know(mac(1)).next_boot = NextBoot::LocalDisk;
-    let outcome = world.send(&discover(1).uefi());
+    let bios = discover(1).option(60, b"PXEClient:Arch:00000").option(93, &[0, 0]);
+    let outcome = world.send(&bios);
     let offer = reply(&outcome);
     assert_eq!((offer.address, &offer.boot_file), (Some(address(50)), &None));
     for code in [66, 67, 60, 43] {
