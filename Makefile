@@ -31,11 +31,13 @@ test:            ## every test: parsers to real firmware
 	$(CARGO) build --release --bins
 	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test
 
-test-install:    ## what `make test` leaves out for its length: Debian 12 built, booted by BIOS and by Secure Boot
+test-install:    ## what `make test` leaves out for its length: Debian 12 built and booted; plugs pulled and appliances killed, 10 times each
 	@.ci/packages test
 	@.ci/packages test-install
 	$(CARGO) build --release --bins
 	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test --test lab -- --ignored --nocapture
+	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) INSTALL_CUTS=$(or $(CUTS),10) \
+		$(CARGO) test --test lab -- --nocapture an_install_goes_on
 
 faults:          ## kills, power cuts, failing disks, restarts: the full counts (hours); last figures in tests/RELIABILITY.md
 	@.ci/packages test

@@ -1,7 +1,8 @@
 //! From an empty disk to a system that ssh reaches: netboot, `node deploy`, the disk written and read back, first boot from
 //! the disk, and the call home. By BIOS and by UEFI with Secure Boot; with the plug pulled; with the appliance killed.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -10,9 +11,11 @@ use std::time::{Duration, Instant};
 use farrier::lab::config::{LabConfig, LabFirmware, MachineConfig};
 use farrier::lab::process;
 use farrier::node::install::event::InstallEvent;
+use farrier::node::install::task::Step;
 use farrier::node::state::ProvisionState;
 use farrier::node::timeline::{Boot, Happening};
-use farrier::operator::api::{DeployRequest, NodeDetail, NodePatch, TaskPhase};
+use farrier::operator::api::{DeployRequest, NodeDetail, NodePatch, TaskDetail, TaskPhase};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{BOOTS_WITHIN, Case, config, farrier, images};
@@ -166,6 +169,120 @@ fn from_an_empty_disk_to_ssh_by_bios_and_secure_boot() {
     case.await_words("boots from its local disk", BOOTS_WITHIN, || text(&since));
     assert_eq!(ssh(&case, &node, "cat /root/user-data-ran | wc -l"), "1");
     assert_eq!(told(&case, machine).len(), before);
+}
+
+/// How often each kind of accident happens; `make test-install` says 10.
+fn cuts() -> u32 {
+    std::env::var("INSTALL_CUTS").ok().and_then(|count| count.parse().ok()).unwrap_or(1)
+}
+
+/// What happens in the middle of an install.
+#[derive(Clone, Copy, Debug)]
+enum Accident {
+    /// The machine loses power, and has it back at once.
+    Plug,
+    /// The appliance dies; the lab starts it again.
+    Appliance,
+}
+
+/// Waits until the agent has written for so long; `false` if it was done before.
+fn await_cut(case: &Case, machine: &MachineConfig, after: Duration) -> bool {
+    let path = format!("/api/v1/nodes/{}/task", machine.mac);
+    let deadline = Instant::now() + INSTALLS_WITHIN;
+    let mut running_since = None;
+    loop {
+        let task: TaskDetail = case.ask(&path);
+        match task.phase {
+            TaskPhase::Running => {
+                if running_since.get_or_insert_with(Instant::now).elapsed() >= after {
+                    return true;
+                }
+            }
+            TaskPhase::Written | TaskPhase::Done => return false,
+            TaskPhase::Waiting | TaskPhase::Failed | TaskPhase::Aborted => {}
+        }
+        assert!(Instant::now() < deadline, "{}: its install never began", machine.name);
+        process::look_again();
+    }
+}
+
+/// Whether the machine's firmware would find something to boot on its disk: a boot sector, or a partition table at
+/// either end.
+fn may_boot(case: &Case, machine: &MachineConfig) -> bool {
+    let disk = File::open(case.state.machine(machine.name.as_str()).disk()).unwrap();
+    let size = disk.metadata().unwrap().len();
+    let sector = |at: u64| {
+        let mut bytes = [0; 512];
+        disk.read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    };
+    sector(0)[510..] == [0x55, 0xaa] || [512, size - 512].iter().any(|at| sector(*at).starts_with(b"EFI PART"))
+}
+
+/// The same install over and over, with an accident in each at another moment: it always ends installed, once.
+fn survives(name: &'static str, accident: Accident) {
+    let case = Case::new(name, machines(&[LabFirmware::Bios])).start().power_on();
+    let key = key(&case);
+    let machine = case.machine(LabFirmware::Bios);
+    case.await_enrolled(machine);
+    let mut half_written = 0;
+    for round in 0..cuts() {
+        let generation = u64::from(round) + 1;
+        if round == 0 {
+            deploy(&case, machine, &key);
+        } else {
+            let node = format!("/api/v1/nodes/{}", machine.mac);
+            let _: NodeDetail = case.change("POST", &format!("{node}/release"), &());
+            let again = DeployRequest {
+                wipe: true,
+                ssh_keys: vec![key.clone()],
+                user_data: Some(USER_DATA.to_owned()),
+                ..DeployRequest::default()
+            };
+            let _: NodeDetail = case.change("POST", &format!("{node}/deploy"), &again);
+            case.lab().qmp(machine.name.as_str()).unwrap().reset().unwrap();
+        }
+        // From the first write to the report it takes some three seconds.
+        let after = Duration::from_millis(300 + u64::from(round) * 2700 / u64::from(cuts()));
+        if await_cut(&case, machine, after) {
+            match accident {
+                Accident::Plug => {
+                    let bootable = may_boot(&case, machine);
+                    case.lab().qmp(machine.name.as_str()).unwrap().reset().unwrap();
+                    let task: TaskDetail = case.ask(&format!("/api/v1/nodes/{}/task", machine.mac));
+                    // The tables are the last that is written: with them there, all else is.
+                    let finishing = task.progress.is_some_and(|progress| progress.step == Step::Finishing);
+                    assert!(!bootable || finishing || task.phase != TaskPhase::Running, "{task:#?}");
+                    half_written += u32::from(!bootable);
+                }
+                Accident::Appliance => case.signal_appliance(Signal::SIGKILL),
+            }
+        }
+        let done = |node: &NodeDetail, _: &Boot| {
+            node.summary.state == ProvisionState::Active
+                && node.task.as_ref().is_some_and(|task| task.generation == generation)
+        };
+        let (node, _) = case.await_node(machine, "installed in spite of it", INSTALLS_WITHIN, done);
+        assert_eq!(ssh(&case, &node, "hostname"), name_of(machine), "round {round}");
+        let events = told(&case, machine);
+        let reported = count(&events, |it| matches!(it, InstallEvent::Reported { .. }));
+        // Timelines keep the last boots only.
+        assert!(reported <= round as usize + 1, "round {round}: {events:#?}");
+        eprintln!("{accident:?} {round}, {} ms after the first write: installed once", after.as_millis());
+    }
+    if let Accident::Plug = accident {
+        assert!(half_written > 0, "no plug was pulled before the disk was complete");
+    }
+}
+
+#[test]
+fn an_install_goes_on_after_the_plug_was_pulled() {
+    survives("installs-plug", Accident::Plug);
+}
+
+#[test]
+fn an_install_goes_on_after_the_appliance_was_killed() {
+    survives("installs-killed", Accident::Appliance);
 }
 
 fn text(path: &Path) -> String {
