@@ -111,6 +111,11 @@ impl InstallParts {
 /// What an installed system finds on its disk, from what is known of the node.
 pub type SeedOf = Arc<dyn Fn(&SeedMaterial) -> Seed + Send + Sync>;
 
+/// Whether this asks for a part of a disk image: the one thing of agents that is read, not called.
+pub fn is_part_of_image(method: &Method, path: &str) -> bool {
+    matches!(*method, Method::GET | Method::HEAD) && ImagePart::from_path(path).is_some()
+}
+
 impl AgentCalls {
     pub fn new(
         registry: Arc<Registry>,

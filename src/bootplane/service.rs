@@ -19,7 +19,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
 
-use crate::bootplane::agent_calls::{AgentCalls, PREFIX};
+use crate::bootplane::agent_calls::{AgentCalls, PREFIX, is_part_of_image};
 use crate::bootplane::body::{AnswerBody, WhenDone};
 use crate::bootplane::content::REFUSALS_PER_MINUTE;
 use crate::bootplane::content::{BootContent, Served, Unserved};
@@ -96,10 +96,10 @@ impl BootService {
                 Some(metadata) if metadata.takes(door, request.uri().path()) => {
                     return metadata.answer(peer, door, line.number(), request).await.into_response(line);
                 }
-                _ if request.uri().path().starts_with(PREFIX) => match *request.method() {
-                    Method::GET | Method::HEAD => return self.answer_image(peer, line, &request).await,
-                    _ => self.agents.answer(peer, request).await,
-                },
+                _ if is_part_of_image(request.method(), request.uri().path()) => {
+                    return self.answer_image(peer, line, &request).await;
+                }
+                _ if request.uri().path().starts_with(PREFIX) => self.agents.answer(peer, request).await,
                 Some(_) | None => match *request.method() {
                     Method::GET | Method::HEAD => return self.answer_file(peer, line, &request).await,
                     _ => Plain::text(StatusCode::METHOD_NOT_ALLOWED, "files are read with GET or HEAD")

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::node::timeline::TimelineEvent;
+use crate::node::install::event::InstallEvent;
+use crate::node::timeline::{Happening, TimelineEvent};
 
 /// A dozen boots; each node's own page has its whole history.
 const RECENT_MAX: usize = 1000;
@@ -35,6 +36,10 @@ impl Recent {
     }
 
     fn push(&self, event: Arc<TimelineEvent>) {
+        // How far an install is, every second: its own panel shows that.
+        if matches!(&event.happening, Happening::Install { install: InstallEvent::Progress { .. }, .. }) {
+            return;
+        }
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         if events.len() == RECENT_MAX {
             events.pop_front();

@@ -3,19 +3,23 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use farrier::boot::decision::ScriptPlan;
 use farrier::lab::config::{LabConfig, LabFirmware, MachineConfig};
 use farrier::lab::process;
 use farrier::node::install::event::InstallEvent;
+use farrier::node::install::intent::CleanMethod;
 use farrier::node::install::task::Step;
 use farrier::node::state::ProvisionState;
 use farrier::node::timeline::{Boot, Happening};
-use farrier::operator::api::{DeployRequest, NodeDetail, NodePatch, TaskDetail, TaskPhase};
+use farrier::operator::api::{
+    CleanRequest, DeployRequest, NodeDetail, NodePatch, RescueRequest, TaskDetail, TaskPhase,
+};
 use nix::sys::signal::Signal;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::support::{BOOTS_WITHIN, Case, config, farrier, images};
@@ -164,11 +168,16 @@ fn from_an_empty_disk_to_ssh_by_bios_and_secure_boot() {
     let machine = case.machine(LabFirmware::Bios);
     let before = told(&case, machine).len();
     case.lab().qmp(machine.name.as_str()).unwrap().reset().unwrap();
-    let node: NodeDetail = case.ask(&format!("/api/v1/nodes/{}", machine.mac));
-    let since = case.state.machine(machine.name.as_str()).serial_log();
-    case.await_words("boots from its local disk", BOOTS_WITHIN, || text(&since));
+    let handed_over = |_: &NodeDetail, boot: &Boot| {
+        let to_disk = |happening: &Happening| {
+            matches!(happening, Happening::Script { plan: ScriptPlan::LocalDisk, .. })
+        };
+        boot.number > 2 && boot.events.iter().any(|event| to_disk(&event.happening))
+    };
+    let (node, _) = case.await_node(machine, "sent to its disk", BOOTS_WITHIN, handed_over);
     assert_eq!(ssh(&case, &node, "cat /root/user-data-ran | wc -l"), "1");
     assert_eq!(told(&case, machine).len(), before);
+    rescue_release_and_clean(&case, machine, &key);
 }
 
 /// How often each kind of accident happens; `make test-install` says 10.
@@ -216,7 +225,8 @@ fn may_boot(case: &Case, machine: &MachineConfig) -> bool {
         disk.read_exact_at(&mut bytes, at).unwrap();
         bytes
     };
-    sector(0)[510..] == [0x55, 0xaa] || [512, size - 512].iter().any(|at| sector(*at).starts_with(b"EFI PART"))
+    sector(0)[510..] == [0x55, 0xaa]
+        || [512, size - 512].iter().any(|at| sector(*at).starts_with(b"EFI PART"))
 }
 
 /// The same install over and over, with an accident in each at another moment: it always ends installed, once.
@@ -285,6 +295,40 @@ fn an_install_goes_on_after_the_appliance_was_killed() {
     survives("installs-killed", Accident::Appliance);
 }
 
-fn text(path: &Path) -> String {
-    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+fn post(case: &Case, machine: &MachineConfig, action: &str, body: &impl Serialize) -> NodeDetail {
+    case.change("POST", &format!("/api/v1/nodes/{}/{action}", machine.mac), body)
+}
+
+fn await_state(case: &Case, machine: &MachineConfig, wanted: ProvisionState) -> NodeDetail {
+    let reached = |node: &NodeDetail, _: &Boot| node.summary.state == wanted;
+    case.await_node(machine, &wanted.to_string(), INSTALLS_WITHIN, reached).0
+}
+
+/// Out of use: a ramdisk to look at the disk, back to the system, and then the disk is emptied.
+fn rescue_release_and_clean(case: &Case, machine: &MachineConfig, key: &str) {
+    let reset = || case.lab().qmp(machine.name.as_str()).unwrap().reset().unwrap();
+    let rescue = RescueRequest { ssh_keys: vec![key.to_owned()] };
+    assert_eq!(post(case, machine, "rescue", &rescue).summary.state, ProvisionState::Rescuing);
+    reset();
+    let node = await_state(case, machine, ProvisionState::Rescue);
+    assert_eq!(
+        ssh(case, &node, "test -b /dev/vda && test ! -e /root/user-data-ran && echo rescue"),
+        "rescue"
+    );
+
+    // The agent that waits there brings the machine back to its disk.
+    assert_eq!(post(case, machine, "unrescue", &()).summary.state, ProvisionState::Active);
+    assert_eq!(ssh(case, &node, "test -e /root/user-data-ran && wc -l </root/user-data-ran"), "1");
+
+    assert_eq!(post(case, machine, "release", &()).summary.state, ProvisionState::Available);
+    let clean = CleanRequest { disk: None, method: CleanMethod::Discard };
+    assert_eq!(post(case, machine, "clean", &clean).summary.state, ProvisionState::CleanWait);
+    reset();
+    let cleaned = |node: &NodeDetail, _: &Boot| {
+        node.summary.state == ProvisionState::Available
+            && node.task.as_ref().is_some_and(|task| task.phase == TaskPhase::Done)
+    };
+    case.await_node(machine, "cleaned", INSTALLS_WITHIN, cleaned);
+    let disk = fs::read(case.state.machine(machine.name.as_str()).disk()).unwrap();
+    assert!(disk.iter().all(|byte| *byte == 0), "something is left on the disk");
 }
