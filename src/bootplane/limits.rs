@@ -7,8 +7,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Open connections. At the limit no more are accepted; they wait in the kernel's queue.
     pub connections: usize,
-    /// Open connections of one address; the next one is closed at once. A booting machine opens one or two, GRUB one
-    /// more for every seek.
+    /// Open connections of one address; the next one takes the place of the oldest. A booting machine opens one or two,
+    /// GRUB one more for every seek, and what a machine had open that lost power stays open here for a while.
     pub connections_per_peer: usize,
     /// From the first byte of a request head (or from accepting the connection) to its last.
     pub head: Duration,

@@ -3,7 +3,7 @@
 //! Silence here is a closed connection, counted under its reason: a peer from outside the bridge's subnet, or with
 //! too many connections open. When all connections are taken nobody is refused; newcomers wait in the kernel's queue.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::bootplane::connection::{self, Closed};
@@ -150,7 +150,7 @@ async fn accept(
 struct Admission {
     peer: Ipv4Addr,
     _slot: OwnedSemaphorePermit,
-    _peer_slot: PeerSlot,
+    peer_slot: PeerSlot,
     _open: Taken,
 }
 
@@ -169,12 +169,12 @@ fn admit(
     let Some(address) = connection::ipv4_of(peer).filter(|ip| parts.subnet.contains(*ip)) else {
         return refuse("off-subnet");
     };
-    match PeerSlots::take(peers, address, parts.limits.connections_per_peer) {
-        Some(peer_slot) => {
-            Some(Admission { peer: address, _slot: slot, _peer_slot: peer_slot, _open: open.take(1) })
-        }
-        None => refuse("too-many-connections"),
+    let (peer_slot, made_room) = PeerSlots::take(peers, address, parts.limits.connections_per_peer);
+    if made_room {
+        parts.tally.count("http", "too-many-connections");
+        tracing::debug!(ip = %address, "its oldest connection is closed to make room");
     }
+    Some(Admission { peer: address, _slot: slot, peer_slot, _open: open.take(1) })
 }
 
 /// What is to be done with the connection, once a worker has it.
@@ -187,7 +187,7 @@ fn serve(
     let (service, tally, limits) = (Arc::clone(&parts.service), Arc::clone(&parts.tally), parts.limits);
     move |socket, turns| {
         Box::pin(async move {
-            let peer = admission.peer;
+            let (peer, leave) = (admission.peer, Arc::clone(&admission.peer_slot.leave));
             let answer = |line, request| {
                 let service = Arc::clone(&service);
                 async move { service.answer(peer, door, line, request).await }
@@ -203,40 +203,49 @@ fn serve(
                     }
                 }
             };
-            connection::serve(socket, turns, &limits, stop, answer, ended).await;
+            tokio::select! {
+                () = connection::serve(socket, turns, &limits, stop, answer, ended) => {}
+                () = leave.notified() => {}
+            }
         })
     }
 }
 
-/// Open connections per address. Holds only addresses that have any, so the subnet bounds it.
+/// Open connections per address, oldest first. Holds only addresses that have any, so the subnet bounds it.
 #[derive(Debug, Default)]
 struct PeerSlots {
-    open: Mutex<HashMap<Ipv4Addr, usize>>,
+    open: Mutex<HashMap<Ipv4Addr, VecDeque<Arc<Notify>>>>,
 }
 
 struct PeerSlot {
     peers: Arc<PeerSlots>,
     peer: Ipv4Addr,
+    /// Told when the connection has to make room; also what tells it from others.
+    leave: Arc<Notify>,
 }
 
 impl PeerSlots {
-    fn take(peers: &Arc<PeerSlots>, peer: Ipv4Addr, limit: usize) -> Option<PeerSlot> {
+    /// A place for one more, if need be that of the oldest. A machine that lost power never closes what it had open,
+    /// and asks again at once: it must not be kept waiting by its own dead connections.
+    fn take(peers: &Arc<PeerSlots>, peer: Ipv4Addr, limit: usize) -> (PeerSlot, bool) {
         let mut open = peers.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(peer).or_default();
-        if *count >= limit {
-            return None;
+        let places = open.entry(peer).or_default();
+        let oldest = if places.len() >= limit { places.pop_front() } else { None };
+        if let Some(oldest) = &oldest {
+            oldest.notify_one();
         }
-        *count += 1;
-        Some(PeerSlot { peers: Arc::clone(peers), peer })
+        let leave = Arc::new(Notify::new());
+        places.push_back(Arc::clone(&leave));
+        (PeerSlot { peers: Arc::clone(peers), peer, leave }, oldest.is_some())
     }
 }
 
 impl Drop for PeerSlot {
     fn drop(&mut self) {
         let mut open = self.peers.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(places) = open.get_mut(&self.peer) {
+            places.retain(|place| !Arc::ptr_eq(place, &self.leave));
+            if places.is_empty() {
                 open.remove(&self.peer);
             }
         }
