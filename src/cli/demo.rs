@@ -88,6 +88,9 @@ async fn demo(arguments: &DemoArgs, style: Style) -> Result<(), CommandError> {
         }
         shown => shown.map(|enrolled| Shown { enrolled, installed: !arguments.install }),
     };
+    if arguments.install && shown.as_ref().is_ok_and(|shown| shown.installed) {
+        print("every machine runs from its disk\n");
+    }
     if shown.is_ok() && !arguments.once {
         if let Some(machine) = lab.machines().first() {
             let page = page_link(&state, lab.operator()).await;
