@@ -51,11 +51,18 @@ impl DiskImages {
                 tracing::error!(path = %damage.path.display(), reason = damage.reason, "a blob is not what it was: what needs it is not served");
             }
         }
-        self.let_go(registry, now);
+        self.keep_what_is_needed(registry, now);
     }
 
-    fn let_go(&mut self, registry: &Registry, now: Timestamp) {
+    /// What open tasks need is kept, and nothing else.
+    fn keep_what_is_needed(&mut self, registry: &Registry, now: Timestamp) {
         let needed = registry.pinned_images();
+        // One that was let go in the moment it was wanted again, or whose mark did not outlive a restored backup.
+        for manifest in needed.difference(&self.shelf.pins()) {
+            if let Err(error) = self.shelf.pin(*manifest) {
+                tracing::error!(%manifest, %error, "an image that a task needs is not kept from removal");
+            }
+        }
         let idle: BTreeSet<Digest> = self.shelf.pins().difference(&needed).copied().collect();
         if idle != self.idle {
             (self.idle, self.idle_since) = (idle, now);

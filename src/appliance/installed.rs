@@ -31,11 +31,7 @@ impl InstalledSystems {
     fn document(&self, material: &SeedMaterial) -> Document {
         let SeedMaterial { node, intent, first_boot } = material;
         let port = node.ports.first().map_or(MacAddr([0; 6]), |port| port.mac);
-        let host_name = match &node.name {
-            Some(name) => HostName::from(name),
-            // Dashes in place of colons: a label.
-            None => format!("node-{}", port.dashed()).parse().unwrap_or_else(|_| HostName::from(&unnamed())),
-        };
+        let host_name = node.name.as_ref().map_or_else(|| HostName::from(port), HostName::from);
         let token = PhoneHomeToken::of(&intent.nonce, intent.id);
         let phone_home = PhoneHome { server: self.server, token };
         Document {
@@ -44,12 +40,6 @@ impl InstalledSystems {
             ..Document::new(intent.id, host_name, port, phone_home)
         }
     }
-}
-
-/// For a node without a name and a MAC that is none, which no registry has.
-fn unnamed() -> crate::node::NodeName {
-    // A label by its letters.
-    "node".parse().expect("a node name")
 }
 
 impl MetadataSource for InstalledSystems {

@@ -24,9 +24,8 @@
 //! Every call may be repeated when its answer was lost: `hello` with the same token and the same nonce (32 hexadecimal
 //! digits the agent made up for this boot) gives the same session, and an inventory replaces the one before it.
 
-use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,6 +38,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::bootplane::allowance::Allowances;
 use crate::bootplane::content::REFUSALS_PER_MINUTE;
 use crate::bootplane::per_minute::PerMinute;
 use crate::bootplane::service::Plain;
@@ -76,8 +76,6 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const CALLS_BURST: f64 = 20.0;
 /// … and this many per second in the long run; an agent that retries as fast as it can stays below.
 const CALLS_PER_SECOND: f64 = 5.0;
-/// Peers whose calls are remembered; those with a full allowance are forgotten first.
-const PEERS_MAX: usize = 4096;
 /// For a caller to come back after 429 or 503.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -88,7 +86,7 @@ pub struct AgentCalls {
     clock: Clock,
     /// Told in the log.
     refusals: PerMinute<Ipv4Addr>,
-    allowances: Mutex<HashMap<Ipv4Addr, Allowance>>,
+    allowances: Allowances,
     calls: Arc<Semaphore>,
     parts: InstallParts,
 }
@@ -130,7 +128,7 @@ impl AgentCalls {
             tally,
             clock,
             refusals: PerMinute::new(REFUSALS_PER_MINUTE),
-            allowances: Mutex::default(),
+            allowances: Allowances::new(CALLS_BURST, CALLS_PER_SECOND),
             calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
             parts,
         }
@@ -240,7 +238,7 @@ impl AgentCalls {
         if request.method() != Method::POST {
             return Err(CallFault::NotPost);
         }
-        if !self.allow(peer, Instant::now()) {
+        if !self.allowances.take(peer, Instant::now()) {
             return Err(CallFault::TooManyCalls);
         }
         let owner = self.addresses.owner(peer).ok_or(CallFault::AddressUnknown)?;
@@ -253,39 +251,6 @@ impl AgentCalls {
         // The registry waits for the disk; the threads that serve the wire must not.
         let carried_out = tokio::task::spawn_blocking(move || caller.carry_out(call, &body, clock.now()));
         carried_out.await.unwrap_or(Err(CallFault::Broken))
-    }
-
-    /// One allowance per peer, refilled with time.
-    fn allow(&self, peer: Ipv4Addr, now: Instant) -> bool {
-        let mut allowances = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
-        if allowances.len() >= PEERS_MAX && !allowances.contains_key(&peer) {
-            allowances.retain(|_, allowance| allowance.at(now) < CALLS_BURST);
-            if allowances.len() >= PEERS_MAX {
-                return false;
-            }
-        }
-        allowances.entry(peer).or_insert(Allowance { calls: CALLS_BURST, as_of: now }).take(now)
-    }
-}
-
-/// What a peer may still call.
-#[derive(Clone, Copy, Debug)]
-struct Allowance {
-    calls: f64,
-    as_of: Instant,
-}
-
-impl Allowance {
-    fn at(&self, now: Instant) -> f64 {
-        let gained = now.saturating_duration_since(self.as_of).as_secs_f64() * CALLS_PER_SECOND;
-        (self.calls + gained).min(CALLS_BURST)
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let calls = self.at(now);
-        let granted = calls >= 1.0;
-        *self = Allowance { calls: if granted { calls - 1.0 } else { calls }, as_of: now };
-        granted
     }
 }
 
@@ -459,15 +424,6 @@ mod tests {
         }
         let deep = "[".repeat(100_000);
         assert!(matches!(parse::<HeartbeatBody>(deep.as_bytes()), Err(CallFault::Malformed(_))));
-    }
-
-    #[test]
-    fn an_allowance_runs_out_and_comes_back() {
-        let start = Instant::now();
-        let mut allowance = Allowance { calls: CALLS_BURST, as_of: start };
-        assert_eq!((0..100).filter(|_| allowance.take(start)).count(), CALLS_BURST as usize);
-        let later = start + Duration::from_secs(1);
-        assert_eq!((0..100).filter(|_| allowance.take(later)).count(), CALLS_PER_SECOND as usize);
     }
 
     #[test]

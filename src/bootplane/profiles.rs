@@ -265,7 +265,7 @@ impl ProfileDesk {
     /// What the rules come to for a node whose loader asks.
     pub fn choose(&self, node: &Node, boot: u32, asker: Asker) -> Choice {
         let mut choice = Choice::default();
-        if node.must_boot_ramdisk() {
+        if node.has_open_task() {
             return choice;
         }
         let note = |rule: &Rule, verdict: Verdict| {
@@ -381,7 +381,7 @@ impl ProfileDesk {
 
 impl Profiles for Arc<ProfileDesk> {
     fn assigned(&self, node: &Node, boot: u32) -> Option<AssignedProfile> {
-        if self.rules.load().is_empty() || node.must_boot_ramdisk() {
+        if self.rules.load().is_empty() || node.has_open_task() {
             return None;
         }
         self.first(&Subject::of(node), boot, None, |_, _| {}).map(|(assigned, _)| assigned)

@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 
 use super::error::CommandError;
 use super::lab::{UpArgs, failed, hints, page_link, print, read_config};
-use super::text::Style;
+use super::text::{Style, counted};
 use crate::cli::view::View;
 use crate::image::build::progress_bar;
 use crate::lab::config::LabConfig;
@@ -157,8 +157,8 @@ async fn show(lab: &Lab, style: Style) -> Result<bool, CommandError> {
     let mut view = View::of_stdout();
     let accel = lab.accel();
     view.say(&format!(
-        "{} machines with {} ({}), appliance {} on bridge {}",
-        lab.machines().len(),
+        "{} with {} ({}), appliance {} on bridge {}",
+        counted(lab.machines().len() as u64, "machine"),
         accel.accel.as_str(),
         accel.reason,
         lab.address(),

@@ -227,15 +227,7 @@ impl Library {
     }
 
     fn manifest_paths(&self) -> io::Result<Vec<PathBuf>> {
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(&self.images)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                paths.push(path);
-            }
-        }
-        paths.sort();
-        Ok(paths)
+        json_files(&self.images)
     }
 
     fn read_shelf(&self) -> Result<(), OpenError> {
@@ -301,6 +293,27 @@ impl Library {
                 tracing::warn!(path = %path.display(), %error, "replaced blob not removed");
             }
         }
+    }
+}
+
+/// The documents of a directory, by name.
+fn json_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// The same of a directory that is made with its first document.
+pub(super) fn json_files_if_any(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match json_files(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        found => found,
     }
 }
 

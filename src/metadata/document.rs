@@ -17,6 +17,7 @@ use crate::net::MacAddr;
 use crate::node::NodeName;
 use crate::node::install::intent::{IntentId, IntentNonce};
 use crate::node::token::hex;
+use crate::node::token::is_same_secret;
 
 /// User data of EC2 has 16 KiB at most; of NoCloud, what fits a small file system.
 pub const USER_DATA_BYTES_MAX: usize = 64 * 1024;
@@ -107,6 +108,14 @@ impl From<&NodeName> for HostName {
     fn from(name: &NodeName) -> Self {
         // A node's name is one such label.
         HostName(name.as_str().to_owned())
+    }
+}
+
+/// Of a node that nobody named.
+impl From<MacAddr> for HostName {
+    fn from(mac: MacAddr) -> Self {
+        // Dashes in place of colons: a label.
+        HostName(format!("node-{}", mac.dashed()))
     }
 }
 
@@ -230,9 +239,7 @@ impl PhoneHomeToken {
 
     /// Takes the same time whichever letter is wrong.
     pub fn is(&self, claimed: &str) -> bool {
-        let differing =
-            self.0.bytes().zip(claimed.bytes()).fold(0, |seen, (own, other)| seen | (own ^ other));
-        self.0.len() == claimed.len() && differing == 0
+        is_same_secret(&self.0, claimed)
     }
 }
 

@@ -181,6 +181,11 @@ impl Node {
         self.intent.as_ref().is_some_and(|intent| intent.needs_ramdisk())
     }
 
+    /// Whether a task on its disks may still come to something: no boot profile comes between.
+    pub fn has_open_task(&self) -> bool {
+        self.intent.as_ref().is_some_and(|intent| intent.is_open())
+    }
+
     /// For whoever may read everything but act for nobody: without the key of its task.
     pub fn without_secrets(&self) -> Node {
         let mut node = self.clone();

@@ -235,6 +235,12 @@ impl TokenKey {
     }
 }
 
+/// Compares in the same time wherever they differ.
+pub fn is_same_secret(one: &str, another: &str) -> bool {
+    let differences = one.bytes().zip(another.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
+    one.len() == another.len() && differences == 0
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -280,17 +280,17 @@ async fn changed(
     answer::node(StatusCode::OK, &node)
 }
 
-/// For the page as well.
-pub(crate) async fn change_now(
+/// For the page and for tasks as well.
+pub(crate) async fn change_now<E: Into<Problem>>(
     parts: Shared,
     principal: Principal,
     action: &'static str,
     reference: NodeRef,
-    change: impl FnOnce(&OperatorParts, &NodeRef) -> Result<Node, OperatorError> + Send + 'static,
+    change: impl FnOnce(&OperatorParts, &NodeRef) -> Result<Node, E> + Send + 'static,
 ) -> Result<NodeDetail, Problem> {
     waiting(parts, move |parts| {
         let before = parts.registry.find(&reference);
-        let node = change(parts, &reference)?;
+        let node = change(parts, &reference).map_err(Into::into)?;
         audit(parts, &principal, action, before.as_ref(), Some(&node));
         Ok(views::node_detail(parts, &node))
     })
@@ -298,7 +298,7 @@ pub(crate) async fn change_now(
 }
 
 /// Who did what to which node. An inventory is long, and no operator's doing: it is left out.
-pub(super) fn audit(
+fn audit(
     parts: &OperatorParts,
     principal: &Principal,
     action: &'static str,

@@ -9,10 +9,9 @@ use super::access::Principal;
 use super::answer;
 use super::api::{CleanRequest, DeployRequest, NodeDetail, RescueRequest, TaskDetail, TaskPhase};
 use super::asked::{Conditions, Document, NoQuery, Reference};
-use super::nodes::{audit, found, waiting};
+use super::nodes::{change_now, found};
 use super::problem::{Problem, ProblemKind};
 use super::routes::Shared;
-use super::views;
 use crate::image::library::is_profile_name;
 use crate::node::install::disk_rule::DiskRule;
 use crate::node::install::intent::{Deployment, Intent, Phase, Work};
@@ -38,7 +37,7 @@ pub(crate) async fn deploy_now(
     expected: Expected,
     request: DeployRequest,
 ) -> Result<NodeDetail, Problem> {
-    done(parts, principal, "node.deploy", reference, move |parts, reference| {
+    change_now(parts, principal, "node.deploy", reference, move |parts, reference| {
         let node = found(parts, reference)?;
         let DeployRequest { image, disk, wipe, ssh_keys, user_data } = request;
         let name = image.or_else(|| last_deployed(&node)).ok_or_else(|| {
@@ -72,7 +71,7 @@ pub(crate) async fn deploy_now(
             wipe,
         });
         let request = InstallRequest { work, ssh_keys, user_data };
-        Ok(parts.registry.want(reference, &expected, request, parts.clock.now())?)
+        parts.registry.want(reference, &expected, request, parts.clock.now()).map_err(Problem::from)
     })
     .await
 }
@@ -95,8 +94,8 @@ pub(super) async fn clean(
     let disk = request.disk.unwrap_or_else(DiskRule::all);
     let work = Work::Clean { disk, method: request.method };
     let wanted = InstallRequest { work, ssh_keys: Vec::new(), user_data: None };
-    let cleaned = done(parts, principal, "node.clean", reference, move |parts, reference| {
-        Ok(parts.registry.want(reference, &expected, wanted, parts.clock.now())?)
+    let cleaned = change_now(parts, principal, "node.clean", reference, move |parts, reference| {
+        parts.registry.want(reference, &expected, wanted, parts.clock.now())
     });
     answered(cleaned.await)
 }
@@ -120,8 +119,8 @@ pub(super) async fn rescue(
         ssh_keys,
         user_data: None,
     };
-    let rescued = done(parts, principal, "node.rescue", reference, move |parts, reference| {
-        Ok(parts.registry.want(reference, &expected, wanted, parts.clock.now())?)
+    let rescued = change_now(parts, principal, "node.rescue", reference, move |parts, reference| {
+        parts.registry.want(reference, &expected, wanted, parts.clock.now())
     });
     answered(rescued.await)
 }
@@ -145,8 +144,8 @@ macro_rules! without_body {
             reference: NodeRef,
             expected: Expected,
         ) -> Result<NodeDetail, Problem> {
-            done(parts, principal, $action, reference, move |parts, reference| {
-                Ok($verb(&parts.registry, reference, &expected, parts.clock.now())?)
+            change_now(parts, principal, $action, reference, move |parts, reference| {
+                $verb(&parts.registry, reference, &expected, parts.clock.now())
             })
             .await
         }
@@ -222,23 +221,6 @@ fn phase_of(intent: &Intent) -> (TaskPhase, Option<crate::clock::Timestamp>, Opt
 
 fn answered(node: Result<NodeDetail, Problem>) -> Result<Response, Problem> {
     answer::node(StatusCode::OK, &node?)
-}
-
-/// A change to a node's task: made on a thread that may wait for the disk, noted, and shown.
-async fn done(
-    parts: Shared,
-    principal: Principal,
-    action: &'static str,
-    reference: NodeRef,
-    change: impl FnOnce(&OperatorParts, &NodeRef) -> Result<Node, Problem> + Send + 'static,
-) -> Result<NodeDetail, Problem> {
-    waiting(parts, move |parts| {
-        let before = parts.registry.find(&reference);
-        let node = change(parts, &reference)?;
-        audit(parts, &principal, action, before.as_ref(), Some(&node));
-        Ok(views::node_detail(parts, &node))
-    })
-    .await
 }
 
 impl From<InstallError> for Problem {

@@ -79,7 +79,7 @@ fn profiles_for(parts: &OperatorParts, mac: MacAddr) -> ProfileKnowledge {
         ports: node.ports.clone(),
         labels: node.labels.clone(),
         // As of its next boot: what runs in this one is over by then.
-        rules: match node.must_boot_ramdisk() {
+        rules: match node.has_open_task() {
             // An open task outranks every profile.
             true => Vec::new(),
             false => fences(&|rule| desk.fence(rule, &Subject::of(node), boot.saturating_add(1))),

@@ -28,6 +28,11 @@ fn assert_nothing_runs(record: &RunRecord, before: &[ProcessId]) {
     for process in before {
         assert!(process.wait_ended(ENDS_WITHIN), "process {} is still there", process.pid);
     }
+    // One that was being started in that moment is in no record yet; it must go as well.
+    for late in process::in_namespace(record.namespace).into_iter().filter_map(ProcessId::of) {
+        let program = fs::read_to_string(format!("/proc/{}/cmdline", late.pid)).unwrap_or_default();
+        assert!(late.wait_ended(ENDS_WITHIN), "process {} keeps the namespace: {program:?}", late.pid);
+    }
     let left = process::in_namespace(record.namespace);
     assert!(left.is_empty(), "processes {left:?} keep the namespace");
 }

@@ -1,15 +1,15 @@
 //! What a name stands for: one small document a disk image.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::image::digest::Digest;
 use crate::image::disk::place::{Place, write_text};
-use crate::image::library::{BlobRef, Damage, PublishError, is_profile_name};
+use crate::image::library::{BlobRef, Damage, PublishError, is_profile_name, json_files_if_any};
 
 /// An entry is a few hundred bytes; anything much larger is not one.
 const ENTRY_BYTES_MAX: u64 = 64 * 1024;
@@ -43,7 +43,7 @@ pub struct Catalogue {
 impl Catalogue {
     pub fn read(place: &Place) -> io::Result<Catalogue> {
         let mut catalogue = Catalogue::default();
-        for path in entry_paths(&place.disks())? {
+        for path in json_files_if_any(&place.disks())? {
             if catalogue.entries.len() == IMAGES_MAX {
                 let reason = format!("more than {IMAGES_MAX} disk images");
                 catalogue.damage.push(Damage { path, reason });
@@ -81,21 +81,4 @@ impl Entry {
         let text = text.map_err(|source| PublishError::Write { path: path.clone(), source })?;
         write_text(&path, &text)
     }
-}
-
-fn entry_paths(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
 }

@@ -153,20 +153,7 @@ impl Library {
     }
 
     fn document_paths(&self) -> io::Result<Vec<PathBuf>> {
-        let entries = match fs::read_dir(self.boot_directory()) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let mut paths = Vec::new();
-        for entry in entries {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                paths.push(path);
-            }
-        }
-        paths.sort();
-        Ok(paths)
+        super::json_files_if_any(&self.boot_directory())
     }
 
     /// True if what is served, or what is not, is another than before.

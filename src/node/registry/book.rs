@@ -294,8 +294,7 @@ impl Book {
 
     /// Nodes with a task that may still come to something.
     pub(super) fn ids_with_open_intent(&self) -> Vec<NodeId> {
-        let open = |entry: &Entry| entry.node.intent.as_ref().is_some_and(|intent| intent.is_open());
-        self.nodes.iter().filter(|(_, entry)| open(entry)).map(|(id, _)| *id).collect()
+        self.nodes.iter().filter(|(_, entry)| entry.node.has_open_task()).map(|(id, _)| *id).collect()
     }
 
     /// Nodes in the middle of a boot.
@@ -346,7 +345,7 @@ impl Book {
             approved: self.lets_in(entry),
             proven: entry.node.approved,
             next_boot: entry.node.boots_next(),
-            task_open: entry.node.intent.as_ref().is_some_and(|intent| intent.is_open()),
+            task_open: entry.node.has_open_task(),
             profile: self
                 .profiles
                 .as_ref()

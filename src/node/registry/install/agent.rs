@@ -15,6 +15,7 @@ use crate::node::registry::entry::Act;
 use crate::node::registry::install::first_call::SeedMaterial;
 use crate::node::registry::install::put_back;
 use crate::node::timeline::{Happening, TimelineEvent};
+use crate::node::token::is_same_secret;
 
 /// Who calls, with what.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +93,7 @@ impl Registry {
         self.task_call(caller, intent, |act, boot| {
             let Some(current) = &act.entry.node.intent else { return Err(IntentRefusal::Over) };
             let expected = prove(&current.nonce, current.id, current.generation, report.bytes);
-            if !same_text(&expected, &report.signature) {
+            if !is_same_secret(&expected, &report.signature) {
                 return Err(IntentRefusal::NotPartOfIt);
             }
             let verb = current.work.verb();
@@ -172,10 +173,4 @@ impl Registry {
         }
         Ok(())
     }
-}
-
-/// In the same time wherever they differ.
-fn same_text(one: &str, another: &str) -> bool {
-    let differences = one.bytes().zip(another.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
-    one.len() == another.len() && differences == 0
 }

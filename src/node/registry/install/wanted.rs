@@ -110,7 +110,7 @@ impl Registry {
                 other => other,
             };
             // One that stalled, or whose system never called, is open still; this one takes its place.
-            if node.intent.as_ref().is_some_and(|intent| intent.is_open()) {
+            if node.has_open_task() {
                 let _ = act.intent_event(&IntentEvent::Aborted);
             }
             let node = &mut act.entry.node;
@@ -162,7 +162,10 @@ impl Registry {
                 act.entry.node.failure =
                     Some("aborted by an operator; what is on its disk is not to be relied on".to_owned());
             }
-            act.put_first_boot(None);
+            // What the system that runs was given stays: a rescue is not about that.
+            if !rescue {
+                act.put_first_boot(None);
+            }
             Ok(())
         })
     }
@@ -218,7 +221,7 @@ impl Registry {
             if let Some(way_out) = way_out {
                 return Err(InstallError::NotReleased { state, way_out });
             }
-            if act.entry.node.intent.as_ref().is_some_and(|intent| intent.is_open()) {
+            if act.entry.node.has_open_task() {
                 let _ = act.intent_event(&IntentEvent::Aborted);
             }
             act.entry.node.next_boot = NextBoot::Ramdisk;

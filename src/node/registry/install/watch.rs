@@ -29,8 +29,7 @@ impl Registry {
         now: Timestamp,
     ) -> Result<(), AgentRefusal> {
         let Some(entry) = book.get(id) else { return Err(AgentRefusal::UnknownNode) };
-        let at_stake = entry.node.intent.as_ref().is_some_and(|intent| intent.is_open())
-            || entry.node.state == ProvisionState::Active;
+        let at_stake = entry.node.has_open_task() || entry.node.state == ProvisionState::Active;
         let differs = entry.node.inventory.as_ref().and_then(|known| differs(known, inventory));
         let Some(differs) = differs.filter(|_| at_stake) else { return Ok(()) };
         tracing::error!(%mac, ip = %address, differs, "another machine claims this node's MAC: it is told nothing");
