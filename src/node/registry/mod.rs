@@ -66,7 +66,8 @@ pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use edit::{EditError, Edited, Expected, NodeEdit};
 pub use import::{Action, ImportError, Planned};
 pub use install::{
-    AgentCaller, InstallError, InstallRequest, InstallView, Instructions, Sample, SeedMaterial,
+    AgentCaller, InstallError, InstallRequest, InstallView, InstallerStart, Instructions, Sample,
+    SeedMaterial,
 };
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use pages::{NodeCursor, NodeFilter, NodeView, ParseCursorError};
@@ -87,6 +88,8 @@ pub struct RegistrySettings {
     pub call_deadline: Duration,
     /// How long an installed system may take to call for the first time.
     pub first_boot_deadline: Duration,
+    /// How long a distribution's installer may take to say that it is done.
+    pub installer_deadline: Duration,
     pub reservations: Vec<Reservation>,
 }
 
@@ -154,6 +157,7 @@ pub struct Registry {
     /// Nodes whose last background batch did not reach the disk. Its own lock: the store's thread takes it.
     unsaved: Arc<Mutex<BTreeSet<NodeId>>>,
     book: Mutex<Book>,
+    starts: install::Starts,
     /// Its own lock: nothing that is kept here has to do with nodes.
     traces: Mutex<Traces>,
     fetches: Mutex<Fetches>,
@@ -185,6 +189,7 @@ impl Registry {
             watchers: broadcast::channel(WATCH_BACKLOG).0,
             unsaved: Arc::default(),
             book: Mutex::new(book),
+            starts: install::Starts::default(),
             traces: Mutex::default(),
             fetches: Mutex::default(),
             whereabouts: OnceLock::new(),
