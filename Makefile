@@ -31,7 +31,7 @@ test:            ## every test: parsers to real firmware
 	$(CARGO) build --release --bins
 	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test
 
-test-install:    ## what `make test` leaves out for its length: Debian 12 built and booted; plugs pulled and appliances killed, 10 times each
+test-install:    ## what `make test` leaves out for its length: Debian 12 built and booted, and by its own installer; plugs pulled and appliances killed, 10 times each
 	@.ci/packages test
 	@.ci/packages test-install
 	$(CARGO) build --release --bins

@@ -53,7 +53,7 @@ fn machines(firmware: &[LabFirmware]) -> LabConfig {
     config
 }
 
-fn key(case: &Case) -> String {
+pub fn key(case: &Case) -> String {
     let path = case.state.root().join("key");
     let made = Command::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-C", "operator", "-f"])
@@ -64,7 +64,7 @@ fn key(case: &Case) -> String {
     fs::read_to_string(path.with_extension("pub")).unwrap().trim().to_owned()
 }
 
-fn name_of(machine: &MachineConfig) -> String {
+pub fn name_of(machine: &MachineConfig) -> String {
     format!("rack1-{}", machine.name)
 }
 
@@ -94,7 +94,7 @@ fn await_active(case: &Case, machine: &MachineConfig) -> NodeDetail {
 }
 
 /// What ssh answers from within the lab's network, with the operator's key and no other way in.
-fn ssh(case: &Case, node: &NodeDetail, command: &str) -> String {
+pub fn ssh(case: &Case, node: &NodeDetail, command: &str) -> String {
     let address = node.summary.ports[0].address.expect("an address");
     let record = case.lab().run_record().unwrap();
     let deadline = Instant::now() + BOOTS_WITHIN;
@@ -120,7 +120,7 @@ fn ssh(case: &Case, node: &NodeDetail, command: &str) -> String {
 }
 
 /// Everything the timeline tells of installs, in order.
-fn told(case: &Case, machine: &MachineConfig) -> Vec<InstallEvent> {
+pub fn told(case: &Case, machine: &MachineConfig) -> Vec<InstallEvent> {
     let boots: Value = case.ask(&format!("/api/v1/nodes/{}/boots?limit=100", machine.mac));
     let boots: Vec<Boot> = serde_json::from_value(boots["items"].clone()).unwrap();
     let mut events: Vec<_> = boots.into_iter().flat_map(|boot| boot.events).collect();
@@ -132,7 +132,7 @@ fn told(case: &Case, machine: &MachineConfig) -> Vec<InstallEvent> {
     events.into_iter().filter_map(|event| of_install(event.happening)).collect()
 }
 
-fn count(events: &[InstallEvent], wanted: impl Fn(&InstallEvent) -> bool) -> usize {
+pub fn count(events: &[InstallEvent], wanted: impl Fn(&InstallEvent) -> bool) -> usize {
     events.iter().filter(|event| wanted(event)).count()
 }
 
@@ -299,7 +299,7 @@ fn post(case: &Case, machine: &MachineConfig, action: &str, body: &impl Serializ
     case.change("POST", &format!("/api/v1/nodes/{}/{action}", machine.mac), body)
 }
 
-fn await_state(case: &Case, machine: &MachineConfig, wanted: ProvisionState) -> NodeDetail {
+pub fn await_state(case: &Case, machine: &MachineConfig, wanted: ProvisionState) -> NodeDetail {
     let reached = |node: &NodeDetail, _: &Boot| node.summary.state == wanted;
     case.await_node(machine, &wanted.to_string(), INSTALLS_WITHIN, reached).0
 }

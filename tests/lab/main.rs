@@ -8,6 +8,7 @@ mod console;
 mod crashes;
 mod enrolls;
 mod grub;
+mod installer;
 mod installs;
 mod secure_boot;
 mod stops;

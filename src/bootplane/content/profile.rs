@@ -1,5 +1,7 @@
 //! What of boot profiles a node may fetch, and what its script says of them.
 
+use std::net::Ipv4Addr;
+
 use super::{BootContent, Served, Ticket, Unserved, serve_blob};
 use crate::boot::decision::{KnownNode, ScriptPlan, Standing, decide_script};
 use crate::boot::namespace::{self, Content};
@@ -79,7 +81,8 @@ impl BootContent {
 
     /// What a machine is told whose task an installer does; nothing if that has failed. Its start is on disk.
     fn plan_installer(&self, asker: Asker, name: &str, now: Timestamp) -> Result<Option<Told>, Unserved> {
-        let Asker { mac, .. } = asker;
+        let Asker { mac, address, .. } = asker;
+        let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
         let ready = match self.registry.look_at(mac, |node, _| self.profiles.installer(node, asker)) {
             Some(Ok(ready)) => ready,
             Some(Err(unfit)) => {
@@ -93,7 +96,8 @@ impl BootContent {
         if let Some(waits) = ready.as_ref().filter(|ready| ready.arguments.is_err()) {
             return Ok(Some((ScriptPlan::ProfileRefused, Some(waits.clone()), Vec::new())));
         }
-        match self.registry.start_installer(mac, name, ready.is_some(), self.profiles.settle(), now) {
+        let (there, settle) = (ready.is_some(), self.profiles.settle());
+        match self.registry.start_installer(mac, address, name, there, settle, now) {
             InstallerStart::Ready => Ok(Some((ScriptPlan::Installer, ready, Vec::new()))),
             InstallerStart::NotYet => Err(Unserved::NotYet),
             InstallerStart::Elsewhere => Err(Unserved::NoToken),

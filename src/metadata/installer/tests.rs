@@ -113,7 +113,7 @@ fn the_last_step_does_what_it_says() {
         let at = |name: &str| place.path().join(name).display().to_string();
         fs::create_dir_all(at("bin")).unwrap();
         fs::create_dir_all(at("target/usr/bin")).unwrap();
-        fs::write(at("last-step"), left_behind("last-step").unwrap().replace("sleep 5", "sleep 0")).unwrap();
+        fs::write(at("given"), left_behind("last-step").unwrap().replace("sleep 5", "sleep 0")).unwrap();
         if cloud_init {
             program_at(&at("target/usr/bin/cloud-init"), "");
         }
@@ -125,7 +125,7 @@ fn the_last_step_does_what_it_says() {
              case $url in */last-step) cat '{last}' ;; *) echo \"$url\" ;; esac >\"$out\"\n",
             calls = at("calls"),
             once = at("once"),
-            last = at("last-step"),
+            last = at("given"),
         );
         program_at(&at(&format!("bin/{program}")), &body);
         for tool in ["sh", "cat", "mkdir", "chmod", "ln", "sleep", "sync", "rm"] {

@@ -41,7 +41,6 @@ mod watch;
 pub use agent::AgentCaller;
 pub use first_call::SeedMaterial;
 pub use installer::InstallerStart;
-pub(super) use installer::Starts;
 pub use wanted::{InstallError, InstallRequest};
 
 /// An agent tells its progress twice a second; one that has said nothing for this long is not there any more.
@@ -55,6 +54,7 @@ const SAMPLES_MAX: usize = 240;
 #[derive(Debug, Default)]
 pub(super) struct Work {
     heard_at: Option<Timestamp>,
+    begun: installer::Begun,
     progress: Option<Progress>,
     told_at: Option<Timestamp>,
     samples: VecDeque<Sample>,

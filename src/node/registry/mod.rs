@@ -157,7 +157,6 @@ pub struct Registry {
     /// Nodes whose last background batch did not reach the disk. Its own lock: the store's thread takes it.
     unsaved: Arc<Mutex<BTreeSet<NodeId>>>,
     book: Mutex<Book>,
-    starts: install::Starts,
     /// Its own lock: nothing that is kept here has to do with nodes.
     traces: Mutex<Traces>,
     fetches: Mutex<Fetches>,
@@ -189,7 +188,6 @@ impl Registry {
             watchers: broadcast::channel(WATCH_BACKLOG).0,
             unsaved: Arc::default(),
             book: Mutex::new(book),
-            starts: install::Starts::default(),
             traces: Mutex::default(),
             fetches: Mutex::default(),
             whereabouts: OnceLock::new(),

@@ -56,6 +56,16 @@ impl Registry {
         let port = self.port_of(mac);
         let book = self.lock();
         let entry = book.owner_of(mac).and_then(|id| book.get(id))?;
+        self.admitted(entry, mac, port, now)
+    }
+
+    fn admitted(
+        &self,
+        entry: &Entry,
+        mac: MacAddr,
+        port: Option<u32>,
+        now: Timestamp,
+    ) -> Option<SeedMaterial> {
         let material = SeedMaterial::of(entry)?;
         let elsewhere = || !entry.is_in_its_boot() || self.is_elsewhere(entry, mac, port, now);
         match material.grant().phase {
@@ -72,11 +82,13 @@ impl Registry {
         reader: Reader,
         now: Timestamp,
     ) -> Result<(), ReadRefusal> {
+        let port = self.port_of(mac);
         let mut book = self.lock_at(now);
         let id = book.owner_of(mac).ok_or(ReadRefusal::NotFound)?;
+        let material = book.get(id).and_then(|entry| self.admitted(entry, mac, port, now));
+        let material = material.ok_or(ReadRefusal::NotFound)?;
         let mut unread = None;
         let read = |act: &mut Act<'_>| {
-            let material = SeedMaterial::of(act.entry).ok_or(ReadRefusal::NotFound)?;
             if let Some(reads) = material.grant().read(mac, secret, reader, now)? {
                 unread = Some(material.first_boot.clone());
                 if secret == Secret::Installer {
@@ -151,12 +163,14 @@ impl Registry {
         now: Timestamp,
         carry_out: impl FnOnce(&mut Act<'_>, SeedMaterial) -> Result<(), PhoneRefusal>,
     ) -> Result<Answered, PhoneRefusal> {
+        let port = self.port_of(mac);
         let mut book = self.lock_at(now);
         let id = book.owner_of(mac).ok_or(PhoneRefusal::NotAwaited)?;
+        let material = book.get(id).and_then(|entry| self.admitted(entry, mac, port, now));
+        let material = material.ok_or(PhoneRefusal::NotAwaited)?;
         let before = book.get(id).map(|entry| entry.node.clone()).ok_or(PhoneRefusal::NotAwaited)?;
         let mut given = None;
         let call = |act: &mut Act<'_>| {
-            let material = SeedMaterial::of(act.entry).ok_or(PhoneRefusal::NotAwaited)?;
             let answered = judge(&material)?;
             act.entry.node.last_seen_at = Some(now);
             given = Some(material.first_boot.clone());

@@ -8,8 +8,8 @@
 //! A boot is what the timeline shows as one, named by the time it began. If the appliance lost that in a crash, the boot
 //! is another to it, and the installer's start is lost rather than repeated.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::boot::decision::ScriptPlan;
 use crate::boot::profile::ProfileName;
@@ -44,8 +44,24 @@ pub enum InstallerStart {
     Elsewhere,
 }
 
-/// Boots whose `Begun` is on disk, or on its way; the store's thread writes here. One a node.
-pub(in crate::node::registry) type Starts = Arc<Mutex<BTreeMap<NodeId, (Timestamp, bool)>>>;
+/// The boot whose `Begun` is on disk, or on its way; the store's thread writes here. Goes with its intent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Begun(Arc<Mutex<Option<(Timestamp, bool)>>>);
+
+impl Begun {
+    /// Whether this boot's is on disk; nothing if it is not even on its way.
+    fn of(&self, boot: Timestamp) -> Option<bool> {
+        self.lock().filter(|(of, _)| *of == boot).map(|(_, durable)| durable)
+    }
+
+    fn set(&self, begun: Option<(Timestamp, bool)>) {
+        *self.lock() = begun;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Timestamp, bool)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Entry {
     /// Whether the installer was given its answers.
@@ -61,12 +77,13 @@ impl Entry {
 }
 
 impl Registry {
-    /// A loader of this machine asks what to boot, by this `name`, and an installer is wanted. `there`: its profile can be
+    /// A loader of this machine, at this address, asks what to boot, by this `name`, and an installer is wanted. `there`: its profile can be
     /// served. `settled` is called when whoever was told
     /// [`InstallerStart::NotYet`] may ask again.
     pub fn start_installer(
         &self,
         mac: MacAddr,
+        address: Ipv4Addr,
         name: &str,
         there: bool,
         settled: impl Fn() + Send + 'static,
@@ -84,7 +101,6 @@ impl Registry {
             Start::Begin | Start::Again | Start::Lost => {}
         }
         if self.is_elsewhere(entry, mac, port, now) {
-            let address = std::net::Ipv4Addr::UNSPECIFIED;
             let _told = self.refuse(&mut book, "", mac, address, AgentRefusal::WrongPort, now);
             return InstallerStart::Elsewhere;
         }
@@ -108,26 +124,19 @@ impl Registry {
             self.submit_for(id, changes);
             return InstallerStart::No;
         };
-        match self.starts_of(id).filter(|(of, _)| *of == boot) {
-            Some((_, true)) => {
-                self.submit_for(id, changes);
-                return InstallerStart::Ready;
-            }
-            Some((_, false)) => {
-                self.submit_for(id, changes);
-                return InstallerStart::NotYet;
-            }
-            None => {}
+        let Some(entry) = book.get(id) else { return InstallerStart::No };
+        let begun = entry.work.begun.clone();
+        let told = |durable| if durable { InstallerStart::Ready } else { InstallerStart::NotYet };
+        if let Some(durable) = begun.of(boot) {
+            self.submit_for(id, changes);
+            return told(durable);
         }
         // Also if it was begun before: what this run of the appliance has not seen reach the disk may not be there.
         if start != Start::Begin {
-            changes.extend(book.get(id).map(|entry| Change::PutNode(Box::new(entry.node.clone()))));
+            changes.push(Change::PutNode(Box::new(entry.node.clone())));
         }
-        self.submit_start(id, boot, changes, settled);
-        match self.starts_of(id) {
-            Some((of, true)) if of == boot => InstallerStart::Ready,
-            Some(_) | None => InstallerStart::NotYet,
-        }
+        self.submit_start(id, boot, changes, begun.clone(), settled);
+        told(begun.of(boot) == Some(true))
     }
 
     /// Called with the book locked, so that order is kept.
@@ -136,28 +145,23 @@ impl Registry {
         id: NodeId,
         boot: Timestamp,
         changes: Vec<Change>,
+        begun: Begun,
         settled: impl Fn() + Send + 'static,
     ) {
-        let (starts, unsaved) = (Arc::clone(&self.starts), Arc::clone(&self.unsaved));
-        starts.lock().unwrap_or_else(PoisonError::into_inner).insert(id, (boot, false));
+        begun.set(Some((boot, false)));
+        let unsaved = Arc::clone(&self.unsaved);
         let when_durable = move |result: Result<(), CommitError>| {
-            let mut kept = starts.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
-                Ok(()) => drop(kept.insert(id, (boot, true))),
+                Ok(()) => begun.set(Some((boot, true))),
                 Err(error) => {
                     tracing::warn!(node = %id, reason = %error, "the start of an installer is not on disk, so it is not started");
-                    kept.remove(&id);
+                    begun.set(None);
                     unsaved.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
                 }
             }
-            drop(kept);
             settled();
         };
         self.store.submit(changes, Box::new(when_durable));
-    }
-
-    fn starts_of(&self, id: NodeId) -> Option<(Timestamp, bool)> {
-        self.starts.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
     /// The installer cannot be started by this machine: the task fails before it began.

@@ -38,7 +38,7 @@ impl Bench {
     }
 
     fn asks(&self, at: u64) -> InstallerStart {
-        let start = self.registry.start_installer(mac(1), SCRIPT, true, || {}, after(at));
+        let start = self.registry.start_installer(mac(1), ADDRESS, SCRIPT, true, || {}, after(at));
         if start == InstallerStart::Ready {
             let (name, plan) = (SCRIPT.to_owned(), ScriptPlan::Installer);
             self.registry.record(mac(1), Happening::Script { name, plan, token_issued_at: None }, after(at));
@@ -186,7 +186,7 @@ fn nobody_is_told_of_a_start_that_is_not_on_disk() {
     let ask = |bench: &Bench, at| {
         let settled = Arc::clone(&settled);
         let settled = move || drop(settled.fetch_add(1, Ordering::Relaxed));
-        bench.registry.start_installer(mac(1), SCRIPT, true, settled, after(at))
+        bench.registry.start_installer(mac(1), ADDRESS, SCRIPT, true, settled, after(at))
     };
     assert_eq!((ask(&bench, 11), settled.load(Ordering::Relaxed)), (InstallerStart::NotYet, 1));
     // A crash at this moment: nothing was said, so nothing is lost.
@@ -224,7 +224,7 @@ fn what_cannot_be_started_fails_and_what_is_not_there_is_waited_for() {
     bench.seen(1, 0);
     bench.wants_installer(1);
     bench.seen(1, 10);
-    let waits = bench.registry.start_installer(mac(1), SCRIPT, false, || {}, after(11));
+    let waits = bench.registry.start_installer(mac(1), ADDRESS, SCRIPT, false, || {}, after(11));
     assert_eq!((waits, bench.installer_phase()), (InstallerStart::Waits, Phase::Waiting));
     assert_eq!(bench.registry.who_installs_by(&profile()).map(|node| node.id), Some(bench.node(1).id));
     bench.registry.installer_unfit(mac(1), "Secure Boot is on", after(12));
