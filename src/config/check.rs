@@ -23,7 +23,7 @@ use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::script::KernelArgument;
 use crate::config::pool;
-use crate::metadata::document::{Installer, Word};
+use crate::metadata::document::Word;
 use crate::net::hazards::{Allowed, Hazard};
 
 /// IFNAMSIZ without the final NUL (linux/if.h).
@@ -40,8 +40,6 @@ const CALL_DEADLINE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A machine restarts, boots from its disk and grows its file system in far less, but a full memory check takes long.
 const FIRST_BOOT_DEADLINE_DEFAULT: Duration = Duration::from_secs(30 * 60);
 const FIRST_BOOT_DEADLINE_MIN: Duration = Duration::from_secs(60);
-/// Debian's installer takes ten minutes on a machine and half an hour on an emulated one; a slow mirror adds an hour.
-const INSTALLER_DEADLINE_DEFAULT: Duration = Duration::from_secs(2 * 3600);
 const INSTALLER_DEADLINE_MIN: Duration = Duration::from_secs(60);
 const CALL_DEADLINE_DEFAULT: Duration = Duration::from_secs(5 * 60);
 /// The x86 kernel takes 2047 bytes of command line; half of that is left to our own arguments.
@@ -324,10 +322,11 @@ impl Check<'_> {
     }
 
     fn installer(&self, section: InstallerSection) -> Result<InstallerConfig, ConfigError> {
+        let InstallerConfig { deadline, mut answers } = InstallerConfig::default();
         let deadline = self.duration(
             "installer.deadline",
             section.deadline,
-            INSTALLER_DEADLINE_DEFAULT,
+            deadline,
             INSTALLER_DEADLINE_MIN,
             CALL_DEADLINE_MAX,
         )?;
@@ -337,7 +336,6 @@ impl Check<'_> {
                 self.refuse(key, quoted(&text), error.to_string(), way_out)
             })
         };
-        let mut answers = Installer::default();
         if let Some(text) = section.mirror {
             let rule =
                 "a mirror is the URL of a directory, by http, of letters, digits and - . _ : / = + @ ,";

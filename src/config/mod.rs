@@ -40,6 +40,8 @@ pub use error::ConfigError;
 
 /// A larger file is no configuration of ours; it is refused before it is read into memory.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Debian's installer takes ten minutes on a machine and half an hour on an emulated one; a slow mirror adds an hour.
+const INSTALLER_DEADLINE_DEFAULT: Duration = Duration::from_secs(2 * 3600);
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -232,6 +234,12 @@ pub struct InstallerConfig {
     /// An installer that has not said for this long that it is done has failed.
     pub deadline: Duration,
     pub answers: Installer,
+}
+
+impl Default for InstallerConfig {
+    fn default() -> Self {
+        InstallerConfig { deadline: INSTALLER_DEADLINE_DEFAULT, answers: Installer::default() }
+    }
 }
 
 impl Config {

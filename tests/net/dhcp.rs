@@ -107,10 +107,10 @@ fn config() -> Arc<Config> {
             profile: "vm".to_owned(),
             kernel_arguments: Vec::new(),
             first_boot_deadline: Duration::from_secs(1800),
-            installer_deadline: Duration::from_secs(7200),
             call_deadline: Duration::from_secs(600),
         },
         metadata: MetadataConfig::default(),
+        installer: Default::default(),
     })
 }
 

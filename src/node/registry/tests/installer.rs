@@ -141,6 +141,8 @@ fn a_machine_that_netboots_again_has_lost_its_installer() {
         // Before its loader asks, nothing is decided; but nobody in that boot is told anything.
         bench.seen(1, 30);
         assert_eq!(bench.granted_phase(30), None);
+        assert_eq!(bench.reads(Secret::UserData, 9, 30), Err(ReadRefusal::NotFound));
+        assert_eq!(bench.installer_done(30), Err(PhoneRefusal::NotAwaited));
         assert!(!bench.registry.installs_by(mac(1), &profile()));
         assert_eq!(bench.asks(31), InstallerStart::No);
         let node = bench.node(1);
@@ -185,7 +187,9 @@ fn nobody_is_told_of_a_start_that_is_not_on_disk() {
     let settled = Arc::new(AtomicUsize::new(0));
     let ask = |bench: &Bench, at| {
         let settled = Arc::clone(&settled);
-        let settled = move || drop(settled.fetch_add(1, Ordering::Relaxed));
+        let settled = move || {
+            settled.fetch_add(1, Ordering::Relaxed);
+        };
         bench.registry.start_installer(mac(1), ADDRESS, SCRIPT, true, settled, after(at))
     };
     assert_eq!((ask(&bench, 11), settled.load(Ordering::Relaxed)), (InstallerStart::NotYet, 1));
@@ -246,4 +250,39 @@ fn a_boot_of_which_nothing_was_heard_before_its_script_is_one() {
     let bench = bench.restart();
     assert_eq!(bench.asks(4), InstallerStart::Ready);
     assert_eq!(bench.netboots(10), InstallerStart::No);
+}
+
+/// Two ports of the bridge, both with somebody behind; the machine's MAC was heard behind the one that is set.
+struct Ports(Arc<AtomicUsize>);
+
+impl Whereabouts for Ports {
+    fn behind(&self, _: MacAddr) -> Option<u32> {
+        u32::try_from(self.0.load(Ordering::Relaxed)).ok()
+    }
+
+    fn is_plugged(&self, _: u32) -> bool {
+        true
+    }
+}
+
+#[test]
+fn who_claims_its_mac_behind_another_port_gets_neither_installer_nor_answers() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    let port = Arc::new(AtomicUsize::new(1));
+    bench.registry.watch_ports(Box::new(Ports(Arc::clone(&port))));
+    bench.seen(1, 0);
+    bench.wants_installer(1);
+    assert_eq!(bench.netboots(10), InstallerStart::Ready);
+    port.store(2, Ordering::Relaxed);
+    assert_eq!(bench.asks(12), InstallerStart::Elsewhere);
+    assert_eq!(bench.granted_phase(12), None);
+    assert_eq!(bench.reads(Secret::Installer, 9, 12), Err(ReadRefusal::NotFound));
+    assert_eq!(bench.installer_done(12), Err(PhoneRefusal::NotAwaited));
+    assert!(matches!(bench.installer_phase(), Phase::Running { .. }), "it does not end the task either");
+    let refused =
+        |it: &Happening| matches!(it, Happening::AgentRefused { reason, .. } if reason == "wrong-port");
+    assert!(bench.happenings(1).iter().any(refused), "the operator is told");
+    port.store(1, Ordering::Relaxed);
+    assert_eq!(bench.reads(Secret::Installer, 1, 13), Ok(()));
+    assert_eq!(bench.installer_done(14), Ok(Answered::First));
 }
