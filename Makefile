@@ -111,9 +111,10 @@ bench-storm:     ## 1 000 machines at once, here and on dnsmasq + nginx; 10 000;
 	@$(CARGO) build --release --quiet --bins
 	@FARRIER_BINARIES=$(CURDIR)/$(RELEASE) ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench storm
 
-bench-install:   ## an image onto a disk beside curl | zstd -d | dd oflag=direct; ROUNDS=n, INSTALL_MIB=n, INSTALL_DISK=/dev/x
+bench-install:   ## an image onto a disk beside curl | zstd -d | dd, ten machines on one link; INSTALL_MIB=n, RACK_MIB=n, INSTALL_DISK=/dev/x
 	@.ci/packages bench
-	@ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench install
+	@$(CARGO) build --release --quiet --bins
+	@FARRIER_BINARIES=$(CURDIR)/$(RELEASE) ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench install
 
 check:           ## formatting and lints
 	$(CARGO) fmt --check

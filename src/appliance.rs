@@ -291,7 +291,8 @@ impl Appliance {
         );
         drop(running);
         let ticker = tokio::spawn(tick(Arc::clone(&registry), Arc::clone(&library), door, watch, clock));
-        let images = tokio::spawn(disk_images::look_after(disks, Arc::clone(&registry), clock));
+        let images =
+            tokio::spawn(disk_images::look_after(disks, Arc::clone(&library), Arc::clone(&registry), clock));
         Ok(Appliance {
             config,
             clock,
