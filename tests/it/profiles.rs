@@ -290,6 +290,10 @@ fn an_installer_is_started_once_and_answered_once_whatever_is_restarted() {
         assert!(names(&script(&machine)));
         assert_eq!(get(&machine, "profile/di/kernel"), Some(pattern(50_000)));
         assert_eq!(get(&machine, "profile/di/initrd/0"), Some(pattern(9_000)));
+        let why = bed.farrier_json(&["why", "anvil"]);
+        assert_eq!(why["cause"], "installer-handed-out", "{why}");
+        let shown = done(bed.farrier(&["node", "show", "anvil"]));
+        assert!(shown.contains("deploy by installer di (number 1): running"), "{shown}");
         let given = String::from_utf8(get(&machine, answers).unwrap()).unwrap();
         assert!(given.contains("d-i netcfg/get_hostname string anvil"), "{given}");
         assert!(get(&machine, answers).is_none(), "once");

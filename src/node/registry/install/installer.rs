@@ -77,9 +77,8 @@ impl Entry {
 }
 
 impl Registry {
-    /// A loader of this machine, at this address, asks what to boot, by this `name`, and an installer is wanted. `there`: its profile can be
-    /// served. `settled` is called when whoever was told
-    /// [`InstallerStart::NotYet`] may ask again.
+    /// A loader of this machine, at this address, asks by this `name` what to boot, and an installer is wanted. `there`:
+    /// its profile can be served. `settled` is called when whoever was told [`InstallerStart::NotYet`] may ask again.
     pub fn start_installer(
         &self,
         mac: MacAddr,
