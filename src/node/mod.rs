@@ -27,7 +27,7 @@ use crate::boot::profile::ProfileName;
 use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
-use crate::node::install::intent::{Intent, IntentNonce};
+use crate::node::install::intent::{Intent, Verb};
 use crate::node::inventory::Inventory;
 use crate::node::labels::Labels;
 use crate::node::state::{Order, ProvisionState};
@@ -187,6 +187,16 @@ impl Node {
         self.intent.as_ref().and_then(|intent| intent.installer())
     }
 
+    /// The deployment whose system is on its disks, or is to be. A rescue leaves it as it was.
+    pub fn deployment(&self) -> Option<&Intent> {
+        let intent = self.intent.as_deref()?;
+        match intent.work.verb() {
+            Verb::Deploy => Some(intent),
+            Verb::Rescue => intent.deployment.as_deref(),
+            Verb::Clean => None,
+        }
+    }
+
     /// Whether a task on its disks may still come to something: no boot profile comes between.
     pub fn has_open_task(&self) -> bool {
         self.intent.as_ref().is_some_and(|intent| intent.is_open())
@@ -195,9 +205,7 @@ impl Node {
     /// For whoever may read everything but act for nobody: without the key of its task.
     pub fn without_secrets(&self) -> Node {
         let mut node = self.clone();
-        if let Some(intent) = &mut node.intent {
-            intent.nonce = IntentNonce::from_bytes([0; IntentNonce::LEN]);
-        }
+        node.intent = node.intent.map(|intent| Box::new(intent.without_secrets()));
         node
     }
 }

@@ -125,7 +125,7 @@ fn by_installer(parts: &OperatorParts, node: &Node, name: &str) -> Result<Work, 
 
 /// Image and installer of the last deployment.
 fn last_deployed(node: &Node) -> Option<(Option<String>, Option<String>)> {
-    match &node.intent.as_deref()?.work {
+    match &node.deployment()?.work {
         Work::Deploy(deployment) => Some((Some(deployment.image.clone()), None)),
         Work::Installer { profile } => Some((None, Some(profile.to_string()))),
         Work::Clean { .. } | Work::Rescue { .. } => None,

@@ -233,9 +233,19 @@ pub struct Intent {
     /// The node's state before it.
     pub from: ProvisionState,
     pub created_at: Timestamp,
+    /// The deployment whose system is on the disks while the machine is looked after by hand; a rescue does not touch it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<Box<Intent>>,
 }
 
 impl Intent {
+    /// Without the keys that sign its reports.
+    pub fn without_secrets(mut self) -> Intent {
+        self.nonce = IntentNonce::from_bytes([0; IntentNonce::LEN]);
+        self.deployment = self.deployment.map(|deployment| Box::new(deployment.without_secrets()));
+        self
+    }
+
     /// The phase after `event`; equal to the present one if it is fine but moves nothing.
     pub fn apply(&self, event: &IntentEvent, now: Timestamp) -> Result<Phase, IntentRefusal> {
         next_phase(self.work.verb(), self.work.runner(), &self.phase, event, now)

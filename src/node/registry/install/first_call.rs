@@ -22,9 +22,19 @@ pub struct SeedMaterial {
 
 impl SeedMaterial {
     fn of(entry: &Entry) -> Option<SeedMaterial> {
-        let intent = entry.node.intent.as_deref()?.clone();
+        let intent = entry.node.deployment()?.clone();
         let first_boot = entry.first_boot.clone().filter(|it| it.intent == intent.id)?;
         Some(SeedMaterial { node: entry.node.clone(), intent, first_boot })
+    }
+
+    /// Whether something else runs on the machine, or is to: not the system that this is for.
+    fn is_away(&self) -> bool {
+        self.node.has_open_task() && !self.is_current()
+    }
+
+    /// Whether the node's task is the one that this is of, and not a rescue that came later.
+    fn is_current(&self) -> bool {
+        self.node.intent.as_ref().is_some_and(|intent| intent.id == self.intent.id)
     }
 
     /// Who may read it now.
@@ -33,6 +43,7 @@ impl SeedMaterial {
             intent: self.intent.id,
             ports: self.node.ports.iter().map(|port| port.mac).collect(),
             phase: match self.intent.phase {
+                _ if self.is_away() => gate::Phase::None,
                 Phase::Running { .. } if self.intent.installer().is_some() => gate::Phase::Installing,
                 Phase::Written { .. } => gate::Phase::AwaitingFirstBoot,
                 Phase::Done { .. } => gate::Phase::Active,
@@ -120,6 +131,10 @@ impl Registry {
         now: Timestamp,
     ) -> Result<Answered, PhoneRefusal> {
         self.take_call(mac, judge, now, |act, material| {
+            if !material.is_current() {
+                // Said once more after a rescue; it is known.
+                return Ok(());
+            }
             if act.intent_event(&IntentEvent::CalledHome).map_err(|_| PhoneRefusal::NotAwaited)? {
                 act.note_install(InstallEvent::CalledHome { host_name: host_name.map(str::to_owned) });
                 act.follow_intent("the installed system called");

@@ -125,7 +125,9 @@ impl Registry {
                 node.order = Some(Order::Reboot);
             }
             let work = request.work;
-            let intent = Intent { id, generation, nonce, work, phase: Phase::Waiting, from, created_at: now };
+            let deployment = node.deployment().filter(|_| verb == Verb::Rescue).cloned().map(Box::new);
+            let phase = Phase::Waiting;
+            let intent = Intent { id, generation, nonce, work, phase, from, created_at: now, deployment };
             node.intent = Some(Box::new(intent));
             act.entry.work = Work::default();
             act.entry.loaders.forgive();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::image::digest::Digest;
-use crate::metadata::gate::{Answered, PhoneRefusal, ReadRefusal, Reader, Secret};
+use crate::metadata::gate::{self, Answered, PhoneRefusal, ReadRefusal, Reader, Secret};
 use crate::node::install::disk_rule::DiskRule;
 use crate::node::install::intent::{CleanMethod, Deployment, IntentId, IntentRefusal, Phase, Work};
 use crate::node::install::task::{AgentTask, AgentWork, Progress, Report, Step, TargetDisk, prove};
@@ -69,11 +69,9 @@ impl Bench {
 
     fn call_home(&self, at: u64) -> Result<Answered, PhoneRefusal> {
         let judge = |material: &SeedMaterial| match material.grant().phase {
-            crate::metadata::gate::Phase::AwaitingFirstBoot => Ok(Answered::First),
-            crate::metadata::gate::Phase::Active => Ok(Answered::Again),
-            crate::metadata::gate::Phase::Installing | crate::metadata::gate::Phase::None => {
-                Err(PhoneRefusal::NotAwaited)
-            }
+            gate::Phase::AwaitingFirstBoot => Ok(Answered::First),
+            gate::Phase::Active => Ok(Answered::Again),
+            gate::Phase::Installing | crate::metadata::gate::Phase::None => Err(PhoneRefusal::NotAwaited),
         };
         self.registry.call_home(mac(1), Some("node07"), judge, after(at))
     }
@@ -275,14 +273,24 @@ fn an_active_node_is_not_written_to_and_a_rescue_leads_back() {
         ssh_keys: Vec::new(),
         user_data: None,
     };
+    let phase = |at| bench.registry.installed(mac(1), after(at)).map(|material| material.grant().phase);
+    assert_eq!(phase(1902), Some(gate::Phase::Active));
     let node = bench.wants(rescue, 1902).unwrap();
     assert_eq!((node.state, node.boots_next()), (ProvisionState::Rescuing, NextBoot::Ramdisk));
     let (session, task) = bench.boots_ramdisk(1903);
     bench.registry.begin_task(&caller(&session, 1904), task.unwrap().intent, Vec::new()).unwrap();
     assert_eq!(bench.node(1).state, ProvisionState::Rescue);
+    assert_eq!(phase(1904), Some(gate::Phase::None), "the ramdisk is not the system that was installed");
     let node = bench.registry.unrescue(&NodeRef::Mac(mac(1)), &Expected::Anything, after(1905)).unwrap();
     assert_eq!((node.state, node.boots_next()), (ProvisionState::Active, NextBoot::LocalDisk));
     assert_eq!(node.order, Some(Order::Reboot));
+    assert_eq!(phase(1905), Some(gate::Phase::Active), "it is told what it was told before");
+    assert!(
+        matches!(&node.deployment().unwrap().work, Work::Deploy(_)),
+        "and can be deployed again by that name"
+    );
+    bench.call_home(1906).unwrap();
+    assert_eq!(bench.node(1).state, ProvisionState::Active);
 }
 
 #[test]
