@@ -347,6 +347,35 @@ fn an_installer_is_started_once_and_answered_once_whatever_is_restarted() {
 }
 
 #[test]
+fn an_installer_that_its_firmware_cannot_start_is_refused_when_it_is_asked_for() {
+    in_namespace(
+        "profiles::an_installer_that_its_firmware_cannot_start_is_refused_when_it_is_asked_for",
+        || {
+            let (bed, machine) = bed();
+            let program = file(&bed, "stub", &efi_program());
+            add(&bed, "stub", &["--kernel", &program, "--arg", "url={preseed}"]);
+            let deploy = |bed: &TestBed| bed.farrier(&["node", "deploy", "anvil", "--installer", "stub"]);
+            // Nobody knows its firmware yet; so it is found out when it boots, and before anything has begun.
+            done(deploy(&bed));
+            boot(&machine, 0);
+            assert!(script(&machine).contains("/image/vm/vmlinuz"));
+            assert!(get(&machine, "profile/stub/kernel").is_none());
+            let shown = bed.farrier_json(&["node", "show", "anvil"])["node"].clone();
+            let told = shown["failure"].as_str().unwrap_or_default();
+            assert!(
+                shown["state"] == "deploy-failed" && told.contains("its kernel starts by UEFI only"),
+                "{shown}"
+            );
+            let told = refused(&deploy(&bed), 4);
+            assert!(
+                told.contains("anvil cannot boot profile stub: its kernel starts by UEFI only"),
+                "{told}"
+            );
+        },
+    );
+}
+
+#[test]
 fn who_cannot_boot_it_is_named_when_it_is_assigned_and_passed_over_when_it_boots() {
     in_namespace(
         "profiles::who_cannot_boot_it_is_named_when_it_is_assigned_and_passed_over_when_it_boots",
