@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use crate::boot::decision::ScriptPlan;
+use crate::boot::loader::GrubFile;
 use crate::boot::namespace;
 use crate::boot::script::profile::BootText;
 use crate::net::MacAddr;
@@ -82,6 +83,8 @@ pub struct ScriptContext<'a> {
     /// One-time token for the agent's first call.
     pub token: &'a str,
     pub arguments: &'a [KernelArgument],
+    /// What iPXE may start on UEFI to find the local disk.
+    pub grubs: &'a [GrubFile],
     /// What is told of a boot profile, where the plan is one.
     pub boot: BootText<'a>,
 }
@@ -129,11 +132,17 @@ pub fn render_ipxe(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
              :again\n\
              {again}"
         ),
+        // On UEFI, iPXE starts no disk: GRUB does. Where that fails, firmware goes on with its next entry: an exit without an
+        // error would end in its menu.
         ScriptPlan::LocalDisk => format!(
             "#!ipxe\n\
              echo farrier: {who} boots from its local disk\n\
-             iseq ${{platform}} efi && exit 0 ||\n\
-             sanboot --no-describe --drive 0x80 || exit 1\n"
+             iseq ${{platform}} efi || goto bios\n\
+             {grubs}\
+             exit 1\n\
+             :bios\n\
+             sanboot --no-describe --drive 0x80 || exit 1\n",
+            grubs = grubs_in_ipxe(context),
         ),
         ScriptPlan::Profile | ScriptPlan::ProfileRefused => profile::render_ipxe(context),
     }
@@ -144,6 +153,19 @@ fn again_in_ipxe(server: Ipv4Addr, mac: MacAddr) -> String {
         "sleep {RETRY_SECS}\nchain --replace --autofree http://{server}/{} || goto again\n",
         namespace::ipxe_script_name(mac)
     )
+}
+
+/// GRUB looks for its configuration where the answer of DHCP says it came from; what it finds of that here is iPXE's own.
+fn grubs_in_ipxe(context: &ScriptContext<'_>) -> String {
+    let server = context.server;
+    let start = |GrubFile { architecture, name }: &GrubFile| {
+        format!(
+            "set netX/next-server {server}\n\
+             set netX/filename {name}\n\
+             iseq ${{buildarch}} {architecture} && chain --autofree http://{server}/{name} ||\n"
+        )
+    };
+    context.grubs.iter().map(start).collect()
 }
 
 /// A GRUB configuration. Files come from where GRUB itself came from (`$root`), by the same names.
@@ -237,6 +259,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::boot::loader::LoaderTable;
 
     const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
@@ -247,7 +270,7 @@ pub(crate) mod tests {
 
     fn context(arguments: &[KernelArgument]) -> ScriptContext<'_> {
         let boot = BootText::Ramdisk;
-        ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments, boot }
+        ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments, grubs: &[], boot }
     }
 
     fn rendered(arguments: &[KernelArgument]) -> (String, String) {
@@ -332,6 +355,7 @@ pub(crate) mod tests {
             profile: "vm",
             token: "TOKEN",
             arguments: &arguments,
+            grubs: &[],
             boot: BootText::Ramdisk,
         };
         let text = render_pxelinux(ScriptPlan::Ramdisk, &context);
@@ -356,6 +380,20 @@ pub(crate) mod tests {
             ))
         );
         assert!(grub.contains(&format!("linux /image/vm/vmlinuz {words}\n")));
+    }
+
+    #[test]
+    fn ipxe_goes_to_the_disk_by_the_bios_or_by_the_grub_of_its_platform() {
+        let grubs = LoaderTable::built_in().grubs();
+        let text = render_ipxe(ScriptPlan::LocalDisk, &ScriptContext { grubs: &grubs, ..context(&[]) });
+        let uefi = "set netX/next-server 192.168.2.2\n\
+                    set netX/filename uefi-x64/grubx64.efi\n\
+                    iseq ${buildarch} x86_64 && chain --autofree http://192.168.2.2/uefi-x64/grubx64.efi ||\n";
+        let (before, after) = text.split_once(uefi).expect(&text);
+        assert!(before.ends_with("iseq ${platform} efi || goto bios\n"), "{text}");
+        assert!(after.contains("uefi-arm64/grubaa64.efi ||\nexit 1\n:bios\nsanboot "), "{text}");
+        let none = render_ipxe(ScriptPlan::LocalDisk, &context(&[]));
+        assert!(none.contains("|| goto bios\nexit 1\n:bios\n"), "{none}");
     }
 
     #[test]

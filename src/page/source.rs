@@ -131,6 +131,7 @@ pub(super) fn script(operator: &OperatorParts, mac: MacAddr) -> String {
             profile: &config.boot.profile,
             token: "(made-when-asked-for)",
             arguments: &arguments,
+            grubs: &operator.appliance.loader_table().grubs(),
             boot: prepared.as_ref().map_or(BootText::Ramdisk, Prepared::text),
         },
     )

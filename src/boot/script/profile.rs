@@ -166,6 +166,7 @@ mod tests {
             profile: "vm",
             token: "TOKEN",
             arguments: &[],
+            grubs: &[],
             boot,
         };
         let text = render(ScriptPlan::Profile, &context);
@@ -249,6 +250,7 @@ mod tests {
             profile: "vm",
             token: "",
             arguments: &[],
+            grubs: &[],
             boot: BootText::Refused { name: &name, reason: &reason },
         };
         let plan = ScriptPlan::ProfileRefused;
