@@ -25,7 +25,7 @@ use serde_json::Value;
 use crate::support::{BOOTS_WITHIN, Case, config, farrier, images};
 
 /// Written and read back in TCG, then booted.
-const INSTALLS_WITHIN: Duration = Duration::from_secs(420);
+pub const INSTALLS_WITHIN: Duration = Duration::from_secs(420);
 const USER_DATA: &str = "#!/bin/sh\nhostname >/root/user-data-ran\n";
 
 /// The small image, made once and in the library that all cases share.
@@ -44,7 +44,7 @@ fn small_image() {
 }
 
 /// Machines with a disk that the small image fits many times.
-fn machines(firmware: &[LabFirmware]) -> LabConfig {
+pub fn machines(firmware: &[LabFirmware]) -> LabConfig {
     small_image();
     let mut config = config(firmware, "[boot]\nfirst_boot_deadline = '10m'\n");
     for machine in &mut config.machines {
@@ -53,7 +53,7 @@ fn machines(firmware: &[LabFirmware]) -> LabConfig {
     config
 }
 
-fn key(case: &Case) -> String {
+pub fn key(case: &Case) -> String {
     let path = case.state.root().join("key");
     let made = Command::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-C", "operator", "-f"])
@@ -69,7 +69,7 @@ fn name_of(machine: &MachineConfig) -> String {
 }
 
 /// Names the node and asks for the install.
-fn deploy(case: &Case, machine: &MachineConfig, key: &str) -> NodeDetail {
+pub fn deploy(case: &Case, machine: &MachineConfig, key: &str) -> NodeDetail {
     let patch = NodePatch { name: Some(name_of(machine).parse().ok()), ..NodePatch::default() };
     let named: NodeDetail = case.change("PATCH", &format!("/api/v1/nodes/{}", machine.mac), &patch);
     assert_eq!(named.summary.state, ProvisionState::Manageable);
@@ -84,7 +84,7 @@ fn deploy(case: &Case, machine: &MachineConfig, key: &str) -> NodeDetail {
     node
 }
 
-fn await_active(case: &Case, machine: &MachineConfig) -> NodeDetail {
+pub fn await_active(case: &Case, machine: &MachineConfig) -> NodeDetail {
     let active = |node: &NodeDetail, _: &Boot| {
         let state = node.summary.state;
         assert_ne!(state, ProvisionState::DeployFailed, "{}: {:?}", machine.name, node.summary.failure);
@@ -94,7 +94,7 @@ fn await_active(case: &Case, machine: &MachineConfig) -> NodeDetail {
 }
 
 /// What ssh answers from within the lab's network, with the operator's key and no other way in.
-fn ssh(case: &Case, node: &NodeDetail, command: &str) -> String {
+pub fn ssh(case: &Case, node: &NodeDetail, command: &str) -> String {
     let address = node.summary.ports[0].address.expect("an address");
     let record = case.lab().run_record().unwrap();
     let deadline = Instant::now() + BOOTS_WITHIN;
@@ -120,7 +120,7 @@ fn ssh(case: &Case, node: &NodeDetail, command: &str) -> String {
 }
 
 /// Everything the timeline tells of installs, in order.
-fn told(case: &Case, machine: &MachineConfig) -> Vec<InstallEvent> {
+pub fn told(case: &Case, machine: &MachineConfig) -> Vec<InstallEvent> {
     let boots: Value = case.ask(&format!("/api/v1/nodes/{}/boots?limit=100", machine.mac));
     let boots: Vec<Boot> = serde_json::from_value(boots["items"].clone()).unwrap();
     let mut events: Vec<_> = boots.into_iter().flat_map(|boot| boot.events).collect();
@@ -132,7 +132,7 @@ fn told(case: &Case, machine: &MachineConfig) -> Vec<InstallEvent> {
     events.into_iter().filter_map(|event| of_install(event.happening)).collect()
 }
 
-fn count(events: &[InstallEvent], wanted: impl Fn(&InstallEvent) -> bool) -> usize {
+pub fn count(events: &[InstallEvent], wanted: impl Fn(&InstallEvent) -> bool) -> usize {
     events.iter().filter(|event| wanted(event)).count()
 }
 

@@ -4,6 +4,7 @@
 //! told on its end: serial logs, a capture, the appliance's log and the machines' timelines.
 
 mod beside;
+mod claimed;
 mod console;
 mod crashes;
 mod enrolls;

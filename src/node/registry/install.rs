@@ -33,6 +33,7 @@ use crate::store::Change;
 
 mod agent;
 mod first_call;
+pub(super) mod other_machine;
 mod wanted;
 mod watch;
 
