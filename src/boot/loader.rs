@@ -275,9 +275,10 @@ mod tests {
             table.grubs().iter().map(|grub| format!("{} {}", grub.architecture, grub.name)).collect()
         };
         assert_eq!(of(&table), ["x86_64 uefi-x64/grubx64.efi", "arm64 uefi-arm64/grubaa64.efi"]);
-        assert_eq!(of(&table.with_installed(|name| name.0 == "uefi-x64/grubx64.efi")), [
-            "x86_64 uefi-x64/grubx64.efi"
-        ]);
+        assert_eq!(
+            of(&table.with_installed(|name| name.0 == "uefi-x64/grubx64.efi")),
+            ["x86_64 uefi-x64/grubx64.efi"]
+        );
         // Chosen for no firmware, it is still there to be started.
         let ipxe = BTreeMap::from([(Firmware::UefiX64, LoaderName("ipxe.efi".into()))]);
         assert_eq!(table.with_overrides(&ipxe).unwrap().grubs(), table.grubs());

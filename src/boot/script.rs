@@ -57,17 +57,19 @@ impl fmt::Display for KernelArgument {
     }
 }
 
-/// Where systems put their UEFI loader: the place for removable media, which what we install has, and then those of
-/// systems that others installed.
-const LOCAL_LOADERS: [&str; 8] = [
-    "/EFI/BOOT/BOOTX64.EFI",
-    "/EFI/BOOT/BOOTAA64.EFI",
-    "/EFI/BOOT/BOOTIA32.EFI",
-    "/EFI/debian/shimx64.efi",
-    "/EFI/ubuntu/shimx64.efi",
-    "/EFI/redhat/shimx64.efi",
-    "/EFI/fedora/shimx64.efi",
-    "/EFI/Microsoft/Boot/bootmgfw.efi",
+/// Where systems put their UEFI loader, as GRUB's patterns of devices and files: the place for removable media, which what
+/// we install has, and then those of systems that others installed, in folders of their own.
+const LOCAL_LOADERS: [&str; 10] = [
+    "(*)/EFI/BOOT/BOOTX64.EFI",
+    "(*)/EFI/BOOT/BOOTAA64.EFI",
+    "(*)/EFI/BOOT/BOOTIA32.EFI",
+    "(*)/EFI/*/shimx64.efi",
+    "(*)/EFI/*/shimaa64.efi",
+    "(*)/EFI/*/grubx64.efi",
+    "(*)/EFI/*/grubaa64.efi",
+    "(*)/EFI/*/systemd-bootx64.efi",
+    "(*)/EFI/*/systemd-bootaa64.efi",
+    "(*)/EFI/Microsoft/Boot/bootmgfw.efi",
 ];
 
 /// Seconds a waiting or failed machine lets pass before it asks again.
@@ -195,12 +197,13 @@ pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
                 "echo 'farrier: {who} waits for approval: farrier node approve {mac}'\n{wait_and_ask_again}"
             )
         }
-        // Leaving GRUB ends in the firmware's menu on some machines, and in another round of netboots on others.
+        // Leaving GRUB ends in the firmware's menu on some machines, and in another round of netboots on others. What a
+        // pattern does not match stays as it is, and is no file; a loader that does not start leaves it to the next.
         ScriptPlan::LocalDisk => format!(
             "echo 'farrier: {who} boots from its local disk'\n\
              for file in {places}; do\n\
-             if search --no-floppy --set=root --file $file; then\n\
-             chainloader $file\n\
+             if [ -f \"$file\" ]; then\n\
+             chainloader \"$file\"\n\
              boot\n\
              fi\n\
              done\n\
@@ -270,7 +273,16 @@ pub(crate) mod tests {
 
     fn context(arguments: &[KernelArgument]) -> ScriptContext<'_> {
         let boot = BootText::Ramdisk;
-        ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments, grubs: &[], boot }
+        ScriptContext {
+            server: SERVER,
+            mac: MAC,
+            node: None,
+            profile: "vm",
+            token: "TOKEN",
+            arguments,
+            grubs: &[],
+            boot,
+        }
     }
 
     fn rendered(arguments: &[KernelArgument]) -> (String, String) {

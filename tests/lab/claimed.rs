@@ -25,13 +25,16 @@ fn plug(case: &Case, tap: &str, state: &str) {
 }
 
 fn alarmed(node: &NodeDetail) -> bool {
-    node.summary.failure.as_deref().is_some_and(|failure| failure.starts_with("another machine claims its MAC"))
+    node.summary
+        .failure
+        .as_deref()
+        .is_some_and(|failure| failure.starts_with("another machine claims its MAC"))
 }
 
 fn refused(boot: &Boot, wanted: &str) -> bool {
-    boot.events.iter().any(|event| {
-        matches!(&event.happening, Happening::AgentRefused { reason, .. } if reason == wanted)
-    })
+    boot.events
+        .iter()
+        .any(|event| matches!(&event.happening, Happening::AgentRefused { reason, .. } if reason == wanted))
 }
 
 #[test]
@@ -60,17 +63,15 @@ fn another_machine_that_claims_the_mac_gets_nothing_and_raises_an_alarm() {
 
     // Behind another port, while the first is plugged in: its firmware gives it away, and it is not even given a script.
     power("claimant").power_on().unwrap();
-    let (node, _) = case.await_node(machine, "no script for it", BOOTS_WITHIN, |_, boot| {
-        refused(boot, "wrong-port")
-    });
+    let (node, _) =
+        case.await_node(machine, "no script for it", BOOTS_WITHIN, |_, boot| refused(boot, "wrong-port"));
     assert!(alarmed(&node), "{:?}", node.summary.failure);
 
     // The first has lost its cable, as if the other had been plugged in instead: its agent comes, and is told nothing.
     plug(&case, "tap0", "down");
     power("claimant").reset().unwrap();
-    let (node, _) = case.await_node(machine, "its agent is refused", BOOTS_WITHIN, |_, boot| {
-        refused(boot, "other-machine")
-    });
+    let (node, _) = case
+        .await_node(machine, "its agent is refused", BOOTS_WITHIN, |_, boot| refused(boot, "other-machine"));
     assert!(alarmed(&node) && alarms() >= 2, "{:?}", node.summary.failure);
     let serial = node.inventory.as_ref().and_then(|inventory| inventory.system.serial.as_deref());
     assert_eq!(serial, Some(machine.serial().as_str()), "not the other's inventory");

@@ -10,6 +10,7 @@ mod crashes;
 mod enrolls;
 mod grub;
 mod installs;
+mod profiles;
 mod secure_boot;
 mod stops;
 mod support;
