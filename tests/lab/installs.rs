@@ -150,8 +150,9 @@ fn check_installed(case: &Case, machine: &MachineConfig, node: &NodeDetail) {
 }
 
 #[test]
-fn from_an_empty_disk_to_ssh_by_bios_and_secure_boot() {
-    let case = Case::new("installs", machines(&[LabFirmware::Bios, LabFirmware::UefiSecure]));
+fn from_an_empty_disk_to_ssh_by_bios_uefi_http_and_secure_boot() {
+    let case =
+        Case::new("installs", machines(&[LabFirmware::Bios, LabFirmware::UefiHttp, LabFirmware::UefiSecure]));
     let case = case.start().power_on();
     let key = key(&case);
     for machine in case.machines() {
