@@ -198,11 +198,13 @@ pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
             )
         }
         // Leaving GRUB ends in the firmware's menu on some machines, and in another round of netboots on others. What a
-        // pattern does not match stays as it is, and is no file; a loader that does not start leaves it to the next.
+        // pattern does not match stays as it is, and is no file; a loader that does not start leaves it to the next. Whatever the
+        // file is called, the loader is told that it came from `$root`, and looks there for what it loads next.
         ScriptPlan::LocalDisk => format!(
             "echo 'farrier: {who} boots from its local disk'\n\
              for file in {places}; do\n\
              if [ -f \"$file\" ]; then\n\
+             regexp --set=1:root '^\\((.*)\\)' \"$file\"\n\
              chainloader \"$file\"\n\
              boot\n\
              fi\n\
