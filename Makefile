@@ -31,7 +31,7 @@ test:            ## every test: parsers to real firmware
 	$(CARGO) build --release --bins
 	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test
 
-test-install:    ## what `make test` leaves out for its length: Debian 12 built and booted; plugs pulled and appliances killed, 10 times each
+test-install:    ## what `make test` leaves out for its length: Debian 12 built and booted, and by its own installer; plugs pulled and appliances killed, 10 times each
 	@.ci/packages test
 	@.ci/packages test-install
 	$(CARGO) build --release --bins
@@ -111,9 +111,10 @@ bench-storm:     ## 1 000 machines at once, here and on dnsmasq + nginx; 10 000;
 	@$(CARGO) build --release --quiet --bins
 	@FARRIER_BINARIES=$(CURDIR)/$(RELEASE) ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench storm
 
-bench-install:   ## an image onto a disk beside curl | zstd -d | dd oflag=direct; ROUNDS=n, INSTALL_MIB=n, INSTALL_DISK=/dev/x
+bench-install:   ## an image onto a disk beside curl | zstd -d | dd, ten machines on one link; INSTALL_MIB=n, RACK_MIB=n, INSTALL_DISK=/dev/x
 	@.ci/packages bench
-	@ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench install
+	@$(CARGO) build --release --quiet --bins
+	@FARRIER_BINARIES=$(CURDIR)/$(RELEASE) ROUNDS=$(ROUNDS) $(CARGO) bench --quiet --bench install
 
 check:           ## formatting and lints
 	$(CARGO) fmt --check

@@ -224,6 +224,7 @@ impl Appliance {
         let (files, door) = match files {
             Some(doors) => {
                 let parts = FileParts {
+                    installer: config.load().installer.answers.clone(),
                     content: Arc::clone(&content),
                     disks: Arc::clone(&disks),
                     registry: Arc::clone(&registry),
@@ -290,7 +291,8 @@ impl Appliance {
         );
         drop(running);
         let ticker = tokio::spawn(tick(Arc::clone(&registry), Arc::clone(&library), door, watch, clock));
-        let images = tokio::spawn(disk_images::look_after(disks, Arc::clone(&registry), clock));
+        let images =
+            tokio::spawn(disk_images::look_after(disks, Arc::clone(&library), Arc::clone(&registry), clock));
         Ok(Appliance {
             config,
             clock,
@@ -375,6 +377,7 @@ fn registry_settings(config: &Config) -> RegistrySettings {
         unknown: config.dhcp.unknown,
         call_deadline: config.boot.call_deadline,
         first_boot_deadline: config.boot.first_boot_deadline,
+        installer_deadline: config.installer.deadline,
         reservations: config.dhcp.reservations.clone(),
     }
 }

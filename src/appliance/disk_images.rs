@@ -9,6 +9,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::image::digest::Digest;
 use crate::image::disk::scrub::Scrubber;
 use crate::image::disk::shelf::DiskShelf;
+use crate::image::library::Library;
 use crate::node::registry::Registry;
 
 /// An image is pinned before the task that needs it is on disk; it is let go when no task needed it this long.
@@ -17,6 +18,8 @@ const UNPIN_AFTER: Duration = Duration::from_secs(60);
 /// Runs on a thread of its own until the appliance ends.
 pub(super) struct DiskImages {
     shelf: Arc<DiskShelf>,
+    /// Scrubbed as well.
+    library: Arc<Library>,
     scrubber: Scrubber,
     scrub_at: Timestamp,
     /// Pins that no task needed when they were last looked at.
@@ -25,9 +28,10 @@ pub(super) struct DiskImages {
 }
 
 impl DiskImages {
-    pub(super) fn new(shelf: Arc<DiskShelf>, now: Timestamp) -> DiskImages {
+    pub(super) fn new(shelf: Arc<DiskShelf>, library: Arc<Library>, now: Timestamp) -> DiskImages {
         DiskImages {
             shelf,
+            library,
             scrubber: Scrubber::new(now),
             scrub_at: now,
             idle: BTreeSet::new(),
@@ -35,7 +39,7 @@ impl DiskImages {
         }
     }
 
-    /// A second's work; reads 4 MiB at most. Blocks.
+    /// A second's work; reads 8 MiB at most. Blocks.
     pub(super) fn look(&mut self, registry: &Registry, now: Timestamp) {
         match self.shelf.refresh_if_changed() {
             Ok(true) => tracing::info!(images = self.shelf.list().len(), "disk images were read again"),
@@ -45,7 +49,7 @@ impl DiskImages {
             }
         }
         if now >= self.scrub_at {
-            let step = self.scrubber.step(&self.shelf, now);
+            let step = self.scrubber.step(&[&*self.shelf, &*self.library], now);
             self.scrub_at = step.next;
             if let Some(damage) = step.found {
                 tracing::error!(path = %damage.path.display(), reason = damage.reason, "a blob is not what it was: what needs it is not served");
@@ -78,8 +82,13 @@ impl DiskImages {
 }
 
 /// Looks once a second, on threads that may wait for a disk.
-pub(super) async fn look_after(shelf: Arc<DiskShelf>, registry: Arc<Registry>, clock: Clock) {
-    let mut images = DiskImages::new(shelf, clock.now());
+pub(super) async fn look_after(
+    shelf: Arc<DiskShelf>,
+    library: Arc<Library>,
+    registry: Arc<Registry>,
+    clock: Clock,
+) {
+    let mut images = DiskImages::new(shelf, library, clock.now());
     let mut interval = tokio::time::interval(super::TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

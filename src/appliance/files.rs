@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::MetadataConfig;
 use crate::dhcp::address_book::AddressBook;
 use crate::image::disk::shelf::DiskShelf;
+use crate::metadata::document::Installer;
 use crate::metadata::source::MetadataSource;
 use crate::net;
 use crate::net::advertise::AdvertiserHandle;
@@ -42,6 +43,7 @@ pub(super) struct FileParts {
     pub(super) registry: Arc<Registry>,
     pub(super) addresses: Arc<AddressBook>,
     pub(super) metadata: MetadataConfig,
+    pub(super) installer: Installer,
     pub(super) tally: Arc<Tally>,
     pub(super) clock: Clock,
 }
@@ -53,13 +55,13 @@ pub(super) fn serve_files(
 ) -> Result<(FileServices, Door), StartError> {
     let failed = |service| move |source| StartError::Service { service, source };
     let FileDoors { tftp, http: listener, link_local } = doors;
-    let FileParts { content, disks, registry, addresses, metadata, tally, clock } = parts;
+    let FileParts { content, disks, registry, addresses, metadata, installer, tally, clock } = parts;
     let tftp = tftp::network::start(bridge.clone(), tftp, Arc::clone(&content) as _, Arc::clone(&tally))
         .map_err(failed("TFTP"))?;
     let again = [Some(&listener), link_local.as_ref()].into_iter().flatten().map(TcpListener::try_clone);
     let listeners = again.collect::<Result<_, _>>().map_err(failed("HTTP"))?;
     let door = Door { bridge: bridge.clone(), listeners };
-    let systems = Arc::new(InstalledSystems::new(Arc::clone(&registry), bridge.ip()));
+    let systems = Arc::new(InstalledSystems::new(Arc::clone(&registry), bridge.ip(), installer));
     let source = Arc::clone(&systems) as Arc<dyn MetadataSource>;
     let metadata = MetadataCalls::new(source, Arc::clone(&addresses), Arc::clone(&tally), clock, metadata)
         .map_err(|error| StartError::Service { service: "metadata", source: error.into() })?;

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
-use crate::metadata::document::{Document, HostName, PhoneHome, PhoneHomeToken};
+use crate::metadata::document::{Document, HostName, Installer, PhoneHome, PhoneHomeToken};
 use crate::metadata::gate::{self, Answered, Grant, PhoneCall, PhoneRefusal, ReadRefusal, Reader, Secret};
 use crate::metadata::source::MetadataSource;
 use crate::net::MacAddr;
@@ -16,11 +16,12 @@ use crate::node::timeline::Happening;
 pub(super) struct InstalledSystems {
     registry: Arc<Registry>,
     server: Ipv4Addr,
+    installer: Installer,
 }
 
 impl InstalledSystems {
-    pub(super) fn new(registry: Arc<Registry>, server: Ipv4Addr) -> InstalledSystems {
-        InstalledSystems { registry, server }
+    pub(super) fn new(registry: Arc<Registry>, server: Ipv4Addr, installer: Installer) -> InstalledSystems {
+        InstalledSystems { registry, server, installer }
     }
 
     /// What an installed system finds on its disk.
@@ -37,14 +38,15 @@ impl InstalledSystems {
         Document {
             ssh_keys: first_boot.ssh_keys.clone(),
             user_data: first_boot.user_data.clone(),
+            installer: self.installer.clone(),
             ..Document::new(intent.id, host_name, port, phone_home)
         }
     }
 }
 
 impl MetadataSource for InstalledSystems {
-    fn grant(&self, mac: MacAddr, _now: Timestamp) -> Option<(Arc<Document>, Grant)> {
-        let material = self.registry.installed(mac)?;
+    fn grant(&self, mac: MacAddr, now: Timestamp) -> Option<(Arc<Document>, Grant)> {
+        let material = self.registry.installed(mac, now)?;
         Some((Arc::new(self.document(&material)), material.grant()))
     }
 
@@ -63,6 +65,18 @@ impl MetadataSource for InstalledSystems {
             gate::phone_home(mac, &self.document(material), &material.grant(), call)
         };
         self.registry.call_home(mac, call.host_name.as_deref(), judge, now)
+    }
+
+    fn installer_done(
+        &self,
+        mac: MacAddr,
+        call: &PhoneCall,
+        now: Timestamp,
+    ) -> Result<Answered, PhoneRefusal> {
+        let judge = |material: &SeedMaterial| {
+            gate::installer_done(mac, &self.document(material), &material.grant(), call)
+        };
+        self.registry.installer_done(mac, call.host_name.as_deref(), judge, now)
     }
 
     fn refused(&self, mac: MacAddr, reason: &'static str, now: Timestamp) {

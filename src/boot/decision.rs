@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::boot::client::{ClientClass, Firmware};
 use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::namespace;
-use crate::boot::profile::AssignedProfile;
+use crate::boot::profile::{AssignedProfile, ProfileName};
 use crate::boot::quirks::Quirks;
 use crate::net::MacAddr;
 use crate::node::NodeId;
@@ -39,6 +39,8 @@ pub struct KnownNode {
     pub next_boot: NextBoot,
     /// A task on its disks is open: until it is done, no profile comes between.
     pub task_open: bool,
+    /// The boot profile of the installer that does that task, if one does.
+    pub installer: Option<ProfileName>,
     /// What the first rule that matches and that its firmware can carry has it boot.
     pub profile: Option<AssignedProfile>,
     /// The address the operator fixed for this port, if any.
@@ -113,6 +115,8 @@ pub enum RefusedBoot {
 /// Where a node's next boot is to lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Course<'a> {
+    /// Of an open task.
+    Installer(&'a ProfileName),
     Ramdisk,
     LocalDisk,
     Profile(&'a AssignedProfile),
@@ -120,6 +124,9 @@ pub enum Course<'a> {
 
 /// What outranks what: an open task on its disks, a one-shot profile, the local disk, a profile that is booted every time, the ramdisk.
 pub fn course(node: &KnownNode) -> Course<'_> {
+    if let Some(installer) = &node.installer {
+        return Course::Installer(installer);
+    }
     let profile = node.profile.as_ref().filter(|_| !node.task_open);
     match (profile, node.next_boot) {
         (Some(profile), _) if profile.one_shot => Course::Profile(profile),
@@ -143,6 +150,8 @@ pub enum ScriptPlan {
     Profile,
     /// Say why the boot profile cannot be booted by this node, wait and ask again.
     ProfileRefused,
+    /// Load the kernel of the installer that an open task is done by, this once.
+    Installer,
 }
 
 /// Decides what DHCP tells a client to boot.
@@ -175,7 +184,7 @@ pub fn decide(
                     // A machine that refuses it (Secure Boot, of which nobody knew) asks again, and gets the usual one.
                     loaders.full_ipxe(firmware).or(usual)
                 }
-                Course::Profile(_) | Course::Ramdisk | Course::LocalDisk => usual,
+                Course::Profile(_) | Course::Installer(_) | Course::Ramdisk | Course::LocalDisk => usual,
             };
             loader_plan(firmware, loader.cloned(), fruitless_loaders)
         }
@@ -204,6 +213,7 @@ pub fn decide_script(node: &KnownNode) -> ScriptPlan {
         (true, Course::Ramdisk) => ScriptPlan::Ramdisk,
         (true, Course::LocalDisk) => ScriptPlan::LocalDisk,
         (true, Course::Profile(_)) => ScriptPlan::Profile,
+        (true, Course::Installer(_)) => ScriptPlan::Installer,
     }
 }
 
@@ -286,6 +296,7 @@ mod tests {
             proven: approved,
             next_boot,
             task_open: false,
+            installer: None,
             profile: None,
             reserved: None,
             fruitless_loaders,
@@ -381,6 +392,21 @@ mod tests {
             assert_eq!(decide_script(&busy), decide_script(&known(next_boot, true, 0)), "a task outranks it");
             let dhcp = plan(firmware(Firmware::Bios), &Standing::Known(node));
             assert_eq!(dhcp.nothing(), dhcp_nothing, "{profile:?} {next_boot:?}");
+        }
+    }
+
+    #[test]
+    fn an_open_installers_netboot_outranks_everything() {
+        for next_boot in [NextBoot::Ramdisk, NextBoot::LocalDisk] {
+            for profile in [None, Some(profile(true, true))] {
+                let installer = Some("debian-installer".parse().unwrap());
+                let node = KnownNode { task_open: true, installer, profile, ..known(next_boot, true, 0) };
+                assert_eq!(decide_script(&node), ScriptPlan::Installer);
+                let unapproved = KnownNode { approved: false, ..node.clone() };
+                assert_eq!(decide_script(&unapproved), ScriptPlan::AwaitApproval);
+                let dhcp = plan(firmware(Firmware::Bios), &Standing::Known(node));
+                assert!(matches!(dhcp, BootPlan::Loader { loader, .. } if loader.0 == "undionly.kpxe"));
+            }
         }
     }
 

@@ -203,6 +203,14 @@ impl BootProfile {
         AssignedProfile { name: self.name.clone(), rule, one_shot: self.one_shot, wants_ipxe }
     }
 
+    /// Whether it can be the installer of a task: a kernel with an argument that has it ask us for its answers.
+    pub fn is_installer(&self) -> bool {
+        match &self.what {
+            What::Kernel { arguments, .. } => arguments.iter().any(ProfileArgument::names_answers),
+            What::EfiProgram { .. } | What::Iso { .. } => false,
+        }
+    }
+
     /// Bounds that the types do not hold by themselves.
     pub fn check(&self) -> Result<(), String> {
         if let What::Kernel { initrds, arguments, .. } = &self.what {

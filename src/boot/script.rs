@@ -146,7 +146,9 @@ pub fn render_ipxe(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
              sanboot --no-describe --drive 0x80 || exit 1\n",
             grubs = grubs_in_ipxe(context),
         ),
-        ScriptPlan::Profile | ScriptPlan::ProfileRefused => profile::render_ipxe(context),
+        ScriptPlan::Profile | ScriptPlan::ProfileRefused | ScriptPlan::Installer => {
+            profile::render_ipxe(context)
+        }
     }
 }
 
@@ -213,7 +215,9 @@ pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
              exit\n",
             places = LOCAL_LOADERS.join(" "),
         ),
-        ScriptPlan::Profile | ScriptPlan::ProfileRefused => profile::render_grub(context),
+        ScriptPlan::Profile | ScriptPlan::ProfileRefused | ScriptPlan::Installer => {
+            profile::render_grub(context)
+        }
     }
 }
 
@@ -255,7 +259,9 @@ pub fn render_pxelinux(plan: ScriptPlan, context: &ScriptContext<'_>) -> String 
             "default local\ntimeout 10\nmenu title farrier: {who} boots from its local disk\n\
              label local\nlocalboot 1\n"
         ),
-        ScriptPlan::Profile | ScriptPlan::ProfileRefused => profile::render_pxelinux(context),
+        ScriptPlan::Profile | ScriptPlan::ProfileRefused | ScriptPlan::Installer => {
+            profile::render_pxelinux(context)
+        }
     }
 }
 

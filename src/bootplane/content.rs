@@ -148,11 +148,11 @@ pub enum Unserved {
     NotInstalled,
     /// A script or configuration with another node's MAC.
     ForeignMac,
-    /// The node is to boot the ramdisk, but may not have a token.
+    /// The node is to boot the ramdisk or its installer, but may not have its token, or is elsewhere.
     NoToken,
     /// A boot profile's file, and not of one that is this node's to boot now.
     NotAssigned,
-    /// The start of a one-shot profile is on its way to the disk: ask again.
+    /// The start of a one-shot profile, or of an installer, is on its way to the disk: ask again.
     NotYet,
 }
 

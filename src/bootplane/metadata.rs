@@ -7,6 +7,8 @@
 //! | `/metadata/v1/nocloud/network-config` | network configuration version 2 | always |
 //! | `/metadata/v1/{node.json,authorized_keys}` | what is public, as JSON; the keys alone | always |
 //! | `/metadata/v1/{preseed.cfg,kickstart.cfg}`, `/metadata/v1/autoinstall/{meta-data,user-data}` | for installers | once |
+//! | `/metadata/v1/last-step`, `/metadata/v1/first-boot/…` | what an installer's last step runs, and leaves behind | always |
+//! | `POST /metadata/v1/installed` | an installer is done: as the next | |
 //! | `POST /metadata/v1/phone-home` | `{instance_id, token, hostname?, ssh_host_keys?}` → `{}` | |
 //! | `POST /metadata/v1/phone-home/<token>` | the same from cloud-init, as a form | |
 //! | `PUT /latest/api/token` | a session, for as long as `X-aws-ec2-metadata-token-ttl-seconds` says | |
@@ -44,7 +46,7 @@ use crate::metadata::ec2;
 use crate::metadata::gate::{
     self, Answered, Decision, Grant, Part, Phase, PhoneCall, PhoneRefusal, ReadRefusal, Reader, Secret,
 };
-use crate::metadata::installer::Kind;
+use crate::metadata::installer::{self, Kind};
 use crate::metadata::seed::Secrets;
 use crate::metadata::session::{self, SessionFault, SessionKey};
 use crate::metadata::source::MetadataSource;
@@ -55,6 +57,7 @@ use crate::telemetry::Tally;
 const PREFIX: &str = "/metadata/";
 const V1: &str = "/metadata/v1/";
 const PHONE_HOME: &str = "phone-home";
+const INSTALLED: &str = "installed";
 const SESSION: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 const SESSION_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
 const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -224,7 +227,9 @@ impl MetadataCalls {
         }
         let path = request.uri().path().to_owned();
         let is_call = door == Door::Bridge
-            && (path == format!("{V1}{PHONE_HOME}") || path.starts_with(&format!("{V1}{PHONE_HOME}/")));
+            && path.strip_prefix(V1).is_some_and(|name| {
+                name == INSTALLED || name == PHONE_HOME || name.starts_with("phone-home/")
+            });
         let is_token = path == ec2::TOKEN_PATH && self.config.ec2;
         let allowed = match (is_call, is_token) {
             (true, _) => "POST",
@@ -243,7 +248,7 @@ impl MetadataCalls {
             return self.open_session(peer, mac, &request, now);
         }
         if is_call {
-            return self.phone_home(mac, request, now).await;
+            return self.call(mac, request, now).await;
         }
         let session = self.session(peer, mac, request.headers(), now)?;
         let reader = session.unwrap_or_else(|| self.key.connection(connection));
@@ -292,7 +297,7 @@ impl MetadataCalls {
     /// EC2 has none where nobody gave any.
     async fn user_data(&self, asker: &Asker, method: &Method, now: Timestamp) -> Result<Plain, Fault> {
         match &asker.document.user_data {
-            None if asker.grant.phase == Phase::AwaitingFirstBoot => Err(Fault::NoSuchPart),
+            None if asker.grant.phase != Phase::Active => Err(Fault::NoSuchPart),
             Some(_) | None => {
                 self.secret(asker, Secret::UserData, method, now).await?;
                 Ok(text_of(asker.document.user_data_text().to_owned()))
@@ -302,8 +307,7 @@ impl MetadataCalls {
 
     async fn read(&self, asker: &Asker, name: &str, method: &Method, now: Timestamp) -> Result<Plain, Fault> {
         let document = &asker.document;
-        let installer = Kind::ALL.into_iter().find(|kind| kind.path() == name);
-        if let Some(kind) = installer {
+        if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.path() == name) {
             let text = document.answers(kind).map_err(|error| {
                 tracing::error!(%error, file = name, "an installer's file cannot be made");
                 Fault::Broken
@@ -333,7 +337,10 @@ impl MetadataCalls {
             "nocloud/network-config" => Ok(text_of(document.network_config())),
             "authorized_keys" => Ok(text_of(document.authorized_keys())),
             "node.json" => Ok(Plain::json(StatusCode::OK, &document.node_json())),
-            _ => Err(Fault::NoSuchPart),
+            name => {
+                let text = installer::left_behind(name).ok_or(Fault::NoSuchPart)?;
+                Ok(Plain::of(StatusCode::OK, "text/plain; charset=utf-8", text.into()))
+            }
         }
     }
 
@@ -364,12 +371,8 @@ impl MetadataCalls {
         Ok(())
     }
 
-    async fn phone_home(
-        &self,
-        mac: MacAddr,
-        request: Request<Incoming>,
-        now: Timestamp,
-    ) -> Result<Plain, Fault> {
+    /// An installer that is done, or an installed system that has come up.
+    async fn call(&self, mac: MacAddr, request: Request<Incoming>, now: Timestamp) -> Result<Plain, Fault> {
         let path = request.uri().path().to_owned();
         let token = path.strip_prefix(V1).and_then(|name| name.strip_prefix(PHONE_HOME)?.strip_prefix('/'));
         let body = read_body(request.into_body()).await?;
@@ -377,11 +380,16 @@ impl MetadataCalls {
             Some(token) => call_from_form(token, &body)?,
             None => call_from_json(&body)?,
         };
-        let (source, told) = (Arc::clone(&self.source), call.clone());
-        let answered = self.on_disk(move || source.phone_home(mac, &told, now)).await?;
-        match answered.map_err(Fault::Phone)? {
-            Answered::First => tracing::info!(%mac, "the installed system has phoned home"),
-            Answered::Again => tracing::debug!(%mac, "the installed system has phoned home again"),
+        let done = path == format!("{V1}{INSTALLED}");
+        let source = Arc::clone(&self.source);
+        let taken = move || match done {
+            true => source.installer_done(mac, &call, now),
+            false => source.phone_home(mac, &call, now),
+        };
+        let who = if done { "installer" } else { "installed system" };
+        match self.on_disk(taken).await?.map_err(Fault::Phone)? {
+            Answered::First => tracing::info!(%mac, who, "called for the first time"),
+            Answered::Again => tracing::debug!(%mac, who, "called again"),
         }
         Ok(Plain::json(StatusCode::OK, &json!({})))
     }

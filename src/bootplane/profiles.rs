@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::boot::decision::ScriptPlan;
 use crate::boot::profile::argument::{self, ArgumentRefusal, Values};
-use crate::boot::profile::fit::Reader;
+use crate::boot::profile::fit::{self, Judgement, KnownFirmware, Reader, Unfit};
 use crate::boot::profile::rules::{
     self, AssignError, Rule, RuleList, RuleNumber, Selector, Subject, Verdict,
 };
@@ -83,10 +83,16 @@ pub enum ChangeError {
 
 /// A profile ready to be told to a loader.
 #[derive(Clone, Debug)]
-pub struct Prepared {
-    pub assigned: AssignedProfile,
+pub struct Ready {
     pub served: Arc<ServedProfile>,
     pub arguments: Result<Vec<KernelArgument>, ArgumentRefusal>,
+}
+
+/// One that a rule assigns.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub assigned: AssignedProfile,
+    pub ready: Ready,
 }
 
 /// What the rules come to for one machine.
@@ -106,10 +112,23 @@ pub struct Asker {
     pub reader: Reader,
 }
 
-impl Prepared {
-    pub fn plan(&self) -> ScriptPlan {
+impl Ready {
+    fn of(node: &Node, served: Arc<ServedProfile>, asker: Asker) -> Ready {
+        let Asker { mac, address, server, .. } = asker;
+        let (name, uuid, labels) = (node.name.as_ref(), node.uuid, &node.labels);
+        let arguments = match &served.profile.what {
+            What::Kernel { arguments, .. } => {
+                argument::fill(arguments, &Values { server, mac, address, name, uuid, labels })
+            }
+            What::EfiProgram { .. } | What::Iso { .. } => Ok(Vec::new()),
+        };
+        Ready { served, arguments }
+    }
+
+    /// `plan`, or that it is refused.
+    pub fn plan(&self, plan: ScriptPlan) -> ScriptPlan {
         match self.arguments {
-            Ok(_) => ScriptPlan::Profile,
+            Ok(_) => plan,
             Err(_) => ScriptPlan::ProfileRefused,
         }
     }
@@ -121,7 +140,9 @@ impl Prepared {
             Err(reason) => BootText::Refused { name, reason },
         }
     }
+}
 
+impl Prepared {
     pub fn happening(&self, outcome: ProfileOutcome) -> Happening {
         Happening::Profile { profile: self.assigned.name.clone(), rule: self.assigned.rule, outcome }
     }
@@ -276,18 +297,27 @@ impl ProfileDesk {
             }
         };
         let found = self.first(&Subject::of(node), boot, Some(asker.reader), note);
-        choice.prepared = found.map(|(assigned, served)| {
-            let Asker { mac, address, server, .. } = asker;
-            let (name, uuid, labels) = (node.name.as_ref(), node.uuid, &node.labels);
-            let arguments = match &served.profile.what {
-                What::Kernel { arguments, .. } => {
-                    argument::fill(arguments, &Values { server, mac, address, name, uuid, labels })
-                }
-                What::EfiProgram { .. } | What::Iso { .. } => Ok(Vec::new()),
-            };
-            Prepared { assigned, served, arguments }
-        });
+        choice.prepared =
+            found.map(|(assigned, served)| Prepared { assigned, ready: Ready::of(node, served, asker) });
         choice
+    }
+
+    /// The installer of the node's task; or why this machine cannot start it, or nothing if it is not there.
+    pub fn installer(&self, node: &Node, asker: Asker) -> Result<Option<Ready>, Unfit> {
+        let Some(served) = node.installer().and_then(|name| self.library.boot_profile(name)) else {
+            return Ok(None);
+        };
+        if let Judgement::Unfit(unfit) = fit::judge(&served.profile, KnownFirmware::of(node)) {
+            return Err(unfit);
+        }
+        fit::carries(&served.profile.what, asker.reader)?;
+        Ok(Some(Ready::of(node, served, asker)))
+    }
+
+    /// What was not durable yet may be asked again.
+    pub fn settle(&self) -> impl Fn() + Send + 'static {
+        let settled = Arc::clone(&self.settled);
+        move || settled.send_modify(|count| *count = count.wrapping_add(1))
     }
 
     /// Starts a one-shot, or goes on with this boot's.
@@ -310,7 +340,7 @@ impl ProfileDesk {
         }
         let run = Run { rule, mac, node, profile: name.clone(), state: RunState::Started { boot, at } };
         let change = Change::ProfileRecord { key: run.key(), record: Some(Box::new(Record::Run(run))) };
-        let (kept, settled) = (Arc::clone(&self.runs), Arc::clone(&self.settled));
+        let (kept, settle) = (Arc::clone(&self.runs), self.settle());
         let when_durable = move |result: Result<(), CommitError>| {
             let mut runs = lock(&kept);
             match result {
@@ -325,7 +355,7 @@ impl ProfileDesk {
                 }
             }
             drop(runs);
-            settled.send_modify(|count| *count = count.wrapping_add(1));
+            settle();
         };
         self.store.submit(vec![change], Box::new(when_durable));
         match lock(&self.runs).by_mac.get(&(rule, mac)).map(|run| run.run.fence(boot)) {

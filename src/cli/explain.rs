@@ -67,6 +67,7 @@ impl Directory for Reservations<'_> {
                 proven: true,
                 next_boot: NextBoot::Ramdisk,
                 task_open: false,
+                installer: None,
                 profile: None,
                 reserved: Some(entry.address),
                 fruitless_loaders: 0,

@@ -407,9 +407,10 @@ pub(super) fn render_detail(node: &NodeDetail, boot: Option<&Boot>, style: Style
 }
 
 fn task_words(task: &TaskDetail) -> String {
-    let what = match &task.image {
-        Some(image) => format!("{} {image}", task.verb),
-        None => task.verb.to_string(),
+    let what = match (&task.image, &task.installer) {
+        (Some(image), _) => format!("{} {image}", task.verb),
+        (None, Some(installer)) => format!("{} by installer {installer}", task.verb),
+        (None, None) => task.verb.to_string(),
     };
     let phase = match task.phase {
         TaskPhase::Waiting => "waits for the next netboot",

@@ -58,7 +58,8 @@ pub struct AddArgs {
     #[arg(long = "initrd", value_name = "FILE", conflicts_with_all = ["efi", "iso"])]
     initrds: Vec<PathBuf>,
     /// A word of the kernel's command line; `{node.name}`, `{node.mac}`, `{node.address}`, `{node.uuid}`,
-    /// `{node.label.KEY}`, `{server}` and `{metadata}` stand for the values of the node that boots
+    /// `{node.label.KEY}`, `{server}` and `{metadata}` stand for the values of the node that boots, `{preseed}`,
+    /// `{kickstart}` and `{autoinstall}` for where an installer finds its answers
     #[arg(long = "arg", value_name = "WORD", conflicts_with_all = ["efi", "iso"], allow_hyphen_values = true)]
     arguments: Vec<ProfileArgument>,
     /// An EFI program

@@ -28,9 +28,12 @@ pub struct DeployArgs {
     /// Name, MAC address, id or SMBIOS UUID
     #[arg(value_parser = parse_reference)]
     node: String,
-    /// Disk image [default: the one deployed on this node last]
+    /// Disk image [default: the one deployed on this node last, or the installer that did it]
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
+    /// A distribution's installer does it: a boot profile with its kernel (see `farrier profile add`)
+    #[arg(long, value_name = "PROFILE", conflicts_with_all = ["image", "disk", "wipe"])]
+    installer: Option<String>,
     /// Which disk: `smallest`, `serial=…`, `path=…`, `size>=100G,rotational=no`, … [default: the smallest that fits]
     #[arg(long, value_name = "RULE")]
     disk: Option<DiskRule>,
@@ -87,6 +90,7 @@ pub(super) async fn deploy(
 ) -> Result<String, CommandError> {
     let request = DeployRequest {
         image: arguments.image,
+        installer: arguments.installer,
         disk: arguments.disk,
         wipe: arguments.wipe,
         ssh_keys: keys(&arguments.ssh_keys)?,
@@ -144,6 +148,9 @@ async fn wanted(node: &NodeDetail, wait: bool, client: &Client, json: bool) -> R
 }
 
 fn words(task: &TaskDetail) -> String {
+    if let Some(installer) = &task.installer {
+        return format!("it will be installed by {installer}");
+    }
     match (task.verb, &task.image) {
         (Verb::Deploy, Some(image)) => format!("{image} will be installed"),
         (Verb::Deploy, None) => "it will be installed".to_owned(),
@@ -179,6 +186,9 @@ pub(super) fn draw(bar: &ProgressBar, name: &str, node: &NodeDetail) {
     let Some(task) = &node.task else { return };
     match task.phase {
         TaskPhase::Waiting => bar.set_message(format!("{name}: waits for its next netboot")),
+        TaskPhase::Running if task.installer.is_some() => {
+            bar.set_message(format!("{name}: its installer is at work"));
+        }
         TaskPhase::Running => show(bar, name, task.progress.as_ref()),
         TaskPhase::Written => {
             bar.set_position(bar.length().unwrap_or_default());

@@ -119,7 +119,9 @@ pub fn describe(happening: &Happening) -> Line {
         }
         Happening::Install { install, .. } => {
             let tone = match install {
-                InstallEvent::Reported { .. } | InstallEvent::CalledHome { .. } => Tone::Good,
+                InstallEvent::Reported { .. }
+                | InstallEvent::InstallerReported { .. }
+                | InstallEvent::CalledHome { .. } => Tone::Good,
                 trouble if trouble.is_trouble() => Tone::Bad,
                 _ => Tone::Plain,
             };
@@ -177,6 +179,7 @@ fn plan_words(plan: ScriptPlan) -> &'static str {
         ScriptPlan::AwaitApproval => "wait for approval",
         ScriptPlan::LocalDisk => "go on to the local disk",
         ScriptPlan::Profile => "boot its profile",
+        ScriptPlan::Installer => "start its installer",
         ScriptPlan::ProfileRefused => "wait: its profile is refused",
     }
 }

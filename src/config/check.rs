@@ -11,17 +11,19 @@ use ipnetwork::Ipv4Network;
 use super::document::Document;
 use super::error::{ConfigError, nearest};
 use super::file::{
-    BootSection, DhcpSection, FileConfig, MetadataSection, NetworkSection, StoreSection, StrangersSection,
+    BootSection, DhcpSection, FileConfig, InstallerSection, MetadataSection, NetworkSection, StoreSection,
+    StrangersSection,
 };
 use super::{
-    BootConfig, BridgeName, Config, DhcpConfig, DhcpMode, Identity, MetadataConfig, NetworkConfig, OnRival,
-    PoolRange, StoreConfig, StrangerLimits,
+    BootConfig, BridgeName, Config, DhcpConfig, DhcpMode, Identity, InstallerConfig, MetadataConfig,
+    NetworkConfig, OnRival, PoolRange, StoreConfig, StrangerLimits,
 };
 use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::script::KernelArgument;
 use crate::config::pool;
+use crate::metadata::document::Word;
 use crate::net::hazards::{Allowed, Hazard};
 
 /// IFNAMSIZ without the final NUL (linux/if.h).
@@ -38,6 +40,7 @@ const CALL_DEADLINE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A machine restarts, boots from its disk and grows its file system in far less, but a full memory check takes long.
 const FIRST_BOOT_DEADLINE_DEFAULT: Duration = Duration::from_secs(30 * 60);
 const FIRST_BOOT_DEADLINE_MIN: Duration = Duration::from_secs(60);
+const INSTALLER_DEADLINE_MIN: Duration = Duration::from_secs(60);
 const CALL_DEADLINE_DEFAULT: Duration = Duration::from_secs(5 * 60);
 /// The x86 kernel takes 2047 bytes of command line; half of that is left to our own arguments.
 const KERNEL_ARGUMENTS_BYTES_MAX: usize = 1024;
@@ -79,8 +82,9 @@ impl Check<'_> {
         let store = self.store(file.store)?;
         let boot = self.boot(file.boot)?;
         let metadata = self.metadata(&file.metadata)?;
+        let installer = self.installer(file.installer)?;
         let user = file.process.user.map(|name| self.account("process.user", "user", name)).transpose()?;
-        Ok(Config { network, dhcp, operator, store, boot, metadata, user })
+        Ok(Config { network, dhcp, operator, store, boot, metadata, installer, user })
     }
 
     fn network(&self, section: NetworkSection) -> Result<NetworkConfig, ConfigError> {
@@ -315,6 +319,41 @@ impl Check<'_> {
                 CALL_DEADLINE_MAX,
             )?,
         })
+    }
+
+    fn installer(&self, section: InstallerSection) -> Result<InstallerConfig, ConfigError> {
+        let InstallerConfig { deadline, mut answers } = InstallerConfig::default();
+        let deadline = self.duration(
+            "installer.deadline",
+            section.deadline,
+            deadline,
+            INSTALLER_DEADLINE_MIN,
+            CALL_DEADLINE_MAX,
+        )?;
+        let word = |key: &str, text: String| {
+            text.parse::<Word>().map_err(|error| {
+                let way_out = "write it as Debian's installer takes it, as in en_US.UTF-8 and Europe/Berlin";
+                self.refuse(key, quoted(&text), error.to_string(), way_out)
+            })
+        };
+        if let Some(text) = section.mirror {
+            let rule =
+                "a mirror is the URL of a directory, by http, of letters, digits and - . _ : / = + @ ,";
+            let way_out = "write it as in \"http://deb.debian.org/debian\"";
+            let refused = || self.refuse("installer.mirror", quoted(&text), rule, way_out);
+            let rest = text.strip_prefix("http://").ok_or_else(refused)?;
+            let (host, directory) = rest.split_once('/').unwrap_or((rest, ""));
+            answers.mirror = host.parse().map_err(|_| refused())?;
+            let directory = format!("/{}", directory.trim_end_matches('/'));
+            answers.mirror_directory = directory.parse().map_err(|_| refused())?;
+        }
+        if let Some(text) = section.locale {
+            answers.locale = word("installer.locale", text)?;
+        }
+        if let Some(text) = section.time_zone {
+            answers.time_zone = word("installer.time_zone", text)?;
+        }
+        Ok(InstallerConfig { deadline, answers })
     }
 
     fn metadata(&self, section: &MetadataSection) -> Result<MetadataConfig, ConfigError> {

@@ -20,6 +20,7 @@ pub(super) struct FileConfig {
     pub(super) store: StoreSection,
     pub(super) boot: BootSection,
     pub(super) metadata: MetadataSection,
+    pub(super) installer: InstallerSection,
     pub(super) process: ProcessSection,
 }
 
@@ -111,6 +112,15 @@ pub(super) struct BootSection {
 pub(super) struct MetadataSection {
     pub(super) ec2: Option<bool>,
     pub(super) imds_v1: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct InstallerSection {
+    pub(super) deadline: Option<String>,
+    pub(super) mirror: Option<String>,
+    pub(super) locale: Option<String>,
+    pub(super) time_zone: Option<String>,
 }
 
 /// Reads the text into the mirror, or says what is wrong with it and where.

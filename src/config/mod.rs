@@ -22,6 +22,7 @@ use crate::boot::client::Firmware;
 use crate::boot::decision::UnknownPolicy;
 use crate::boot::loader::{LoaderName, LoaderTable, UnknownLoaderError};
 use crate::boot::script::KernelArgument;
+use crate::metadata::document::{Installer, Word};
 use crate::net::MacAddr;
 use crate::net::hazards::Allowed;
 use crate::node::NodeName;
@@ -39,6 +40,8 @@ pub use error::ConfigError;
 
 /// A larger file is no configuration of ours; it is refused before it is read into memory.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Debian's installer takes ten minutes on a machine and half an hour on an emulated one; a slow mirror adds an hour.
+const INSTALLER_DEADLINE_DEFAULT: Duration = Duration::from_secs(2 * 3600);
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -48,6 +51,7 @@ pub struct Config {
     pub store: StoreConfig,
     pub boot: BootConfig,
     pub metadata: MetadataConfig,
+    pub installer: InstallerConfig,
     /// Whom a start as root becomes, by name or number. Without: the package's user, if there is one.
     pub user: Option<String>,
 }
@@ -224,6 +228,20 @@ impl Default for MetadataConfig {
     }
 }
 
+/// `[installer]`: what distributions' own installers are told, and how long they may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstallerConfig {
+    /// An installer that has not said for this long that it is done has failed.
+    pub deadline: Duration,
+    pub answers: Installer,
+}
+
+impl Default for InstallerConfig {
+    fn default() -> Self {
+        InstallerConfig { deadline: INSTALLER_DEADLINE_DEFAULT, answers: Installer::default() }
+    }
+}
+
 impl Config {
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let refuse = |value: String, way_out: &str| ConfigError {
@@ -260,6 +278,10 @@ impl Config {
         table.with_overrides(&self.boot.loaders)
     }
 
+    fn mirror(&self) -> (&Word, &Word) {
+        (&self.installer.answers.mirror, &self.installer.answers.mirror_directory)
+    }
+
     /// Keys that differ in `new` and that a running appliance cannot take over: its sockets and its store are open, and what
     /// it may reach is decided.
     pub fn fixed_at_start(&self, new: &Config) -> Vec<&'static str> {
@@ -278,6 +300,9 @@ impl Config {
             ("store.path", self.store.path != new.store.path),
             ("metadata.ec2", self.metadata.ec2 != new.metadata.ec2),
             ("metadata.imds_v1", self.metadata.imds_v1 != new.metadata.imds_v1),
+            ("installer.mirror", self.mirror() != new.mirror()),
+            ("installer.locale", self.installer.answers.locale != new.installer.answers.locale),
+            ("installer.time_zone", self.installer.answers.time_zone != new.installer.answers.time_zone),
             ("process.user", self.user != new.user),
         ];
         compared.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

@@ -56,6 +56,7 @@ fn the_shown_file_names_every_key() {
         ("store", "[store]\nnonsense = 1"),
         ("boot", "[boot]\nnonsense = 1"),
         ("metadata", "[metadata]\nnonsense = 1"),
+        ("installer", "[installer]\nnonsense = 1"),
         ("process", "[process]\nnonsense = 1"),
     ];
     for (section, text) in sections {
@@ -269,6 +270,18 @@ fn each_other_mistake_names_key_value_rule_and_way_out() {
         ),
         mistake("[store]\npath = \"state\"", (5, "store.path", "\"state\""), "absolute", "/var/lib/farrier"),
         mistake("[boot]\nprofile = \"../x\"", (5, "boot.profile", "\"../x\""), "lower-case", "\"metal\""),
+        mistake(
+            "[installer]\nmirror = \"https://deb.debian.org/debian\"",
+            (5, "installer.mirror", "\"https://deb.debian.org/debian\""),
+            "by http",
+            "http://deb.debian.org/debian",
+        ),
+        mistake(
+            "[installer]\ntime_zone = \"Europe/Berlin; id\"",
+            (5, "installer.time_zone", "\"Europe/Berlin; id\""),
+            "letters, digits",
+            "Europe/Berlin",
+        ),
         mistake(
             "[boot]\ncall_deadline = \"1s\"",
             (5, "boot.call_deadline", "\"1s\""),

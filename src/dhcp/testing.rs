@@ -204,6 +204,7 @@ impl Nodes {
             proven: true,
             next_boot: NextBoot::Ramdisk,
             task_open: false,
+            installer: None,
             profile: None,
             reserved: None,
             fruitless_loaders: 0,

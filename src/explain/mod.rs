@@ -314,6 +314,8 @@ impl Play<'_> {
         }
         let plan = match self.script_plan(reader) {
             ScriptPlan::Profile => told.plan(),
+            ScriptPlan::Installer if told.plan() == ScriptPlan::Profile => ScriptPlan::Installer,
+            ScriptPlan::Installer => ScriptPlan::ProfileRefused,
             other => other,
         };
         let arguments = self.arguments();
@@ -351,6 +353,15 @@ impl Play<'_> {
                     self.profile_file(&name, bytes, grub);
                 }
                 format!("it boots profile {}", told.name())
+            }
+            ScriptPlan::Installer => {
+                for (name, bytes) in told.files() {
+                    self.profile_file(&name, bytes, grub);
+                }
+                format!(
+                    "it starts installer {}, if no boot before did; and no boot after it does",
+                    told.name()
+                )
             }
             ScriptPlan::ProfileRefused => {
                 format!(
@@ -524,6 +535,7 @@ impl Play<'_> {
             proven: _,
             next_boot,
             task_open,
+            installer,
             profile,
             reserved,
             fruitless_loaders,
@@ -539,7 +551,9 @@ impl Play<'_> {
         for effect in quirks.told() {
             self.decide("quirks", effect);
         }
-        if *task_open {
+        if let Some(installer) = installer {
+            self.decide("task", format!("an install by installer {installer} is open: it is started once"));
+        } else if *task_open {
             self.decide("task", "a task on its disks is open: no boot profile comes between");
         }
         match next_boot {

@@ -12,7 +12,7 @@ use crate::boot::profile::argument::{self, ArgumentRefusal, Values};
 use crate::boot::profile::fit::{KnownFirmware, Reader};
 use crate::boot::profile::rules::{self, Rule, Subject, Verdict};
 use crate::boot::profile::runs::Fence;
-use crate::boot::profile::{AssignedProfile, BootProfile, What};
+use crate::boot::profile::{AssignedProfile, BootProfile, ProfileName, What};
 use crate::boot::script::KernelArgument;
 use crate::boot::script::profile::BootText;
 use crate::clock::Timestamp;
@@ -34,6 +34,8 @@ pub struct ProfileKnowledge {
     /// Each rule with where the node is with its one-shot, in order.
     pub rules: Vec<(Rule, Fence)>,
     pub profiles: Vec<BootProfile>,
+    /// The installer of its open task: it outranks every rule.
+    pub installer: Option<ProfileName>,
 }
 
 /// The registry's directory, with the profile that a machine of this firmware has.
@@ -153,7 +155,8 @@ impl ProfileKnowledge {
         address: Ipv4Addr,
     ) -> ProfileTold {
         let chosen = self.choose(mac, machine, Some(reader));
-        let profile = chosen.and_then(|chosen| self.profiles.iter().find(|it| it.name == chosen.name));
+        let name = self.installer.clone().or(chosen.map(|chosen| chosen.name));
+        let profile = name.and_then(|name| self.profiles.iter().find(|it| it.name == name));
         let Some(profile) = profile.cloned() else { return ProfileTold::None };
         let arguments = match &profile.what {
             What::Kernel { arguments, .. } => {

@@ -50,6 +50,7 @@ fn node(approved: bool, next_boot: NextBoot, fruitless_loaders: u32) -> Option<K
         proven: approved,
         next_boot,
         task_open: false,
+        installer: None,
         profile: None,
         reserved: None,
         fruitless_loaders,

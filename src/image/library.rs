@@ -170,7 +170,20 @@ impl Library {
     /// Reads the manifests again. Blobs already open and verified are kept, not hashed again.
     pub fn reload(&self) -> Result<(), OpenError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.read_shelf()
+        self.read_shelf(None)
+    }
+
+    /// Hashes a blob again that is open, and stops serving what needs it if it is not what it was.
+    pub fn doubt(&self, digest: Digest) -> Result<(), OpenError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.read_shelf(Some(digest))
+    }
+
+    /// Every blob that is served, and its size.
+    pub fn blobs(&self) -> BTreeMap<Digest, u64> {
+        let (shelf, boot) = (self.shelf.load(), self.boot.load());
+        let deploy = shelf.profiles.values().flat_map(|profile| [&profile.kernel, &profile.ramdisk]);
+        deploy.chain(boot.blobs()).map(|blob| (blob.digest, blob.size)).collect()
     }
 
     /// Keeps `gc` away until what is added is named. Waits while one runs.
@@ -219,10 +232,10 @@ impl Library {
         if let Some(replaced) = replaced {
             self.drop_unused(&[replaced.kernel.digest, replaced.ramdisk.digest]);
         }
-        self.read_shelf().map_err(|error| PublishError::Write { path: error.path, source: error.source })
+        self.read_shelf(None).map_err(|error| PublishError::Write { path: error.path, source: error.source })
     }
 
-    fn blob_path(&self, digest: Digest) -> PathBuf {
+    pub(in crate::image) fn blob_path(&self, digest: Digest) -> PathBuf {
         self.images.join("blobs").join(digest.to_string())
     }
 
@@ -230,7 +243,8 @@ impl Library {
         json_files(&self.images)
     }
 
-    fn read_shelf(&self) -> Result<(), OpenError> {
+    /// Reads everything again. What is open was hashed then and is taken for good, `doubted` excepted.
+    fn read_shelf(&self, doubted: Option<Digest>) -> Result<(), OpenError> {
         let paths =
             self.manifest_paths().map_err(|source| OpenError { path: self.images.clone(), source })?;
         let before = self.shelf.load_full();
@@ -240,6 +254,7 @@ impl Library {
                 verified.insert(blob.digest, blob.clone());
             }
         }
+        verified.retain(|digest, _| Some(*digest) != doubted);
         let mut shelf = Shelf::default();
         for path in paths {
             if shelf.profiles.len() == PROFILES_MAX {
@@ -257,7 +272,7 @@ impl Library {
             tracing::error!(path = %damage.path.display(), reason = damage.reason, "image not served");
         }
         self.shelf.store(Arc::new(shelf));
-        self.read_boot_shelf();
+        self.read_boot_shelf(doubted);
         Ok(())
     }
 

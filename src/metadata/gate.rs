@@ -1,9 +1,10 @@
 //! Who may read what, and when: the whole rule, and nothing else. Pure.
 //!
-//! | part | awaits its first boot | active | any other state |
-//! |---|---|---|---|
-//! | public: instance id, host name, public keys, network | yes | yes | 404 |
-//! | secret: user data, vendor data, the token, an installer's file | once, then 410 | 410 | 404 |
+//! | part | an installer is at work | awaits its first boot | active | any other state |
+//! |---|---|---|---|---|
+//! | public: instance id, host name, public keys, network | yes | yes | yes | 404 |
+//! | secret: user data, vendor data, the token | once, then 410 | once, then 410 | 410 | 404 |
+//! | secret: an installer's answers | once, then 410 | 410 | 410 | 404 |
 //!
 //! and for every machine but the node itself: 404, whatever the state.
 //!
@@ -70,7 +71,9 @@ impl Secret {
 /// What a node's state means for its metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// From when an install begins (an installer reads its answers then) until the first boot phones home.
+    /// From when a distribution's installer is started until it says that it is done.
+    Installing,
+    /// From when the disk is written until the first boot phones home.
     AwaitingFirstBoot,
     Active,
     None,
@@ -104,6 +107,13 @@ struct Read {
 #[serde(transparent)]
 pub struct Reader([u8; 16]);
 
+impl Reads {
+    /// Whether somebody was given this secret.
+    pub fn has(&self, secret: Secret) -> bool {
+        self.0.contains_key(&secret)
+    }
+}
+
 impl Reader {
     pub fn from_bytes(bytes: [u8; 16]) -> Reader {
         Reader(bytes)
@@ -133,14 +143,18 @@ pub fn decide(asker: MacAddr, grant: &Grant, part: Part, reader: Reader, now: Ti
     }
     match (grant.phase, part) {
         (Phase::None, Part::Public | Part::Secret(_)) => Decision::NotFound,
-        (Phase::AwaitingFirstBoot | Phase::Active, Part::Public) => Decision::Allow,
-        (Phase::Active, Part::Secret(_)) => Decision::Gone,
-        (Phase::AwaitingFirstBoot, Part::Secret(secret)) => match grant.reads.0.get(&secret) {
-            None => Decision::Record,
-            // A clock that was set back between two starts closes no window; but no reader outlives a start.
-            Some(read) if read.reader == reader && now.since(read.at) < READ_WINDOW => Decision::Allow,
-            Some(_) => Decision::Gone,
-        },
+        (Phase::Installing | Phase::AwaitingFirstBoot | Phase::Active, Part::Public) => Decision::Allow,
+        (Phase::Active, Part::Secret(_)) | (Phase::AwaitingFirstBoot, Part::Secret(Secret::Installer)) => {
+            Decision::Gone
+        }
+        (Phase::Installing | Phase::AwaitingFirstBoot, Part::Secret(secret)) => {
+            match grant.reads.0.get(&secret) {
+                None => Decision::Record,
+                // A clock that was set back between two starts closes no window; but no reader outlives a start.
+                Some(read) if read.reader == reader && now.since(read.at) < READ_WINDOW => Decision::Allow,
+                Some(_) => Decision::Gone,
+            }
+        }
     }
 }
 
@@ -200,18 +214,18 @@ impl fmt::Debug for PhoneCall {
     }
 }
 
-/// A call that was taken.
+/// A call that was taken, by a first boot or an installer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answered {
-    /// The node becomes active.
+    /// The node becomes active; or its first boot is awaited.
     First,
-    /// It was active: its answer was lost, or it booted again.
+    /// It had called before: its answer was lost, or it booted again.
     Again,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PhoneRefusal {
-    #[error("nobody waits for this machine's first boot")]
+    #[error("nobody waits for this call of this machine")]
     NotAwaited,
     #[error("this is not the instance that was installed last")]
     WrongInstance,
@@ -239,18 +253,43 @@ pub fn phone_home(
     grant: &Grant,
     call: &PhoneCall,
 ) -> Result<Answered, PhoneRefusal> {
-    if !grant.ports.contains(&asker) {
-        return Err(PhoneRefusal::NotAwaited);
-    }
     let answered = match grant.phase {
-        Phase::None => return Err(PhoneRefusal::NotAwaited),
+        // Its installer comes first, and calls elsewhere.
+        Phase::None | Phase::Installing => return Err(PhoneRefusal::NotAwaited),
         Phase::AwaitingFirstBoot => Answered::First,
         Phase::Active => Answered::Again,
     };
+    recognise(asker, document, grant, call).map(|()| answered)
+}
+
+/// May this call say that the disk is written?
+pub fn installer_done(
+    asker: MacAddr,
+    document: &Document,
+    grant: &Grant,
+    call: &PhoneCall,
+) -> Result<Answered, PhoneRefusal> {
+    let answered = match grant.phase {
+        Phase::None => return Err(PhoneRefusal::NotAwaited),
+        Phase::Installing => Answered::First,
+        Phase::AwaitingFirstBoot | Phase::Active => Answered::Again,
+    };
+    recognise(asker, document, grant, call).map(|()| answered)
+}
+
+fn recognise(
+    asker: MacAddr,
+    document: &Document,
+    grant: &Grant,
+    call: &PhoneCall,
+) -> Result<(), PhoneRefusal> {
+    if !grant.ports.contains(&asker) {
+        return Err(PhoneRefusal::NotAwaited);
+    }
     if call.instance_id != grant.intent.to_string() {
         return Err(PhoneRefusal::WrongInstance);
     }
-    if document.phone_home.token.is(&call.token) { Ok(answered) } else { Err(PhoneRefusal::WrongToken) }
+    if document.phone_home.token.is(&call.token) { Ok(()) } else { Err(PhoneRefusal::WrongToken) }
 }
 
 #[cfg(test)]
@@ -261,7 +300,7 @@ mod tests {
     use crate::metadata::testing::{MAC, OTHER_MAC, document, grant};
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_000_000_000);
-    const PHASES: [Phase; 3] = [Phase::AwaitingFirstBoot, Phase::Active, Phase::None];
+    const PHASES: [Phase; 4] = [Phase::Installing, Phase::AwaitingFirstBoot, Phase::Active, Phase::None];
 
     fn reader(number: u8) -> Reader {
         Reader::from_bytes([number; 16])
@@ -279,7 +318,8 @@ mod tests {
                 let wanted = match (phase, part) {
                     (Phase::None, _) => Decision::NotFound,
                     (_, Part::Public) => Decision::Allow,
-                    (Phase::AwaitingFirstBoot, Part::Secret(_)) => Decision::Record,
+                    (Phase::AwaitingFirstBoot, Part::Secret(Secret::Installer)) => Decision::Gone,
+                    (Phase::Installing | Phase::AwaitingFirstBoot, Part::Secret(_)) => Decision::Record,
                     (Phase::Active, Part::Secret(_)) => Decision::Gone,
                 };
                 assert_eq!(decide(MAC, &grant, part, reader(1), NOW), wanted, "{phase:?} {part:?}");
@@ -319,15 +359,29 @@ mod tests {
         let earlier =
             PhoneCall { instance_id: "00000000-0000-0000-0000-000000000000".to_owned(), ..good.clone() };
         assert_eq!(phone_home(MAC, &document, &grant, &earlier), Err(PhoneRefusal::WrongInstance));
-        grant.phase = Phase::Active;
-        assert_eq!(phone_home(MAC, &document, &grant, &good), Ok(Answered::Again));
-        grant.phase = Phase::None;
-        assert_eq!(phone_home(MAC, &document, &grant, &good), Err(PhoneRefusal::NotAwaited));
+        // What an installer says, and what its system says, in each phase.
+        let not = Err(PhoneRefusal::NotAwaited);
+        for (phase, home, done) in [
+            (Phase::Installing, not, Ok(Answered::First)),
+            (Phase::AwaitingFirstBoot, Ok(Answered::First), Ok(Answered::Again)),
+            (Phase::Active, Ok(Answered::Again), Ok(Answered::Again)),
+            (Phase::None, not, not),
+        ] {
+            grant.phase = phase;
+            assert_eq!(phone_home(MAC, &document, &grant, &good), home, "{phase:?}");
+            assert_eq!(installer_done(MAC, &document, &grant, &good), done, "{phase:?}");
+            assert_eq!(installer_done(OTHER_MAC, &document, &grant, &good), not);
+            for refused in [&wrong, &earlier] {
+                assert!(installer_done(MAC, &document, &grant, refused).is_err(), "{phase:?}");
+            }
+        }
     }
 
     #[test]
     fn reads_survive_a_restart() {
-        let reads = grant().read(MAC, Secret::Installer, reader(3), NOW).unwrap().unwrap();
+        let grant = Grant { phase: Phase::Installing, ..grant() };
+        let reads = grant.read(MAC, Secret::Installer, reader(3), NOW).unwrap().unwrap();
+        assert!(reads.has(Secret::Installer) && !reads.has(Secret::Token));
         let text = serde_json::to_string(&reads).unwrap();
         assert_eq!(serde_json::from_str::<Reads>(&text).unwrap(), reads);
     }
@@ -338,7 +392,7 @@ mod tests {
         fn no_secret_goes_to_two_readers(
             asked in proptest::collection::vec((0usize..4, 0u8..3, 0u64..50_000, any::<bool>()), 0..60),
         ) {
-            let (mut grant, mut now) = (grant(), NOW);
+            let (mut grant, mut now) = (Grant { phase: Phase::Installing, ..grant() }, NOW);
             let mut given: BTreeMap<Secret, (Reader, Timestamp)> = BTreeMap::new();
             for (secret, number, later, own) in asked {
                 now = now.plus(Duration::from_millis(later));

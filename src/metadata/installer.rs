@@ -5,10 +5,8 @@
 //! and nothing more (no conditions, no loops, no files), and what is put into preseed and kickstart is a [`Word`]: inert,
 //! or the whole file is refused. Into autoinstall, which is JSON, such words are put as well, and lists as JSON. What people wrote freely
 //! (user data, the comments of keys) is not put into any of them: the installed system's first boot finds it in the
-//! NoCloud seed that the last step fetches from us. That step then phones home; the kernel's command line has an
-//! address and nothing secret ([`Kind::boot_arguments`]).
-
-use std::net::Ipv4Addr;
+//! NoCloud seed that the last step (`metadata/templates/last-step`, one for all three) fetches from us. That step then says
+//! that the disk is written; the kernel's command line has an address and nothing secret ([`Kind::boot_arguments`]).
 
 use serde_json::json;
 
@@ -16,6 +14,8 @@ use crate::metadata::document::{Document, Word};
 
 const PRESEED: &str = include_str!("../../metadata/templates/preseed.cfg");
 const KICKSTART: &str = include_str!("../../metadata/templates/kickstart.cfg");
+/// What all three run in the end: no place in it, so it is nobody's secret.
+const LAST_STEP: &str = include_str!("../../metadata/templates/last-step");
 const AUTOINSTALL: &str = include_str!("../../metadata/templates/autoinstall.json");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,19 +48,29 @@ impl Kind {
         }
     }
 
-    /// What makes the installer's kernel ask us. Anybody may read these.
-    pub fn boot_arguments(self, server: Ipv4Addr) -> Vec<String> {
-        let url = format!("http://{server}/metadata/v1/{}", self.path());
+    /// Arguments of a boot profile that make the installer's kernel ask us. Anybody may read what becomes of them.
+    pub fn boot_arguments(self) -> &'static [&'static str] {
         match self {
-            Kind::Preseed => {
-                vec!["auto=true".to_owned(), "priority=critical".to_owned(), format!("url={url}")]
-            }
-            Kind::Kickstart => vec!["ip=dhcp".to_owned(), format!("inst.ks={url}")],
-            Kind::Autoinstall => {
-                vec!["ip=dhcp".to_owned(), "autoinstall".to_owned(), format!("cloud-config-url={url}")]
-            }
+            Kind::Preseed => &["auto=true", "priority=critical", "interface={node.mac}", "url={preseed}"],
+            Kind::Kickstart => &["ip=dhcp", "inst.ks={kickstart}"],
+            Kind::Autoinstall => &["ip=dhcp", "autoinstall", "cloud-config-url={autoinstall}"],
         }
     }
+}
+
+/// What an installer's last step is, and what it leaves behind, by its name below `/metadata/v1/`.
+pub fn left_behind(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "last-step" => LAST_STEP,
+        "first-boot/first-boot" => include_str!("../../images/first-boot/first-boot"),
+        "first-boot/farrier-first-boot.service" => {
+            include_str!("../../images/first-boot/debian/farrier-first-boot.service")
+        }
+        "first-boot/farrier-first-boot-finish.service" => {
+            include_str!("../../images/first-boot/debian/farrier-first-boot-finish.service")
+        }
+        _ => return None,
+    })
 }
 
 impl Document {
@@ -70,7 +80,7 @@ impl Document {
                 let disk = self
                     .disk()
                     .map_or_else(String::new, |disk| format!("d-i partman-auto/disk string {disk}\n"));
-                self.words_and(&[("disk", disk)])?.fill(PRESEED)
+                self.words_and(&[("disk", disk), ("packages", self.packages())])?.fill(PRESEED)
             }
             Kind::Kickstart => {
                 // Without a comment: nothing that people wrote.
@@ -89,6 +99,13 @@ impl Document {
                 Ok(format!("#cloud-config\n{}", self.words_and(&lists)?.fill(AUTOINSTALL)?))
             }
         }
+    }
+
+    /// curl is what our first boot calls home with; cloud-init comes where only it understands the user data.
+    fn packages(&self) -> String {
+        let cloud_config =
+            self.user_data.as_ref().is_some_and(|data| data.as_str().starts_with("#cloud-config"));
+        if cloud_config { "openssh-server curl cloud-init" } else { "openssh-server curl" }.to_owned()
     }
 
     fn disk(&self) -> Option<&str> {

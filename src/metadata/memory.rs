@@ -112,6 +112,25 @@ impl MetadataSource for MemorySource {
         Ok(answered)
     }
 
+    fn installer_done(
+        &self,
+        mac: MacAddr,
+        call: &PhoneCall,
+        _now: Timestamp,
+    ) -> Result<Answered, PhoneRefusal> {
+        let mut state = self.lock();
+        let full = state.disk_is_full;
+        let (document, grant) = state.of(mac).ok_or(PhoneRefusal::NotAwaited)?;
+        let answered = gate::installer_done(mac, document, grant, call)?;
+        if full {
+            return Err(PhoneRefusal::NotDurable);
+        }
+        if answered == Answered::First {
+            grant.phase = Phase::AwaitingFirstBoot;
+        }
+        Ok(answered)
+    }
+
     fn refused(&self, mac: MacAddr, reason: &'static str, _now: Timestamp) {
         self.lock().refusals.push((mac, reason));
     }

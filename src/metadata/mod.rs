@@ -16,9 +16,9 @@
 //!   has proved itself with its session, and the files go to the disk.
 //! - `node/registry/install/first_call.rs` decides by [`gate`] under the registry's lock, and keeps [`gate::Reads`] beside the
 //!   intent; a new one begins with none.
-//! - [`gate::Phase::AwaitingFirstBoot`] is from when a deployment is written until its system has phoned home,
-//!   [`gate::Phase::Active`] from then on until the next intent. Where an installer is the deploy kernel it reads its answers
-//!   while it runs, so there the first begins with its boot; its kernel gets [`installer::Kind::boot_arguments`].
+//! - [`gate::Phase::Installing`] is while a distribution's installer is at work, in its own boot and behind its port of the
+//!   bridge; its kernel gets [`installer::Kind::boot_arguments`]. [`gate::Phase::AwaitingFirstBoot`] is from when a deployment
+//!   is written until its system has phoned home, [`gate::Phase::Active`] from then on until the next intent.
 //! - What operators give is parsed when they give it: [`ssh_key::SshKey`], [`document::UserData`], [`document::HostName`].
 
 pub mod document;

@@ -27,6 +27,15 @@ pub trait MetadataSource: Send + Sync {
     /// On disk before it returns.
     fn phone_home(&self, mac: MacAddr, call: &PhoneCall, now: Timestamp) -> Result<Answered, PhoneRefusal>;
 
+    /// As [`gate::installer_done`](crate::metadata::gate::installer_done) decides under the registry's lock: the disk is
+    /// written, and the installed system's first boot is awaited. On disk before it returns.
+    fn installer_done(
+        &self,
+        mac: MacAddr,
+        call: &PhoneCall,
+        now: Timestamp,
+    ) -> Result<Answered, PhoneRefusal>;
+
     /// Somebody at this node's address was refused, in one word: for its timeline. At most a few a minute.
     fn refused(&self, mac: MacAddr, reason: &'static str, now: Timestamp);
 }

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::boot::client::Firmware;
 use crate::boot::decision::NextBoot;
+use crate::boot::profile::ProfileName;
 use crate::boot::quirks::Quirks;
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
@@ -173,12 +174,17 @@ pub struct Node {
 impl Node {
     /// What the next netboot does: an open task on its disks outranks what was set.
     pub fn boots_next(&self) -> NextBoot {
-        if self.must_boot_ramdisk() { NextBoot::Ramdisk } else { self.next_boot }
+        if self.must_netboot() { NextBoot::Ramdisk } else { self.next_boot }
     }
 
-    /// An open task on its disks is done by the ramdisk, whatever else it is to boot.
-    pub fn must_boot_ramdisk(&self) -> bool {
-        self.intent.as_ref().is_some_and(|intent| intent.needs_ramdisk())
+    /// An open task on its disks is done by the ramdisk, or by an installer, whatever else it is to boot.
+    pub fn must_netboot(&self) -> bool {
+        self.intent.as_ref().is_some_and(|intent| intent.needs_netboot())
+    }
+
+    /// The boot profile of the installer that it is to start, or that is at work.
+    pub fn installer(&self) -> Option<&ProfileName> {
+        self.intent.as_ref().and_then(|intent| intent.installer())
     }
 
     /// Whether a task on its disks may still come to something: no boot profile comes between.

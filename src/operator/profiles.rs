@@ -64,6 +64,11 @@ pub(super) async fn remove(
     let name = profile_name(&name)?;
     waiting(parts, move |parts| {
         let desk = desk(parts)?;
+        if let Some(node) = parts.registry.who_installs_by(&name) {
+            let detail = format!("{} is being installed by boot profile {name}", called(&node));
+            return Err(Problem::new(ProblemKind::Conflict, detail)
+                .way_out("wait for its end, or `farrier node abort` it"));
+        }
         let before = entries(&desk).into_iter().find(|entry| entry.name == name.as_str());
         desk.remove(&name).map_err(problem_of)?;
         let before = before.ok_or_else(|| no_profile(&name))?;
@@ -133,18 +138,18 @@ pub(super) async fn unassign(
     .await
 }
 
-fn desk(parts: &OperatorParts) -> Result<std::sync::Arc<ProfileDesk>, Problem> {
+pub(super) fn desk(parts: &OperatorParts) -> Result<std::sync::Arc<ProfileDesk>, Problem> {
     parts
         .appliance
         .boot_profiles()
         .ok_or_else(|| Problem::new(ProblemKind::Unavailable, "this appliance serves no boot profiles"))
 }
 
-fn profile_name(text: &str) -> Result<ProfileName, Problem> {
+pub(super) fn profile_name(text: &str) -> Result<ProfileName, Problem> {
     text.parse().map_err(|error| Problem::new(ProblemKind::Invalid, format!("{error}")).field("profile"))
 }
 
-fn no_profile(name: &ProfileName) -> Problem {
+pub(super) fn no_profile(name: &ProfileName) -> Problem {
     Problem::new(ProblemKind::NotFound, format!("there is no boot profile {name}"))
         .way_out("`farrier profile list` shows those there are, `farrier profile add` makes one")
 }
@@ -269,14 +274,7 @@ fn selector(parts: &OperatorParts, to: AssignedTo) -> Result<Selector, Problem> 
 
 /// What is known now of the machines a rule is for.
 fn judged(parts: &OperatorParts, profile: &BootProfile, who: &Selector) -> Result<Vec<String>, Problem> {
-    let refused = |machine: &str, unfit: Unfit| {
-        Problem::new(
-            ProblemKind::Conflict,
-            format!("{machine} cannot boot profile {}: {unfit}", profile.name),
-        )
-        .field("body.to")
-        .way_out(way_out(unfit))
-    };
+    let refused = |machine: &str, unfit| cannot_boot(machine, &profile.name, unfit).field("body.to");
     if let Selector::Firmware(firmware) = who {
         let known = KnownFirmware { firmware: Some(*firmware), secure_boot: None };
         return match fit::judge(profile, known) {
@@ -324,6 +322,16 @@ fn judged(parts: &OperatorParts, profile: &BootProfile, who: &Selector) -> Resul
         count => warnings.push(format!("the firmware of {count} machines is not known yet")),
     }
     Ok(warnings)
+}
+
+fn cannot_boot(machine: &str, profile: &ProfileName, unfit: Unfit) -> Problem {
+    Problem::new(ProblemKind::Conflict, format!("{machine} cannot boot profile {profile}: {unfit}"))
+        .way_out(way_out(unfit))
+}
+
+/// This node cannot boot it.
+pub(super) fn unfit(node: &Node, profile: &ProfileName, unfit: Unfit) -> Problem {
+    cannot_boot(&called(node), profile, unfit)
 }
 
 fn called(node: &Node) -> String {

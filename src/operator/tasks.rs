@@ -11,8 +11,11 @@ use super::api::{CleanRequest, DeployRequest, NodeDetail, RescueRequest, TaskDet
 use super::asked::{Conditions, Document, NoQuery, Reference};
 use super::nodes::{change_now, found};
 use super::problem::{Problem, ProblemKind};
+use super::profiles;
 use super::routes::Shared;
+use crate::boot::profile::fit::{self, Judgement, KnownFirmware};
 use crate::image::library::is_profile_name;
+use crate::metadata::installer::Kind;
 use crate::node::install::disk_rule::DiskRule;
 use crate::node::install::intent::{Deployment, Intent, Phase, Work};
 use crate::node::registry::{Expected, InstallError, InstallRequest, InstallView, NodeRef, Registry};
@@ -39,46 +42,92 @@ pub(crate) async fn deploy_now(
 ) -> Result<NodeDetail, Problem> {
     change_now(parts, principal, "node.deploy", reference, move |parts, reference| {
         let node = found(parts, reference)?;
-        let DeployRequest { image, disk, wipe, ssh_keys, user_data } = request;
-        let name = image.or_else(|| last_deployed(&node)).ok_or_else(|| {
-            Problem::new(ProblemKind::Invalid, "nothing was deployed on this node before: name an image")
-                .field("image")
-                .way_out("`farrier image list` shows the disk images there are")
-        })?;
-        if !is_profile_name(&name) {
-            let detail = "an image's name is 1 to 63 lower-case letters, digits and inner hyphens";
-            return Err(Problem::new(ProblemKind::Invalid, detail).field("image"));
-        }
-        let image = parts.appliance.disk_image(&name).ok_or_else(|| {
-            Problem::new(ProblemKind::NotFound, format!("there is no disk image `{name}`, or it is damaged"))
-                .field("image")
-                .way_out("`farrier image list` shows those there are; `farrier image import` brings one")
-        })?;
-        let disk = disk.unwrap_or_default();
-        if disk.means_all() {
-            let detail = "an image goes to one disk; `all` is for cleaning";
-            return Err(Problem::new(ProblemKind::Invalid, detail).field("disk"));
-        }
-        // Before the wish is on disk: what it needs must not go away in between.
-        parts.appliance.pin_image(image.manifest).map_err(|reason| {
-            Problem::new(ProblemKind::Unavailable, format!("the image cannot be kept from removal: {reason}"))
-        })?;
-        let work = Work::Deploy(Deployment {
-            image: name,
-            manifest: image.manifest,
-            manifest_bytes: image.manifest_bytes,
-            disk,
-            wipe,
-        });
+        let (ssh_keys, user_data) = (request.ssh_keys.clone(), request.user_data.clone());
+        let work = work_of(parts, &node, request)?;
         let request = InstallRequest { work, ssh_keys, user_data };
         parts.registry.want(reference, &expected, request, parts.clock.now()).map_err(Problem::from)
     })
     .await
 }
 
-fn last_deployed(node: &Node) -> Option<String> {
+/// What is asked for, of what is there.
+fn work_of(parts: &OperatorParts, node: &Node, request: DeployRequest) -> Result<Work, Problem> {
+    let invalid = |field: &'static str, detail: &str| Problem::new(ProblemKind::Invalid, detail).field(field);
+    let (image, installer) = match (&request.image, &request.installer) {
+        (Some(_), Some(_)) => {
+            return Err(invalid("installer", "an install is of an image or by an installer, not both"));
+        }
+        (None, None) => last_deployed(node).ok_or_else(|| {
+            invalid("image", "nothing was deployed on this node before: name an image or an installer")
+                .way_out("`farrier image list` shows the disk images there are, `farrier profile list` the installers")
+        })?,
+        (Some(image), None) => (Some(image.clone()), None),
+        (None, Some(installer)) => (None, Some(installer.clone())),
+    };
+    match (image, installer) {
+        (_, Some(_)) if request.disk.is_some() || request.wipe => Err(invalid(
+            "disk",
+            "an installer chooses its disk by its own answers and overwrites it: `disk` and `wipe` are for images",
+        )),
+        (_, Some(installer)) => by_installer(parts, node, &installer),
+        (image, None) => {
+            of_image(parts, image.unwrap_or_default(), request.disk.unwrap_or_default(), request.wipe)
+        }
+    }
+}
+
+fn of_image(parts: &OperatorParts, name: String, disk: DiskRule, wipe: bool) -> Result<Work, Problem> {
+    if !is_profile_name(&name) {
+        let detail = "an image's name is 1 to 63 lower-case letters, digits and inner hyphens";
+        return Err(Problem::new(ProblemKind::Invalid, detail).field("image"));
+    }
+    let image = parts.appliance.disk_image(&name).ok_or_else(|| {
+        Problem::new(ProblemKind::NotFound, format!("there is no disk image `{name}`, or it is damaged"))
+            .field("image")
+            .way_out("`farrier image list` shows those there are; `farrier image import` brings one")
+    })?;
+    if disk.means_all() {
+        let detail = "an image goes to one disk; `all` is for cleaning";
+        return Err(Problem::new(ProblemKind::Invalid, detail).field("disk"));
+    }
+    // Before the wish is on disk: what it needs must not go away in between.
+    parts.appliance.pin_image(image.manifest).map_err(|reason| {
+        Problem::new(ProblemKind::Unavailable, format!("the image cannot be kept from removal: {reason}"))
+    })?;
+    Ok(Work::Deploy(Deployment {
+        image: name,
+        manifest: image.manifest,
+        manifest_bytes: image.manifest_bytes,
+        disk,
+        wipe,
+    }))
+}
+
+/// A profile that can be an installer, and that the machine can start as far as is known.
+fn by_installer(parts: &OperatorParts, node: &Node, name: &str) -> Result<Work, Problem> {
+    let name = profiles::profile_name(name).map_err(|problem| problem.field("installer"))?;
+    let served = profiles::desk(parts)?.library().boot_profile(&name);
+    let served = served.ok_or_else(|| profiles::no_profile(&name).field("installer"))?;
+    if !served.profile.is_installer() {
+        let detail = format!(
+            "boot profile {name} is no installer: a kernel is wanted, with an argument that names its answers"
+        );
+        let wanted = Kind::ALL.map(|kind| kind.boot_arguments().join(" "));
+        return Err(Problem::new(ProblemKind::Conflict, detail)
+            .field("installer")
+            .way_out(format!("add it with arguments like these: {}", wanted.join("; "))));
+    }
+    match fit::judge(&served.profile, KnownFirmware::of(node)) {
+        Judgement::Unfit(unfit) => Err(profiles::unfit(node, &name, unfit).field("installer")),
+        Judgement::Fits | Judgement::Unsure(_) | Judgement::Unknown => Ok(Work::Installer { profile: name }),
+    }
+}
+
+/// Image and installer of the last deployment.
+fn last_deployed(node: &Node) -> Option<(Option<String>, Option<String>)> {
     match &node.intent.as_deref()?.work {
-        Work::Deploy(deployment) => Some(deployment.image.clone()),
+        Work::Deploy(deployment) => Some((Some(deployment.image.clone()), None)),
+        Work::Installer { profile } => Some((None, Some(profile.to_string()))),
         Work::Clean { .. } | Work::Rescue { .. } => None,
     }
 }
@@ -184,19 +233,24 @@ pub(super) fn of(registry: &Registry, id: NodeId, node: &Node) -> Option<TaskDet
 
 pub(super) fn detail(node: &Node, view: &InstallView) -> Option<TaskDetail> {
     let intent = node.intent.as_deref()?;
-    let (image, manifest, disk) = match &intent.work {
-        Work::Deploy(it) => (Some(it.image.clone()), Some(it.manifest.to_string()), Some(it.disk.clone())),
-        Work::Clean { disk, .. } => (None, None, Some(disk.clone())),
-        Work::Rescue { .. } => (None, None, None),
-    };
+    let (mut image, mut manifest, mut installer, mut wanted) = (None, None, None, None);
+    match &intent.work {
+        Work::Deploy(Deployment { image: name, manifest: digest, disk, .. }) => {
+            (image, manifest, wanted) = (Some(name.clone()), Some(digest.to_string()), Some(disk.clone()));
+        }
+        Work::Installer { profile } => installer = Some(profile.to_string()),
+        Work::Clean { disk, .. } => wanted = Some(disk.clone()),
+        Work::Rescue { .. } => {}
+    }
     let (phase, phase_at, reason) = phase_of(intent);
     Some(TaskDetail {
         intent: intent.id.0,
         generation: intent.generation,
         verb: intent.work.verb(),
         image,
+        installer,
         manifest,
-        disk,
+        disk: wanted,
         phase,
         reason,
         created_at: intent.created_at,

@@ -138,6 +138,7 @@ impl Rig {
             unknown: UnknownPolicy::Approve,
             call_deadline: config.boot.call_deadline,
             first_boot_deadline: config.boot.first_boot_deadline,
+            installer_deadline: config.installer.deadline,
             reservations: Vec::new(),
         };
         let shared: Arc<dyn crate::store::Store> = Arc::clone(&store) as _;

@@ -85,6 +85,7 @@ fn profiles_for(parts: &OperatorParts, mac: MacAddr) -> ProfileKnowledge {
             false => fences(&|rule| desk.fence(rule, &Subject::of(node), boot.saturating_add(1))),
         },
         profiles: Vec::new(),
+        installer: node.installer().cloned(),
     });
     let stranger = || ProfileKnowledge { rules: fences(&|_| Fence::Armed), ..ProfileKnowledge::default() };
     let profiles = desk.library().boot_profiles();

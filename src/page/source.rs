@@ -6,7 +6,7 @@ use crate::boot::decision::{KnownNode, ScriptPlan, Standing, decide_script};
 use crate::boot::profile::fit::Reader;
 use crate::boot::script::profile::BootText;
 use crate::boot::script::{ScriptContext, render_ipxe};
-use crate::bootplane::profiles::{Asker, Prepared};
+use crate::bootplane::profiles::{Asker, Ready};
 use crate::net::MacAddr;
 use crate::node::NodeId;
 use crate::node::registry::{Expected, NodeFilter, NodeRef};
@@ -94,6 +94,14 @@ pub(super) fn task(operator: &OperatorParts, node: &NodeDetail) -> Option<TaskDe
     tasks::with_course(operator, &found)
 }
 
+/// The boot profiles that are installers.
+pub(super) fn installers(operator: &OperatorParts) -> Vec<String> {
+    let served =
+        operator.appliance.boot_profiles().map(|desk| desk.library().boot_profiles()).unwrap_or_default();
+    let installers = served.iter().filter(|served| served.profile.is_installer());
+    installers.map(|served| served.profile.name.to_string()).collect()
+}
+
 /// What iPXE would be given now, with words in the token's place.
 pub(super) fn script(operator: &OperatorParts, mac: MacAddr) -> String {
     let now = operator.clock.now();
@@ -107,6 +115,11 @@ pub(super) fn script(operator: &OperatorParts, mac: MacAddr) -> String {
         .boot_profiles()
         .and_then(|desk| operator.registry.look_at(mac, |node, boot| desk.choose(node, boot, asker)));
     let prepared = choice.and_then(|choice| choice.prepared);
+    let installer = operator
+        .appliance
+        .boot_profiles()
+        .and_then(|desk| operator.registry.look_at(mac, |node, _| desk.installer(node, asker).ok().flatten()))
+        .flatten();
     let plan = match operator.registry.standing(mac, now) {
         Standing::Stranger => ScriptPlan::AwaitApproval,
         Standing::Known(node) => {
@@ -114,10 +127,12 @@ pub(super) fn script(operator: &OperatorParts, mac: MacAddr) -> String {
             decide_script(&KnownNode { profile, ..node })
         }
     };
-    let plan = match &prepared {
-        Some(prepared) if plan == ScriptPlan::Profile => prepared.plan(),
-        Some(_) | None => plan,
+    let ready = match plan {
+        ScriptPlan::Profile => prepared.map(|prepared| prepared.ready),
+        ScriptPlan::Installer => installer,
+        _ => None,
     };
+    let plan = ready.as_ref().map_or(plan, |ready| ready.plan(plan));
     let name = operator.registry.name_of(mac);
     let image = operator.appliance.deploy_image();
     let of_image = image.iter().flat_map(|image| &image.arguments);
@@ -132,7 +147,7 @@ pub(super) fn script(operator: &OperatorParts, mac: MacAddr) -> String {
             token: "(made-when-asked-for)",
             arguments: &arguments,
             grubs: &operator.appliance.loader_table().grubs(),
-            boot: prepared.as_ref().map_or(BootText::Ramdisk, Prepared::text),
+            boot: ready.as_ref().map_or(BootText::Ramdisk, Ready::text),
         },
     )
 }

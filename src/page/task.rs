@@ -24,6 +24,9 @@ use crate::page::{PageParts, Shared, inventory, problem, source, words};
 const WIDTH: f64 = 600.0;
 const HEIGHT: f64 = 90.0;
 
+/// Before an installer's name, which has no colon, where images are named as well.
+const INSTALLER: &str = "installer:";
+
 /// The panel; nothing for a node whose disks nobody ever wanted anything of.
 pub(super) fn panel(parts: &PageParts, node: &NodeDetail) -> Markup {
     let Some(task) = source::task(&parts.operator, node) else { return html! {} };
@@ -35,6 +38,7 @@ pub(super) fn panel(parts: &PageParts, node: &NodeDetail) -> Markup {
             }
             @if task.phase == TaskPhase::Running {
                 @match &task.progress {
+                    _ if task.installer.is_some() => p.quiet { "Its installer is at work, and says so when it is done." },
                     Some(progress) => (bar(progress)),
                     None => p.quiet { "Its agent begins." },
                 }
@@ -55,6 +59,9 @@ pub(super) fn panel(parts: &PageParts, node: &NodeDetail) -> Markup {
 }
 
 fn title(task: &TaskDetail) -> String {
+    if let Some(installer) = &task.installer {
+        return format!("Install by {installer}");
+    }
     match (task.verb, &task.image) {
         (Verb::Deploy, Some(image)) => format!("Install of {image}"),
         (Verb::Deploy, None) => "Install".to_owned(),
@@ -165,17 +172,18 @@ pub(super) async fn form(
         Err(refused) => return problem::page(refused),
     };
     let images = parts.operator.appliance.disk_images();
+    let installers = source::installers(&parts.operator);
     let name = words::title_of(&node.summary);
     let body = html! {
         section.panel.form {
             h1 { "Install " (name) }
-            @if images.is_empty() {
+            @if images.is_empty() && installers.is_empty() {
                 p.empty { "There is no disk image yet. Bring one: " code { "farrier image import FILE --name NAME" } ", or make one: " code { "farrier image build debian-12" } }
             } @else {
-                p { "Its next netboot writes the image to its disk, once; if its agent waits, it begins within seconds." }
+                p { "Its next netboot installs it, once; if its agent waits, it begins within seconds." }
                 form method="post" action={ "/nodes/" (node.summary.id) "/deploy" } {
                     (visitor.form_fields())
-                    (fields(&images, &node))
+                    (fields(&images, &installers, &node))
                     div.form-end {
                         button.button.primary type="submit" { "Install" }
                         a.button href={ "/nodes/" (node.summary.id) } { "Leave it" }
@@ -187,21 +195,26 @@ pub(super) async fn form(
     layout::page(&visitor, Tab::Nodes, &format!("Install {name}"), Live::Not, body)
 }
 
-fn fields(images: &[DiskImageEntry], node: &NodeDetail) -> Markup {
-    let last = node.task.as_ref().and_then(|task| task.image.clone());
+fn fields(images: &[DiskImageEntry], installers: &[String], node: &NodeDetail) -> Markup {
+    let last = node.task.as_ref();
+    let (last_image, last_installer) =
+        (last.and_then(|task| task.image.clone()), last.and_then(|task| task.installer.clone()));
     html! {
         div.field {
-            label for="image" { "Image" }
+            label for="image" { @if installers.is_empty() { "Image" } @else { "Image or installer" } }
             select #image name="image" required {
                 @for image in images {
-                    option value=(image.name) selected[last.as_ref() == Some(&image.name)] { (words::wire(&image.name)) " (" (text::bytes(image.bytes)) ")" }
+                    option value=(image.name) selected[last_image.as_ref() == Some(&image.name)] { (words::wire(&image.name)) " (" (text::bytes(image.bytes)) ")" }
+                }
+                @for installer in installers {
+                    option value={ (INSTALLER) (installer) } selected[last_installer.as_ref() == Some(installer)] { (words::wire(installer)) " (installer)" }
                 }
             }
         }
         div.field {
             label for="disk" { "Disk" }
             input #disk type="text" name="disk" placeholder="smallest" maxlength="512" autocomplete="off" aria-describedby="disk-hint";
-            p.hint #disk-hint { "The smallest that fits if nothing is said; else " code { "serial=…" } ", " code { "size>=100G,rotational=no" } ", …" }
+            p.hint #disk-hint { @if !installers.is_empty() { "For images. " } "The smallest that fits if nothing is said; else " code { "serial=…" } ", " code { "size>=100G,rotational=no" } ", …" }
         }
         div.field {
             label for="ssh_keys" { "SSH keys" }
@@ -248,8 +261,13 @@ pub(super) async fn deploy(
         // Browsers send lines as HTTP does.
         let user_data = form.user_data.replace("\r\n", "\n");
         let keys = form.ssh_keys.lines().map(str::trim).filter(|line| !line.is_empty());
+        let (image, installer) = match form.image.strip_prefix(INSTALLER) {
+            Some(installer) => (None, Some(installer.to_owned())),
+            None => (Some(form.image), None),
+        };
         let request = DeployRequest {
-            image: Some(form.image),
+            image,
+            installer,
             disk,
             wipe: form.wipe == "yes",
             ssh_keys: keys.map(str::to_owned).collect(),

@@ -451,6 +451,7 @@ fn settings() -> RegistrySettings {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(600),
         first_boot_deadline: Duration::from_secs(1800),
+        installer_deadline: Duration::from_secs(7200),
         reservations: Vec::new(),
     }
 }

@@ -90,6 +90,10 @@ fn json_of(answer: &Answer) -> Value {
     serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{error}: {}", answer.text()))
 }
 
+async fn installed(client: &mut Client, body: &Value) -> Answer {
+    client.post("/metadata/v1/installed", "Content-Type: application/json\r\n", &body.to_string()).await
+}
+
 async fn phone_home(client: &mut Client, body: &Value) -> Answer {
     client.post("/metadata/v1/phone-home", "Content-Type: application/json\r\n", &body.to_string()).await
 }
@@ -236,6 +240,7 @@ async fn s_07_metadata_is_there_in_the_states_that_need_it_and_in_no_other() {
 #[tokio::test]
 async fn s_07_a_secret_is_read_once_and_then_gone() {
     let bed = Bed::start().await;
+    bed.source.set_phase(NODE, Phase::Installing);
     for (path, word) in [
         ("/metadata/v1/nocloud/user-data", "of-node07"),
         ("/metadata/v1/nocloud/vendor-data", token(1).as_str()),
@@ -288,6 +293,7 @@ async fn s_07_two_readers_at_once_get_one_secret() {
 #[tokio::test]
 async fn what_cannot_be_noted_is_not_given() {
     let bed = Bed::start().await;
+    bed.source.set_phase(NODE, Phase::Installing);
     bed.source.fill_disk(true);
     for path in
         ["/metadata/v1/nocloud/user-data", "/metadata/v1/nocloud/meta-data", "/metadata/v1/preseed.cfg"]
@@ -296,6 +302,9 @@ async fn what_cannot_be_noted_is_not_given() {
         assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("2")), "{path}");
         assert!(!answer.text().contains(token(1).as_str()) && !answer.text().contains("of-node07"));
     }
+    assert_eq!(installed(&mut bed.plane.connect().await, &call()).await.status, 503);
+    assert_eq!(bed.source.phase(NODE), Some(Phase::Installing));
+    bed.source.set_phase(NODE, Phase::AwaitingFirstBoot);
     assert_eq!(phone_home(&mut bed.plane.connect().await, &call()).await.status, 503);
     assert_eq!(bed.source.phase(NODE), Some(Phase::AwaitingFirstBoot));
     // What is public needs no disk.
@@ -413,6 +422,52 @@ async fn ec2s_first_version_is_there_if_it_is_wanted_and_the_tree_if_not() {
     assert_eq!(bed.status("/metadata/v1/nocloud/user-data").await, 200);
 }
 
+/// Everything an installer asks for, in its order, and nothing before or after.
+#[tokio::test]
+async fn an_installer_reads_its_answers_runs_its_last_step_and_says_that_it_is_done() {
+    let bed = Bed::start().await;
+    let answers =
+        ["/metadata/v1/preseed.cfg", "/metadata/v1/kickstart.cfg", "/metadata/v1/autoinstall/user-data"];
+    bed.source.set_phase(NODE, Phase::None);
+    for path in answers.into_iter().chain(["/metadata/v1/last-step", "/metadata/v1/first-boot/first-boot"]) {
+        assert_eq!(bed.status(path).await, 404, "{path}: nothing is being installed");
+    }
+    assert_eq!(installed(&mut bed.plane.connect().await, &call()).await.status, 404);
+
+    bed.source.set_phase(NODE, Phase::Installing);
+    let preseed = bed.get(answers[0]).await.text();
+    assert!(preseed.contains(token(1).as_str()) && preseed.contains("/metadata/v1/last-step"), "{preseed}");
+    assert_eq!(bed.status(answers[0]).await, 410);
+    let step = bed.get("/metadata/v1/last-step").await;
+    assert!(step.text().starts_with("#!/bin/sh\n") && !step.text().contains(token(1).as_str()));
+    for name in ["first-boot", "farrier-first-boot.service", "farrier-first-boot-finish.service"] {
+        assert_eq!(bed.status(&format!("/metadata/v1/first-boot/{name}")).await, 200, "{name}");
+    }
+    assert_eq!(bed.status("/metadata/v1/first-boot/x").await, 404);
+    assert_eq!(bed.get("/metadata/v1/nocloud/user-data").await.text(), SECRET);
+    assert_eq!(bed.plane.get_from(STRANGER_IP, "/metadata/v1/last-step").await.status, 404);
+
+    // The installed system has not come up yet, and nobody else says that it is there.
+    let mut client = bed.plane.connect().await;
+    assert_eq!(phone_home(&mut client, &call()).await.status, 401);
+    let mut forged = call();
+    forged["token"] = token(2).as_str().into();
+    assert_eq!(installed(&mut client, &forged).await.status, 401);
+    assert_eq!(installed(&mut bed.plane.connect_from(OTHER_IP).await, &call()).await.status, 401);
+    assert_eq!(bed.source.phase(NODE), Some(Phase::Installing));
+    assert_eq!(bed.status("/metadata/v1/installed").await, 405);
+
+    let answer = installed(&mut client, &call()).await;
+    assert_eq!((answer.status, json_of(&answer)), (200, json!({})), "{}", answer.text());
+    assert_eq!(bed.source.phase(NODE), Some(Phase::AwaitingFirstBoot));
+    assert_eq!(installed(&mut client, &call()).await.status, 200, "its answer may have been lost");
+    for path in answers {
+        assert_eq!(bed.status(path).await, 410, "{path}: no other installer has it");
+    }
+    assert_eq!(phone_home(&mut client, &call()).await.status, 200);
+    assert_eq!(bed.source.phase(NODE), Some(Phase::Active));
+}
+
 #[tokio::test]
 async fn installers_get_answers_with_this_nodes_names() {
     for (path, wanted) in [
@@ -421,6 +476,7 @@ async fn installers_get_answers_with_this_nodes_names() {
         ("/metadata/v1/autoinstall/user-data", "\"hostname\": \"node07\""),
     ] {
         let bed = Bed::start().await;
+        bed.source.set_phase(NODE, Phase::Installing);
         let answer = bed.get(path).await;
         assert!(answer.status == 200 && answer.text().contains(wanted), "{path}: {}", answer.text());
         assert!(answer.text().contains(token(1).as_str()) && !answer.text().contains("of-node07"));

@@ -219,6 +219,7 @@ fn registry(store: &Arc<MemoryStore>, clock: Clock) -> Arc<Registry> {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(300),
         first_boot_deadline: Duration::from_secs(1800),
+        installer_deadline: Duration::from_secs(7200),
         reservations: Vec::new(),
     };
     let registry = Registry::new(Arc::clone(store) as Arc<dyn Store>, snapshot, settings, key);

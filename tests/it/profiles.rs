@@ -253,6 +253,100 @@ fn a_one_shot_is_booted_once_whatever_is_restarted() {
 }
 
 #[test]
+fn an_installer_is_started_once_and_answered_once_whatever_is_restarted() {
+    in_namespace("profiles::an_installer_is_started_once_and_answered_once_whatever_is_restarted", || {
+        let (mut bed, machine) = bed();
+        let (kernel, initrd) = (file(&bed, "k", &pattern(50_000)), file(&bed, "i", &pattern(9_000)));
+        add(&bed, "live", &["--kernel", &kernel, "--initrd", &initrd]);
+        add(
+            &bed,
+            "di",
+            &["--kernel", &kernel, "--initrd", &initrd, "--arg", "auto=true", "--arg", "url={preseed}"],
+        );
+        let deploy =
+            |bed: &TestBed, more: &[&str]| bed.farrier(&[&["node", "deploy", "anvil"], more].concat());
+        let told = refused(&deploy(&bed, &["--installer", "live"]), 4);
+        assert!(told.contains("live is no installer") && told.contains("url={preseed}"), "{told}");
+        refused(&deploy(&bed, &["--installer", "nowhere"]), 3);
+        refused(&deploy(&bed, &["--installer", "di", "--image", "x"]), 2);
+        let said = done(deploy(&bed, &["--installer", "di"]));
+        assert!(said.contains("it will be installed by di"), "{said}");
+        assert!(refused(&bed.farrier(&["profile", "rm", "di"]), 4).contains("anvil is being installed"));
+        let explained = done(bed.farrier(&["explain", "--mac", &MAC.to_string(), "--firmware", "bios"]));
+        assert!(explained.contains("it starts installer di"), "{explained}");
+
+        // What it may fetch, and when: in the boot that was told of it, by either loader.
+        let answers = "metadata/v1/preseed.cfg";
+        let names = |text: &str| text.contains("/profile/di/kernel");
+        boot(&machine, 0);
+        assert!(get(&machine, "profile/di/kernel").is_none() && get(&machine, answers).is_none());
+        assert!(names(&grub_configuration(&machine)));
+        let text = script(&machine);
+        assert!(names(&text) && text.contains(&format!("auto=true url=http://{SERVER}/{answers}")), "{text}");
+        assert!(!text.contains("farrier.token"), "{text}");
+        // The appliance dies, and the loader goes on.
+        bed.kill_server();
+        bed.start_server();
+        assert!(names(&script(&machine)));
+        assert_eq!(get(&machine, "profile/di/kernel"), Some(pattern(50_000)));
+        assert_eq!(get(&machine, "profile/di/initrd/0"), Some(pattern(9_000)));
+        let why = bed.farrier_json(&["why", "anvil"]);
+        assert_eq!(why["cause"], "installer-handed-out", "{why}");
+        let shown = done(bed.farrier(&["node", "show", "anvil"]));
+        assert!(shown.contains("deploy by installer di (number 1): running"), "{shown}");
+        let given = String::from_utf8(get(&machine, answers).unwrap()).unwrap();
+        assert!(given.contains("d-i netcfg/get_hostname string anvil"), "{given}");
+        assert!(get(&machine, answers).is_none(), "once");
+
+        // The machine starts over: it has lost its installer, and boots what it would boot without one.
+        boot(&machine, 0);
+        assert!(script(&machine).contains("/image/vm/vmlinuz"));
+        assert!(
+            get(&machine, "profile/di/kernel").is_none() && get(&machine, "metadata/v1/node.json").is_none()
+        );
+        let shown = bed.farrier_json(&["node", "show", "anvil"])["node"].clone();
+        assert_eq!(shown["state"], "deploy-failed", "{shown}");
+        let failure = shown["failure"].as_str().unwrap();
+        assert!(failure.contains("netbooted again before its installer said that it is done"), "{failure}");
+
+        // Another wish, and this time it says that it is done.
+        done(deploy(&bed, &[]));
+        boot(&machine, 0);
+        assert!(names(&script(&machine)));
+        let given = String::from_utf8(get(&machine, answers).unwrap()).unwrap();
+        let last = given.lines().rfind(|line| line.contains("sh /tmp/last-step")).unwrap();
+        let words: Vec<&str> = last.split('\'').collect();
+        let body = format!("{{\"instance_id\":\"{}\",\"token\":\"{}\"}}", words[3], words[5]);
+        let call = |name: &str| {
+            let url = format!("http://{SERVER}/metadata/v1/{name}");
+            let usual = ["-sS", "-o", "got", "-w", "%{http_code}", "-H", "Content-Type: application/json"];
+            machine.run("curl", &[&usual[..], &["-d", &body, &url]].concat())
+        };
+        assert_eq!(
+            (call("phone-home"), call("installed"), call("installed")),
+            ("401".into(), "200".into(), "200".into())
+        );
+        boot(&machine, 0);
+        assert!(script(&machine).contains("boots from its local disk"));
+        assert_eq!(call("phone-home"), "200");
+        let shown = bed.farrier_json(&["node", "show", "anvil"])["node"].clone();
+        assert_eq!(
+            (&shown["state"], &shown["task"]["installer"]),
+            (&"active".into(), &"di".into()),
+            "{shown}"
+        );
+        let events = done(bed.farrier(&["event", "list", "anvil"]));
+        for line in [
+            "installer di is started, once",
+            "the installer has its answers",
+            "the installer says that it is done",
+        ] {
+            assert!(events.contains(line), "{line}: {events}");
+        }
+    });
+}
+
+#[test]
 fn who_cannot_boot_it_is_named_when_it_is_assigned_and_passed_over_when_it_boots() {
     in_namespace(
         "profiles::who_cannot_boot_it_is_named_when_it_is_assigned_and_passed_over_when_it_boots",

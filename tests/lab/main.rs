@@ -9,6 +9,7 @@ mod console;
 mod crashes;
 mod enrolls;
 mod grub;
+mod installer;
 mod installs;
 mod profiles;
 mod secure_boot;

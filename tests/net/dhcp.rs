@@ -110,6 +110,7 @@ fn config() -> Arc<Config> {
             call_deadline: Duration::from_secs(600),
         },
         metadata: MetadataConfig::default(),
+        installer: Default::default(),
     })
 }
 
@@ -463,6 +464,7 @@ fn a_flood_of_strangers_leaves_no_nodes_and_gets_its_share() {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(600),
         first_boot_deadline: Duration::from_secs(1800),
+        installer_deadline: Duration::from_secs(7200),
         reservations: Vec::new(),
     };
     let snapshot = store.load().unwrap();

@@ -170,6 +170,7 @@ fn registered(count: u8) -> Arc<Registry> {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(600),
         first_boot_deadline: Duration::from_secs(1800),
+        installer_deadline: Duration::from_secs(7200),
         reservations: Vec::new(),
     };
     let snapshot = store.load().unwrap();

@@ -147,6 +147,7 @@ impl Rig {
             unknown: UnknownPolicy::Approve,
             call_deadline: config.boot.call_deadline,
             first_boot_deadline: config.boot.first_boot_deadline,
+            installer_deadline: config.installer.deadline,
             reservations: Vec::new(),
         };
         let durable: Arc<dyn Store> = Arc::clone(&store) as _;

@@ -96,6 +96,7 @@ impl Plan {
             unknown: self.unknown,
             call_deadline: Duration::from_secs(300),
             first_boot_deadline: Duration::from_secs(1800),
+            installer_deadline: Duration::from_secs(7200),
             reservations: Vec::new(),
         }
     }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::boot::script::KernelArgument;
+use crate::metadata::installer::Kind;
 use crate::net::MacAddr;
 use crate::node::NodeName;
 use crate::node::labels::{LabelKey, Labels};
@@ -41,10 +42,11 @@ pub enum Placeholder {
     Server,
     /// `http://<server>/metadata/v1`.
     Metadata,
+    /// The URL of the node's answers for an installer: nothing in it is secret, and nobody else is answered there.
+    Answers(Kind),
 }
 
-const KNOWN: &str =
-    "{node.name}, {node.mac}, {node.address}, {node.uuid}, {node.label.KEY}, {server} and {metadata}";
+const KNOWN: &str = "{node.name}, {node.mac}, {node.address}, {node.uuid}, {node.label.KEY}, {server}, {metadata}, {preseed}, {kickstart} and {autoinstall}";
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseArgumentError {
@@ -99,6 +101,9 @@ impl Placeholder {
             Placeholder::NodeLabel(key) => values.labels.get(key).map(|value| value.to_string()),
             Placeholder::Server => Some(values.server.to_string()),
             Placeholder::Metadata => Some(format!("http://{}/metadata/v1", values.server)),
+            Placeholder::Answers(kind) => {
+                Some(format!("http://{}/metadata/v1/{}", values.server, kind.path()))
+            }
         }
     }
 }
@@ -114,6 +119,9 @@ impl FromStr for Placeholder {
             "node.uuid" => Placeholder::NodeUuid,
             "server" => Placeholder::Server,
             "metadata" => Placeholder::Metadata,
+            "preseed" => Placeholder::Answers(Kind::Preseed),
+            "kickstart" => Placeholder::Answers(Kind::Kickstart),
+            "autoinstall" => Placeholder::Answers(Kind::Autoinstall),
             other => {
                 let key = other.strip_prefix("node.label.").ok_or(())?;
                 Placeholder::NodeLabel(key.parse().map_err(|_| ())?)
@@ -133,11 +141,21 @@ impl fmt::Display for Placeholder {
             Placeholder::NodeLabel(key) => write!(formatter, "node.label.{key}"),
             Placeholder::Server => formatter.write_str("server"),
             Placeholder::Metadata => formatter.write_str("metadata"),
+            Placeholder::Answers(Kind::Preseed) => formatter.write_str("preseed"),
+            Placeholder::Answers(Kind::Kickstart) => formatter.write_str("kickstart"),
+            Placeholder::Answers(Kind::Autoinstall) => formatter.write_str("autoinstall"),
         }
     }
 }
 
 impl ProfileArgument {
+    /// Whether an installer that is given this word asks us for its answers.
+    pub fn names_answers(&self) -> bool {
+        let ours =
+            |piece: &Piece| matches!(piece, Piece::Value(Placeholder::Metadata | Placeholder::Answers(_)));
+        self.0.iter().any(ours)
+    }
+
     fn fill(&self, number: usize, values: &Values<'_>) -> Result<KernelArgument, ArgumentRefusal> {
         let mut word = String::new();
         for piece in &self.0 {
@@ -255,12 +273,29 @@ mod tests {
             ("{node.mac}", "52:54:00:00:00:01"),
             ("ip={node.address}::{server}", "ip=192.168.2.50::192.168.2.2"),
             ("ds=nocloud-net,s={metadata}/", "ds=nocloud-net,s=http://192.168.2.2/metadata/v1/"),
+            ("url={preseed}", "url=http://192.168.2.2/metadata/v1/preseed.cfg"),
+            ("inst.ks={kickstart}", "inst.ks=http://192.168.2.2/metadata/v1/kickstart.cfg"),
+            ("{autoinstall}", "http://192.168.2.2/metadata/v1/autoinstall/user-data"),
             ("rack={node.label.rack}", "rack=r1"),
             ("empty={node.label.empty}", "empty="),
         ] {
             assert_eq!(filled(text, anvil).as_deref(), Ok(expected), "{text}");
             assert_eq!(text.parse::<ProfileArgument>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn what_makes_installers_ask_us_is_a_profiles_argument_and_names_their_answers() {
+        for kind in Kind::ALL {
+            let words = kind.boot_arguments();
+            assert!(words.iter().any(|word| word.parse::<ProfileArgument>().unwrap().names_answers()));
+            for word in words {
+                let filled = filled(word, None).unwrap();
+                assert!(filled.parse::<KernelArgument>().is_ok(), "{filled}");
+            }
+            assert!(words.iter().any(|word| filled(word, None).unwrap().ends_with(kind.path())));
+        }
+        assert!(!"ip={node.address}".parse::<ProfileArgument>().unwrap().names_answers());
     }
 
     #[test]

@@ -1,12 +1,18 @@
 //! What of boot profiles a node may fetch, and what its script says of them.
 
+use std::net::Ipv4Addr;
+
 use super::{BootContent, Served, Ticket, Unserved, serve_blob};
-use crate::boot::decision::{KnownNode, ScriptPlan, decide_script};
+use crate::boot::decision::{KnownNode, ScriptPlan, Standing, decide_script};
 use crate::boot::namespace::{self, Content};
 use crate::boot::profile::{ProfileFile, ProfileName};
-use crate::bootplane::profiles::{Asker, Begun, Choice, Prepared};
+use crate::bootplane::profiles::{Asker, Begun, Choice, Ready};
 use crate::clock::Timestamp;
+use crate::node::registry::InstallerStart;
 use crate::node::timeline::{Happening, ProfileOutcome, Stage};
+
+/// What a script does, the profile it names, and what is to be told of profiles.
+pub(super) type Told = (ScriptPlan, Option<Ready>, Vec<Happening>);
 
 impl BootContent {
     /// A one-shot whose kernel or program went out whole is spent.
@@ -30,8 +36,18 @@ impl BootContent {
         &self,
         mut known: KnownNode,
         asker: Asker,
+        name: &str,
         now: Timestamp,
-    ) -> Result<(ScriptPlan, Option<Prepared>, Vec<Happening>), Unserved> {
+    ) -> Result<Told, Unserved> {
+        if known.approved && known.installer.is_some() {
+            if let Some(told) = self.plan_installer(asker, name, now)? {
+                return Ok(told);
+            }
+            // It was lost with that: the machine boots what it would boot without one.
+            if let Standing::Known(after) = self.registry.standing(asker.mac, now) {
+                known = after;
+            }
+        }
         if self.profiles.rules().is_empty() {
             return Ok((decide_script(&known), None, Vec::new()));
         }
@@ -45,7 +61,7 @@ impl BootContent {
             told.retain(|_| plan != ScriptPlan::AwaitApproval);
             return Ok((plan, None, told));
         };
-        let outcome = match (&prepared.arguments, prepared.assigned.one_shot) {
+        let outcome = match (&prepared.ready.arguments, prepared.assigned.one_shot) {
             (Err(reason), _) => ProfileOutcome::Refused(format!("{}: {reason}", reason.as_str())),
             (Ok(_), false) => ProfileOutcome::Boots,
             (Ok(_), true) => match self.profiles.begin(&prepared, known.id, asker.mac, boot, now) {
@@ -59,7 +75,35 @@ impl BootContent {
             known.profile = None;
             return Ok((decide_script(&known), None, told));
         }
-        Ok((prepared.plan(), Some(prepared), told))
+        let ready = prepared.ready;
+        Ok((ready.plan(ScriptPlan::Profile), Some(ready), told))
+    }
+
+    /// What a machine is told whose task an installer does; nothing if that has failed. Its start is on disk.
+    fn plan_installer(&self, asker: Asker, name: &str, now: Timestamp) -> Result<Option<Told>, Unserved> {
+        let Asker { mac, address, .. } = asker;
+        let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let ready = match self.registry.look_at(mac, |node, _| self.profiles.installer(node, asker)) {
+            Some(Ok(ready)) => ready,
+            Some(Err(unfit)) => {
+                let reason = format!("the machine cannot start its installer: {unfit}");
+                self.registry.installer_unfit(mac, &reason, now);
+                None
+            }
+            None => None,
+        };
+        // One that is not there, or that wants a value the node has not got, may be so when the machine asks again.
+        if let Some(waits) = ready.as_ref().filter(|ready| ready.arguments.is_err()) {
+            return Ok(Some((ScriptPlan::ProfileRefused, Some(waits.clone()), Vec::new())));
+        }
+        let (there, settle) = (ready.is_some(), self.profiles.settle());
+        match self.registry.start_installer(mac, address, name, there, settle, now) {
+            InstallerStart::Ready => Ok(Some((ScriptPlan::Installer, ready, Vec::new()))),
+            InstallerStart::NotYet => Err(Unserved::NotYet),
+            InstallerStart::Elsewhere => Err(Unserved::NoToken),
+            InstallerStart::Waits => Ok(Some((ScriptPlan::ProfileRefused, None, Vec::new()))),
+            InstallerStart::No => Ok(None),
+        }
     }
 
     pub(super) fn serve_profile_file(
@@ -73,6 +117,7 @@ impl BootContent {
         let may = self
             .registry
             .look_at(ticket.mac, |node, boot| self.profiles.may_fetch(node, boot, &served.profile, file));
+        let may = may.map(|may| may || self.registry.installs_by(ticket.mac, profile));
         match may {
             Some(true) => Ok(serve_blob(blob, "application/octet-stream", ticket)),
             Some(false) | None => Err(Unserved::NotAssigned),

@@ -8,7 +8,7 @@ use crate::boot::profile::fit::Reader;
 use crate::boot::script::profile::BootText;
 use crate::boot::script::{KernelArgument, ScriptContext, render_grub, render_ipxe, render_pxelinux};
 use crate::bootplane::content::{BootContent, Served, Ticket, Unserved};
-use crate::bootplane::profiles::{Asker, Prepared};
+use crate::bootplane::profiles::{Asker, Ready};
 use crate::clock::Timestamp;
 use crate::net::MacAddr;
 use crate::telemetry::stages::Timed;
@@ -30,12 +30,12 @@ impl BootContent {
         }
         let _whose = self.registry.asks_for_script(mac, now);
         let settings = self.settings.load();
-        let (plan, prepared, profile) = match self.registry.standing(mac, now) {
+        let (plan, ready, profile) = match self.registry.standing(mac, now) {
             // Removed while it booted, or one too many to keep: it waits, and boots once somebody registers it.
             Standing::Stranger => (ScriptPlan::AwaitApproval, None, Vec::new()),
             Standing::Known(node) => {
                 let asker = Asker { mac, address: Some(peer), server: settings.server, reader };
-                self.plan_for(node, asker, now)?
+                self.plan_for(node, asker, &ticket.name, now)?
             }
         };
         let token = match plan {
@@ -43,6 +43,7 @@ impl BootContent {
             ScriptPlan::AwaitApproval
             | ScriptPlan::LocalDisk
             | ScriptPlan::Profile
+            | ScriptPlan::Installer
             | ScriptPlan::ProfileRefused => None,
         };
         let token_issued_at = token.as_ref().map(|token| token.issued_at);
@@ -56,6 +57,7 @@ impl BootContent {
             ScriptPlan::Ramdisk
             | ScriptPlan::AwaitApproval
             | ScriptPlan::Profile
+            | ScriptPlan::Installer
             | ScriptPlan::ProfileRefused => Vec::new(),
         };
         let render = match reader {
@@ -73,7 +75,7 @@ impl BootContent {
                 token: token.as_ref().map_or("", |token| &token.text),
                 arguments: &arguments,
                 grubs: &grubs,
-                boot: prepared.as_ref().map_or(BootText::Ramdisk, Prepared::text),
+                boot: ready.as_ref().map_or(BootText::Ramdisk, Ready::text),
             },
         );
         self.tally.took(Timed::ScriptRender, started.elapsed());

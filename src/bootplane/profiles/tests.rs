@@ -35,6 +35,7 @@ impl Bench {
             unknown: crate::boot::decision::UnknownPolicy::Enroll,
             call_deadline: std::time::Duration::from_secs(300),
             first_boot_deadline: std::time::Duration::from_secs(300),
+            installer_deadline: std::time::Duration::from_secs(7200),
             reservations: Vec::new(),
         };
         let registry =
@@ -122,8 +123,11 @@ fn the_first_rule_that_matches_and_fits_wins_and_the_rest_is_told() {
         [Happening::Profile { rule, outcome: ProfileOutcome::PassedOver(why), .. }] if *rule == disc && why.contains("GRUB")
     ));
     let prepared = in_grub.prepared.unwrap();
-    assert_eq!((prepared.assigned.rule, prepared.plan()), (live, ScriptPlan::ProfileRefused));
-    assert_eq!(prepared.arguments.unwrap_err().as_str(), "value-missing");
+    assert_eq!(
+        (prepared.assigned.rule, prepared.ready.plan(ScriptPlan::Profile)),
+        (live, ScriptPlan::ProfileRefused)
+    );
+    assert_eq!(prepared.ready.arguments.unwrap_err().as_str(), "value-missing");
     let other = bench.desk.assigned(&bench.other, 1).unwrap();
     assert_eq!(other.rule, live);
     // What a rule names and is not there is passed over, and said.

@@ -1,10 +1,12 @@
-//! Whether the bytes are still what they were: all of an image at once ([`verify`]), or all images a little at a time
-//! ([`Scrubber`]).
+//! Whether the bytes are still what they were: all of an image at once ([`verify`]), or all that is served a little at a
+//! time ([`Scrubber`]).
 //!
 //! A blob that is not is marked, and what needs it is not served any more. Nothing is removed: the next import of the same
 //! bytes writes the blob anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,21 +19,66 @@ use crate::image::disk::blobs::check_blob;
 use crate::image::disk::catalogue::Entry;
 use crate::image::disk::manifest::{Chunk, DiskManifest};
 use crate::image::disk::shelf::DiskShelf;
-use crate::image::library::{BlobRef, Damage, PublishError};
+use crate::image::library::{BlobRef, Damage, Library, PublishError, open_sized};
 
 /// From the begin of one round to the begin of the next.
 pub const ROUND: Duration = Duration::from_secs(24 * 3600);
 /// An appliance that just started has other things to read.
 pub const FIRST_ROUND_AFTER: Duration = Duration::from_secs(15 * 60);
-/// Bytes of blobs read a second: a hundredth of what disks give, 700 GB a day.
-const BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
+/// Bytes of blobs read a second, and at once: a hundredth of what disks give, 700 GB a day.
+const PIECE_BYTES: u64 = 8 * 1024 * 1024;
+const BUFFER_BYTES: usize = 256 * 1024;
 
-/// Reads every blob of every disk image about once a day.
+/// Whoever serves blobs, and stops when one of them has gone bad.
+pub trait Serves {
+    /// Every blob that is served, and its size.
+    fn blobs(&self) -> BTreeMap<Digest, u64>;
+    fn path(&self, blob: Digest) -> PathBuf;
+    /// From here on, what needs this blob is not served.
+    fn found_bad(&self, blob: Digest, reason: &str) -> Result<(), Box<dyn Error>>;
+}
+
+impl Serves for DiskShelf {
+    fn blobs(&self) -> BTreeMap<Digest, u64> {
+        DiskShelf::blobs(self)
+    }
+    fn path(&self, blob: Digest) -> PathBuf {
+        self.place().blob(blob)
+    }
+    fn found_bad(&self, blob: Digest, reason: &str) -> Result<(), Box<dyn Error>> {
+        Ok(self.mark_damaged(blob, reason)?)
+    }
+}
+
+/// What machines boot. Needs no mark: these blobs are hashed when they are opened.
+impl Serves for Library {
+    fn blobs(&self) -> BTreeMap<Digest, u64> {
+        Library::blobs(self)
+    }
+    fn path(&self, blob: Digest) -> PathBuf {
+        self.blob_path(blob)
+    }
+    fn found_bad(&self, blob: Digest, _: &str) -> Result<(), Box<dyn Error>> {
+        Ok(self.doubt(blob)?)
+    }
+}
+
+/// Reads every blob that is served about once a day.
 #[derive(Debug)]
 pub struct Scrubber {
     round_at: Timestamp,
     /// What this round has still to read, ascending.
     left: BTreeSet<(Digest, u64)>,
+    reading: Option<Reading>,
+}
+
+/// A blob that is being read, a piece at each step: some are as large as an ISO.
+#[derive(Debug)]
+struct Reading {
+    blob: Digest,
+    file: File,
+    hash: Sha256,
+    left: u64,
 }
 
 /// What one step came to.
@@ -44,35 +91,76 @@ pub struct Step {
 
 impl Scrubber {
     pub fn new(now: Timestamp) -> Scrubber {
-        Scrubber { round_at: now.plus(FIRST_ROUND_AFTER), left: BTreeSet::new() }
+        Scrubber { round_at: now.plus(FIRST_ROUND_AFTER), left: BTreeSet::new(), reading: None }
     }
 
-    /// Reads one blob, if it is time, and marks it if it is bad. Blocks for as long as reading 4 MiB takes.
-    pub fn step(&mut self, shelf: &DiskShelf, now: Timestamp) -> Step {
-        if self.left.is_empty() {
+    /// Reads a piece of one blob, if it is time, and has it served no more if it is bad. Blocks for as long as reading
+    /// 8 MiB takes.
+    pub fn step(&mut self, served_by: &[&dyn Serves], now: Timestamp) -> Step {
+        if self.is_between_rounds() {
             if now < self.round_at {
                 return Step { next: self.round_at, found: None };
             }
             self.round_at = now.plus(ROUND);
-            self.left = shelf.blobs().into_iter().collect();
+            self.left = served_by.iter().flat_map(|place| place.blobs()).collect();
         }
-        let Some((digest, bytes)) = self.left.pop_first() else {
-            return Step { next: self.round_at, found: None };
-        };
-        let pause = Duration::from_millis(bytes.saturating_mul(1000) / BYTES_PER_SECOND);
-        let next = if self.left.is_empty() { self.round_at } else { now.plus(pause) };
-        // An image may have gone meanwhile, and its blobs with it.
-        if !shelf.blobs().contains_key(&digest) {
-            return Step { next: now, found: None };
-        }
-        let path = shelf.place().blob(digest);
-        let found = check_blob(&path, BlobRef { digest, bytes }).err().map(|reason| {
-            if let Err(error) = shelf.mark_damaged(digest, &reason) {
-                tracing::error!(path = %path.display(), %error, "damaged blob could not be marked");
+        let (read, result) = match self.reading.take() {
+            Some(reading) => self.read(reading),
+            None => {
+                let Some((blob, bytes)) = self.left.pop_first() else {
+                    return Step { next: self.round_at, found: None };
+                };
+                // What needed it may have gone meanwhile, and it as well.
+                let Some(place) = served_by.iter().find(|place| place.blobs().contains_key(&blob)) else {
+                    return Step { next: now, found: None };
+                };
+                match open_sized(&place.path(blob), bytes) {
+                    Ok((file, _)) => self.read(Reading { blob, file, hash: Sha256::new(), left: bytes }),
+                    Err(reason) => (0, Err((blob, reason))),
+                }
             }
-            Damage { path, reason }
+        };
+        let pause = Duration::from_millis(read.saturating_mul(1000) / PIECE_BYTES);
+        let next = if self.is_between_rounds() { self.round_at } else { now.plus(pause) };
+        let found = result.err().and_then(|(blob, reason)| {
+            let mut path = None;
+            for place in served_by.iter().filter(|place| place.blobs().contains_key(&blob)) {
+                path = Some(place.path(blob));
+                if let Err(error) = place.found_bad(blob, &reason) {
+                    tracing::error!(%blob, error = &*error, "damaged blob is served still");
+                }
+            }
+            path.map(|path| Damage { path, reason })
         });
         Step { next, found }
+    }
+
+    fn is_between_rounds(&self) -> bool {
+        self.left.is_empty() && self.reading.is_none()
+    }
+
+    /// How many bytes were read, and what is wrong with the blob. Keeps it if there is more of it.
+    fn read(&mut self, mut reading: Reading) -> (u64, Result<(), (Digest, String)>) {
+        let piece = reading.left.min(PIECE_BYTES);
+        let mut rest = piece;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while rest > 0 {
+            let wanted = rest.min(BUFFER_BYTES as u64) as usize;
+            if let Err(error) = reading.file.read_exact(&mut buffer[..wanted]) {
+                return (piece - rest, Err((reading.blob, error.to_string())));
+            }
+            reading.hash.update(&buffer[..wanted]);
+            rest -= wanted as u64;
+        }
+        reading.left -= piece;
+        if reading.left > 0 {
+            self.reading = Some(reading);
+            return (piece, Ok(()));
+        }
+        let found = Digest::from_bytes(reading.hash.finalize().into());
+        let good = found == reading.blob;
+        let bad = (reading.blob, format!("its bytes hash to {found}"));
+        (piece, if good { Ok(()) } else { Err(bad) })
     }
 }
 

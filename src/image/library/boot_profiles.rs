@@ -44,6 +44,12 @@ pub(super) struct BootShelf {
     read_as_of: Option<SystemTime>,
 }
 
+impl BootShelf {
+    pub(super) fn blobs(&self) -> impl Iterator<Item = &Blob> {
+        self.profiles.values().flat_map(|served| served.blobs.values())
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
     #[error("there is no boot profile {0}")]
@@ -95,7 +101,7 @@ impl Library {
         if let Some(replaced) = replaced {
             self.drop_unused(&digests(&replaced));
         }
-        self.read_boot_shelf();
+        self.read_boot_shelf(None);
         Ok(())
     }
 
@@ -113,7 +119,7 @@ impl Library {
         if let Some(removed) = removed {
             self.drop_unused(&digests(&removed));
         }
-        self.read_boot_shelf();
+        self.read_boot_shelf(None);
         Ok(())
     }
 
@@ -142,7 +148,7 @@ impl Library {
         }
         drop(before);
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.read_boot_shelf()
+        self.read_boot_shelf(None)
     }
 
     /// Everything that a manifest or a boot profile names; `None` if one cannot be read, for what it names is unknown then.
@@ -163,13 +169,13 @@ impl Library {
     }
 
     /// True if what is served, or what is not, is another than before.
-    pub(super) fn read_boot_shelf(&self) -> bool {
+    pub(super) fn read_boot_shelf(&self, doubted: Option<Digest>) -> bool {
         let directory = self.boot_directory();
         // Before it is read: what changes meanwhile shows at the next look.
         let stamp = stamp_of(&directory)
             .filter(|stamp| SystemTime::now().duration_since(*stamp).is_ok_and(|since| since > STAMP_GRAIN));
         let before = self.boot.load_full();
-        let verified = before.profiles.values().flat_map(|served| served.blobs.values());
+        let verified = before.blobs().filter(|blob| Some(blob.digest) != doubted);
         let mut verified: BTreeMap<Digest, Blob> = verified.map(|blob| (blob.digest, blob.clone())).collect();
         let mut shelf = BootShelf { read_as_of: stamp, ..BootShelf::default() };
         let paths = self.document_paths().unwrap_or_else(|error| {

@@ -1,5 +1,7 @@
 //! The three formats taken apart again, and what hostile values become in them.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use proptest::prelude::*;
@@ -57,8 +59,8 @@ fn debian_gets_a_preseed_that_phones_home_in_the_end() {
     assert!(answers.iter().all(|[_, question, _, _]| question != "partman-auto/disk"));
     let last = answer(&answers, "preseed/late_command");
     assert!(is_shell(&last), "{last}");
-    assert!(last.contains("base='http://192.168.2.2/metadata/v1'"));
-    assert!(last.contains(document.phone_home.token.as_str()) && last.ends_with("\"$base/phone-home\""));
+    assert!(last.contains("sh /tmp/last-step 'http://192.168.2.2/metadata/v1' "));
+    assert!(last.contains(document.phone_home.token.as_str()) && last.ends_with(" /target"));
     document.installer.disk = Some("/dev/vda".parse().unwrap());
     assert_eq!(answer(&preseed(&document), "partman-auto/disk"), "/dev/vda");
 }
@@ -96,48 +98,114 @@ fn ubuntu_gets_an_autoinstall() {
     assert_eq!(autoinstall(&document)["storage"]["layout"]["match"], json!({ "path": "/dev/vda" }));
 }
 
-/// What the steps do, done: in a directory instead of `/target`, with programs that note how they were called.
+/// The last step, done by each of the three: in a directory instead of the new system, with programs that note how they
+/// were called and, where they are to bring a file, bring one.
 #[test]
 fn the_last_step_does_what_it_says() {
     let document = document();
-    let scripts = [
-        ("wget", answer(&preseed(&document), "preseed/late_command")),
-        ("curl", kickstart_script(&document.answers(Kind::Kickstart).unwrap())),
-    ];
-    for (program, script) in scripts {
+    let late = autoinstall(&document)["late-commands"][0].as_str().unwrap().to_owned();
+    for (program, script, cloud_init) in [
+        ("wget", answer(&preseed(&document), "preseed/late_command"), false),
+        ("wget", answer(&preseed(&document), "preseed/late_command"), true),
+        ("curl", late, true),
+    ] {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name).display().to_string();
-        std::fs::create_dir(at("bin")).unwrap();
-        let note = format!(
-            "#!/bin/sh\nfor word; do printf '[%s]' \"$word\"; done >>'{}'\necho >>'{}'\n",
-            at("calls"),
-            at("calls")
-        );
-        std::fs::write(at(&format!("bin/{program}")), note).unwrap();
-        assert!(
-            Command::new("chmod").args(["+x", &at(&format!("bin/{program}"))]).status().unwrap().success()
-        );
-        let script = script
-            .replace("/target", &at("target"))
-            .replace("seed=/var", &format!("seed={}/var", at("target")));
-        std::fs::create_dir(at("target")).unwrap();
-        let path = format!("{}:{}", at("bin"), std::env::var("PATH").unwrap());
-        let output = Command::new("sh").args(["-c", &script]).env("PATH", path).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let calls = std::fs::read_to_string(at("calls")).unwrap();
-        for file in ["meta-data", "user-data", "vendor-data", "network-config"] {
-            let url = format!("[http://192.168.2.2/metadata/v1/nocloud/{file}]");
-            assert!(
-                calls.contains(&url) && calls.contains(&format!("/var/lib/cloud/seed/nocloud/{file}]")),
-                "{calls}"
-            );
+        fs::create_dir_all(at("bin")).unwrap();
+        fs::create_dir_all(at("target/usr/bin")).unwrap();
+        fs::write(at("given"), left_behind("last-step").unwrap().replace("sleep 5", "sleep 0")).unwrap();
+        if cloud_init {
+            program_at(&at("target/usr/bin/cloud-init"), "");
         }
+        // Fails the first time, whatever is asked of it.
+        let body = format!(
+            "for word; do printf '[%s]' \"$word\"; done >>'{calls}'; echo >>'{calls}'\n\
+             [ -e '{once}' ] || {{ : >'{once}'; exit 4; }}\n\
+             while [ $# -gt 0 ]; do case $1 in -O | -o) out=$2; shift ;; esac; url=$1; shift; done\n\
+             case $url in */last-step) cat '{last}' ;; *) echo \"$url\" ;; esac >\"$out\"\n",
+            calls = at("calls"),
+            once = at("once"),
+            last = at("given"),
+        );
+        program_at(&at(&format!("bin/{program}")), &body);
+        for tool in ["sh", "cat", "mkdir", "chmod", "ln", "sleep", "sync", "rm"] {
+            let found = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+                .map(|folder| folder.join(tool))
+                .find(|path| path.exists())
+                .unwrap();
+            std::os::unix::fs::symlink(found, at(&format!("bin/{tool}"))).unwrap();
+        }
+        let script = script
+            .replace("/tmp/", &at(""))
+            .replace(" /target", &format!(" {}", at("target")))
+            .replace("sleep 5", "sleep 0");
+        // curl retries by itself.
+        if program == "curl" {
+            fs::write(at("once"), "").unwrap();
+        }
+        let output = Command::new("sh").args(["-c", &script]).env("PATH", at("bin")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let seed = if cloud_init { "var/lib/cloud/seed/nocloud" } else { "var/lib/farrier/seed" };
+        for file in ["meta-data", "user-data", "vendor-data", "network-config"] {
+            let left = fs::read_to_string(at(&format!("target/{seed}/{file}"))).unwrap();
+            assert_eq!(left, format!("http://192.168.2.2/metadata/v1/nocloud/{file}\n"));
+        }
+        let mode = |name: &str| fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&format!("target/{seed}")), 0o700);
+        assert_eq!(mode("target/root/.ssh/authorized_keys"), 0o600);
+        for (wants, unit) in [("sysinit", "farrier-first-boot"), ("multi-user", "farrier-first-boot-finish")]
+        {
+            let link =
+                fs::read_link(at(&format!("target/etc/systemd/system/{wants}.target.wants/{unit}.service")));
+            assert_eq!(link.is_ok(), !cloud_init);
+            if let Ok(link) = link {
+                let left = fs::read_to_string(at(&format!("target{}", link.display()))).unwrap();
+                assert_eq!(left, format!("http://192.168.2.2/metadata/v1/first-boot/{unit}.service\n"));
+            }
+        }
+        let calls = fs::read_to_string(at("calls")).unwrap();
         let last = calls.lines().last().unwrap();
         let body = last.split(['[', ']']).find(|word| word.starts_with('{')).unwrap();
         let body: Value = serde_json::from_str(body).unwrap();
         assert_eq!(body["instance_id"], document.instance.to_string());
         assert_eq!(body["token"], document.phone_home.token.as_str());
-        assert!(last.ends_with("[http://192.168.2.2/metadata/v1/phone-home]"), "{last}");
+        assert!(last.ends_with("[http://192.168.2.2/metadata/v1/installed]"), "{last}");
+    }
+}
+
+fn program_at(path: &str, body: &str) {
+    fs::write(path, format!("#!/bin/sh\n{body}")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn what_is_left_behind_is_there_by_every_name_that_the_last_step_asks_for() {
+    for name in ["last-step", "first-boot/first-boot"] {
+        let text = left_behind(name).unwrap();
+        assert!(text.starts_with("#!/bin/sh\n") && is_shell(text), "{name}");
+        assert!(!text.contains("{{"), "{name} has no place for anything");
+    }
+    for unit in ["farrier-first-boot", "farrier-first-boot-finish"] {
+        assert!(
+            left_behind(&format!("first-boot/{unit}.service"))
+                .unwrap()
+                .contains("ExecStart=/usr/lib/farrier/first-boot")
+        );
+        assert!(LAST_STEP.contains(&format!(":{unit}")));
+    }
+    assert_eq!(left_behind("first-boot/../etc/passwd"), None);
+}
+
+#[test]
+fn cloud_init_is_installed_where_only_it_understands_the_user_data() {
+    let mut document = document();
+    for (user_data, packages) in [
+        (None, "openssh-server curl"),
+        (Some("#!/bin/sh\n"), "openssh-server curl"),
+        (Some("#cloud-config\n{}\n"), "openssh-server curl cloud-init"),
+    ] {
+        document.user_data = user_data.map(|text| UserData::try_from(text.to_owned()).unwrap());
+        assert_eq!(answer(&preseed(&document), "pkgsel/include"), packages);
     }
 }
 
@@ -176,13 +244,8 @@ fn a_place_without_a_value_or_a_value_that_is_not_inert_gives_no_file() {
 #[test]
 fn nothing_secret_is_on_a_kernels_command_line() {
     let document = document();
-    for kind in Kind::ALL {
-        let words = kind.boot_arguments(document.phone_home.server);
-        for word in &words {
-            assert!(word.parse::<crate::boot::script::KernelArgument>().is_ok(), "{word}");
-            assert!(!word.contains(document.phone_home.token.as_str()));
-        }
-        assert!(words.iter().any(|word| word.ends_with(kind.path())), "{words:?}");
+    for word in Kind::ALL.into_iter().flat_map(Kind::boot_arguments) {
+        assert!(!word.contains(document.phone_home.token.as_str()));
     }
 }
 

@@ -20,7 +20,18 @@ pub enum InstallEvent {
         verb: Verb,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         image: Option<String>,
+        /// The boot profile of a distribution's installer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        installer: Option<String>,
     },
+    /// The loader is told of this installer's kernel: from here on it may write to disks.
+    InstallerStarted { profile: String },
+    /// The installer has its answers.
+    AnswersRead,
+    /// The installer says that all is done.
+    InstallerReported { host_name: Option<String> },
+    /// The installer should have said so by now.
+    InstallerOverdue { waited_secs: u64 },
     /// The agent may write to these disks from here on.
     Begun {
         disks: Vec<TargetDisk>,
@@ -60,13 +71,18 @@ impl InstallEvent {
             InstallEvent::Begun { disks, .. } => disks.truncate(DISKS_SHOWN),
             InstallEvent::Failed { reason } => *reason = clean_text(reason, TEXT_MAX),
             InstallEvent::OtherMachine { differs } => *differs = clean_text(differs, TEXT_MAX),
-            InstallEvent::CalledHome { host_name: Some(name) } => *name = clean_text(name, TEXT_MAX),
+            InstallEvent::CalledHome { host_name: Some(name) }
+            | InstallEvent::InstallerReported { host_name: Some(name) } => *name = clean_text(name, TEXT_MAX),
             InstallEvent::Wanted { .. }
             | InstallEvent::Reached { .. }
             | InstallEvent::Progress { .. }
             | InstallEvent::Reported { .. }
             | InstallEvent::Stalled { .. }
             | InstallEvent::CalledHome { host_name: None }
+            | InstallEvent::InstallerStarted { .. }
+            | InstallEvent::AnswersRead
+            | InstallEvent::InstallerReported { host_name: None }
+            | InstallEvent::InstallerOverdue { .. }
             | InstallEvent::FirstBootOverdue { .. }
             | InstallEvent::Aborted { .. }
             | InstallEvent::Released => {}
@@ -80,6 +96,7 @@ impl InstallEvent {
             InstallEvent::Failed { .. }
             | InstallEvent::Stalled { .. }
             | InstallEvent::FirstBootOverdue { .. }
+            | InstallEvent::InstallerOverdue { .. }
             | InstallEvent::OtherMachine { .. } => true,
             InstallEvent::Wanted { .. }
             | InstallEvent::Begun { .. }
@@ -87,6 +104,9 @@ impl InstallEvent {
             | InstallEvent::Progress { .. }
             | InstallEvent::Reported { .. }
             | InstallEvent::CalledHome { .. }
+            | InstallEvent::InstallerStarted { .. }
+            | InstallEvent::AnswersRead
+            | InstallEvent::InstallerReported { .. }
             | InstallEvent::Aborted { .. }
             | InstallEvent::Released => false,
         }
@@ -95,10 +115,22 @@ impl InstallEvent {
     /// In a line, for people.
     pub fn words(&self) -> String {
         match self {
-            InstallEvent::Wanted { verb, image } => match image {
-                Some(image) => format!("{verb} {image} wanted"),
-                None => format!("{verb} wanted"),
+            InstallEvent::Wanted { verb, image, installer } => match (image, installer) {
+                (Some(image), _) => format!("{verb} {image} wanted"),
+                (None, Some(installer)) => format!("{verb} by installer {installer} wanted"),
+                (None, None) => format!("{verb} wanted"),
             },
+            InstallEvent::InstallerStarted { profile } => {
+                format!("installer {profile} is started, once and never again")
+            }
+            InstallEvent::AnswersRead => "the installer has its answers".to_owned(),
+            InstallEvent::InstallerReported { host_name } => match host_name {
+                Some(name) => format!("the installer says that {name} is installed"),
+                None => "the installer says that it is done".to_owned(),
+            },
+            InstallEvent::InstallerOverdue { waited_secs } => {
+                format!("the installer has not said within {waited_secs} s that it is done")
+            }
             InstallEvent::Begun { disks, again } => {
                 let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
                 let verb = if *again { "goes on with" } else { "begins with" };

@@ -13,7 +13,14 @@
 //! comes late finds the intent beyond `running` and is given nothing; one that comes again goes on with the same disks
 //! and keeps what is right on them. Silence ends nothing: it only shows ([`Phase::Running`]'s `stalled`).
 //!
-//! The model check in `intent/model.rs` tries every order of crashes, lost answers, late calls and boots.
+//! Where a distribution's installer does the work ([`Work::Installer`]) nothing of ours runs in the machine, and nothing
+//! can go on where another boot left off. So the fence is its start ([`Intent::start`]): `Begun` is on disk before a
+//! loader is told of the installer's kernel, and no other boot is ever told of it; a boot that netboots again before the
+//! installer reported has lost it. The second fence is its answers, which it gets once: a boot that starts anew without
+//! anybody noticing finds them read, and is told nothing more.
+//!
+//! The model checks in `intent/model.rs` and `intent/model/installer.rs` try every order of crashes, lost answers, late
+//! calls and boots.
 
 use std::fmt;
 
@@ -21,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::boot::profile::ProfileName;
 use crate::clock::Timestamp;
 use crate::image::digest::Digest;
 use crate::node::install::disk_rule::DiskRule;
@@ -93,8 +101,26 @@ pub enum CleanMethod {
 #[serde(rename_all = "kebab-case", tag = "verb")]
 pub enum Work {
     Deploy(Deployment),
-    Clean { disk: DiskRule, method: CleanMethod },
-    Rescue { ssh_keys: Vec<String> },
+    /// A deployment as well, by a distribution's own installer out of a boot profile.
+    Installer {
+        profile: ProfileName,
+    },
+    Clean {
+        disk: DiskRule,
+        method: CleanMethod,
+    },
+    Rescue {
+        ssh_keys: Vec<String>,
+    },
+}
+
+/// Whose program does the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Runner {
+    /// Ours: it asks before it writes, and goes on where another boot left off.
+    Agent,
+    /// A distribution's, which begins once.
+    Installer,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,13 +142,13 @@ pub enum Phase {
     /// An agent began with it: from here on disks are written to.
     Running {
         since: Timestamp,
-        /// The boot that may write, by the issue time of its token.
+        /// The boot that may write, by the issue time of its token; an installer's by the time it began.
         boot: Timestamp,
         disks: Vec<TargetDisk>,
         /// Nothing was heard of it for a long time.
         stalled: bool,
     },
-    /// The disk is written and the agent said so; the installed system has not called yet.
+    /// The disk is written and the agent, or the installer, said so; the installed system has not called yet.
     Written {
         at: Timestamp,
         boot: Timestamp,
@@ -149,7 +175,7 @@ pub enum Phase {
 /// What may happen to an intent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IntentEvent {
-    /// The agent of this boot has chosen its disks and asks to begin, or to go on.
+    /// The agent of this boot has chosen its disks and asks to begin, or to go on; or its loader is to start an installer.
     Begun { boot: Timestamp, disks: Vec<TargetDisk> },
     /// The agent of this boot says that all is done, under the intent's own key.
     Reported { boot: Timestamp },
@@ -176,6 +202,8 @@ pub enum IntentRefusal {
     OtherDisk,
     #[error("the task is over")]
     Over,
+    #[error("another boot of this machine started its installer, which is started once")]
+    StartedBefore,
     #[error("no such thing is part of this task")]
     NotPartOfIt,
 }
@@ -187,6 +215,7 @@ impl IntentRefusal {
             IntentRefusal::NotThisBoot => "task-of-another-boot",
             IntentRefusal::OtherDisk => "task-on-another-disk",
             IntentRefusal::Over => "task-over",
+            IntentRefusal::StartedBefore => "installer-started-before",
             IntentRefusal::NotPartOfIt => "no-part-of-task",
         }
     }
@@ -209,7 +238,15 @@ pub struct Intent {
 impl Intent {
     /// The phase after `event`; equal to the present one if it is fine but moves nothing.
     pub fn apply(&self, event: &IntentEvent, now: Timestamp) -> Result<Phase, IntentRefusal> {
-        next_phase(self.work.verb(), &self.phase, event, now)
+        next_phase(self.work.verb(), self.work.runner(), &self.phase, event, now)
+    }
+
+    /// What a loader that asks in this boot is to be told of the installer. `answered`: the installer has its answers.
+    pub fn start(&self, boot: Option<Timestamp>, answered: bool) -> Start {
+        match (self.work.runner(), &self.phase) {
+            (Runner::Installer, phase) => start(phase, boot, answered),
+            (Runner::Agent, _) => Start::Never,
+        }
     }
 
     /// The state of a node that has this intent.
@@ -247,8 +284,8 @@ impl Intent {
         }
     }
 
-    /// Whether the node has to netboot into the ramdisk for it.
-    pub fn needs_ramdisk(&self) -> bool {
+    /// Whether the node has to netboot for it.
+    pub fn needs_netboot(&self) -> bool {
         match self.phase {
             Phase::Waiting | Phase::Running { .. } => true,
             Phase::Written { .. } | Phase::Done { .. } | Phase::Failed { .. } | Phase::Aborted { .. } => {
@@ -257,12 +294,25 @@ impl Intent {
         }
     }
 
-    /// Whether it may still come to something.
-    pub fn is_open(&self) -> bool {
-        self.needs_ramdisk() || matches!(self.phase, Phase::Written { .. })
+    /// Whether the ramdisk's agent is the one that does it, now.
+    pub fn needs_ramdisk(&self) -> bool {
+        self.needs_netboot() && self.work.runner() == Runner::Agent
     }
 
-    /// Whether the agent of this boot may have the image's bytes.
+    /// The boot profile that is to do it, or does.
+    pub fn installer(&self) -> Option<&ProfileName> {
+        match &self.work {
+            Work::Installer { profile } if self.needs_netboot() => Some(profile),
+            Work::Installer { .. } | Work::Deploy(_) | Work::Clean { .. } | Work::Rescue { .. } => None,
+        }
+    }
+
+    /// Whether it may still come to something.
+    pub fn is_open(&self) -> bool {
+        self.needs_netboot() || matches!(self.phase, Phase::Written { .. })
+    }
+
+    /// Whether this boot is the one that may write: its agent may have the image's bytes, its installer the answers.
     pub fn is_run_by(&self, boot: Timestamp) -> bool {
         matches!(self.phase, Phase::Running { boot: runner, .. } if runner == boot)
     }
@@ -271,7 +321,7 @@ impl Intent {
     pub fn pinned(&self) -> Option<Digest> {
         match &self.work {
             Work::Deploy(deployment) if self.needs_ramdisk() => Some(deployment.manifest),
-            Work::Deploy(_) | Work::Clean { .. } | Work::Rescue { .. } => None,
+            Work::Deploy(_) | Work::Installer { .. } | Work::Clean { .. } | Work::Rescue { .. } => None,
         }
     }
 
@@ -305,9 +355,40 @@ impl fmt::Display for Verb {
 impl Work {
     pub fn verb(&self) -> Verb {
         match self {
-            Work::Deploy(_) => Verb::Deploy,
+            Work::Deploy(_) | Work::Installer { .. } => Verb::Deploy,
             Work::Clean { .. } => Verb::Clean,
             Work::Rescue { .. } => Verb::Rescue,
+        }
+    }
+
+    fn runner(&self) -> Runner {
+        match self {
+            Work::Installer { .. } => Runner::Installer,
+            Work::Deploy(_) | Work::Clean { .. } | Work::Rescue { .. } => Runner::Agent,
+        }
+    }
+}
+
+/// What a loader is to be told of an installer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Its kernel, once `Begun` is on disk.
+    Begin,
+    /// Its kernel again: the same boot asks once more, and nothing was heard of the installer yet.
+    Again,
+    /// Nothing: the installer was started before, and the machine has started anew since. The intent has failed.
+    Lost,
+    /// Nothing: there is none to be started.
+    Never,
+}
+
+fn start(phase: &Phase, boot: Option<Timestamp>, answered: bool) -> Start {
+    match phase {
+        Phase::Waiting => Start::Begin,
+        Phase::Running { boot: runner, .. } if boot == Some(*runner) && !answered => Start::Again,
+        Phase::Running { .. } => Start::Lost,
+        Phase::Written { .. } | Phase::Done { .. } | Phase::Failed { .. } | Phase::Aborted { .. } => {
+            Start::Never
         }
     }
 }
@@ -315,6 +396,7 @@ impl Work {
 /// The table.
 fn next_phase(
     verb: Verb,
+    by: Runner,
     phase: &Phase,
     event: &IntentEvent,
     now: Timestamp,
@@ -331,6 +413,13 @@ fn next_phase(
         },
         (Phase::Waiting, IntentEvent::Begun { boot, disks }) => {
             Ok(Phase::Running { since: now, boot: *boot, disks: disks.clone(), stalled: false })
+        }
+        (Phase::Running { boot: runner, .. }, IntentEvent::Begun { boot, .. }) if by == Runner::Installer => {
+            if runner == boot {
+                Ok(phase.clone())
+            } else {
+                Err(IntentRefusal::StartedBefore)
+            }
         }
         (Phase::Running { since, disks: begun_on, .. }, IntentEvent::Begun { boot, disks }) => {
             let same = begun_on.len() == disks.len()

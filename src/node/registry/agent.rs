@@ -220,7 +220,13 @@ impl Registry {
     }
 
     /// Whether a token of this machine is under way behind another port than it is now heard from.
-    fn is_elsewhere(&self, entry: &Entry, mac: MacAddr, port: Option<u32>, now: Timestamp) -> bool {
+    pub(super) fn is_elsewhere(
+        &self,
+        entry: &Entry,
+        mac: MacAddr,
+        port: Option<u32>,
+        now: Timestamp,
+    ) -> bool {
         let under_way = entry.token_until.is_some_and(|until| until > now);
         let before = entry.token_port.filter(|(owner, _)| under_way && *owner == mac);
         self.is_another(before.map(|(_, port)| port), port)

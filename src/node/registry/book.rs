@@ -346,6 +346,7 @@ impl Book {
             proven: entry.node.approved,
             next_boot: entry.node.boots_next(),
             task_open: entry.node.has_open_task(),
+            installer: entry.node.installer().cloned(),
             profile: self
                 .profiles
                 .as_ref()

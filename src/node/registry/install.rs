@@ -8,7 +8,8 @@
 //!
 //! - `wanted`: operators' wishes
 //! - `agent`: the agent's side of a task
-//! - `first_call`: what the installed system is given, and its first call
+//! - `installer`: the same where a distribution's installer does the work: its start, what it may fetch
+//! - `first_call`: what an installer and the installed system are given, and what they say
 //! - `watch`: deadlines, and machines that are not the node's
 
 use std::collections::{BTreeSet, VecDeque};
@@ -33,12 +34,14 @@ use crate::store::Change;
 
 mod agent;
 mod first_call;
+mod installer;
 pub(super) mod other_machine;
 mod wanted;
 mod watch;
 
 pub use agent::AgentCaller;
 pub use first_call::SeedMaterial;
+pub use installer::InstallerStart;
 pub use wanted::{InstallError, InstallRequest};
 
 /// An agent tells its progress twice a second; one that has said nothing for this long is not there any more.
@@ -52,6 +55,7 @@ const SAMPLES_MAX: usize = 240;
 #[derive(Debug, Default)]
 pub(super) struct Work {
     heard_at: Option<Timestamp>,
+    begun: installer::Begun,
     progress: Option<Progress>,
     told_at: Option<Timestamp>,
     samples: VecDeque<Sample>,
@@ -124,6 +128,8 @@ impl Entry {
             },
             intent::Work::Clean { disk, method } => AgentWork::Clean { disk: disk.clone(), method: *method },
             intent::Work::Rescue { ssh_keys } => AgentWork::Rescue { ssh_keys: ssh_keys.clone() },
+            // Not the agent's, and asked for above.
+            intent::Work::Installer { .. } => return None,
         };
         Some(AgentTask {
             intent: intent.id,

@@ -66,7 +66,8 @@ pub use book::{NODES_MAX, TIMELINE_EVENTS_MAX, UNPROVEN_MAX};
 pub use edit::{EditError, Edited, Expected, NodeEdit};
 pub use import::{Action, ImportError, Planned};
 pub use install::{
-    AgentCaller, InstallError, InstallRequest, InstallView, Instructions, Sample, SeedMaterial,
+    AgentCaller, InstallError, InstallRequest, InstallView, InstallerStart, Instructions, Sample,
+    SeedMaterial,
 };
 pub use operator::{NewNode, OperatorError, RegisterError};
 pub use pages::{NodeCursor, NodeFilter, NodeView, ParseCursorError};
@@ -87,6 +88,8 @@ pub struct RegistrySettings {
     pub call_deadline: Duration,
     /// How long an installed system may take to call for the first time.
     pub first_boot_deadline: Duration,
+    /// How long a distribution's installer may take to say that it is done.
+    pub installer_deadline: Duration,
     pub reservations: Vec<Reservation>,
 }
 

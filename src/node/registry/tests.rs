@@ -29,6 +29,7 @@ fn settings(unknown: UnknownPolicy) -> RegistrySettings {
         unknown,
         call_deadline: Duration::from_secs(600),
         first_boot_deadline: Duration::from_secs(1800),
+        installer_deadline: Duration::from_secs(7200),
         reservations: Vec::new(),
     }
 }
@@ -475,5 +476,6 @@ fn hostile_text_is_cut_and_cleaned_before_it_is_kept() {
 mod agent;
 mod import;
 mod install;
+mod installer;
 mod registering;
 mod strangers;

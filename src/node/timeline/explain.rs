@@ -90,6 +90,10 @@ fn awaited(log: &BootLog) -> String {
         (Some(Stage::Script), Some(ScriptPlan::Profile)) => {
             "script loaded, nothing of its boot profile fetched"
         }
+        (Some(Stage::Script), Some(ScriptPlan::Installer)) => {
+            "script loaded, nothing of its installer fetched"
+        }
+        (Some(Stage::Kernel), Some(ScriptPlan::Installer)) => "handed over to its installer",
         (Some(Stage::Script), Some(ScriptPlan::ProfileRefused)) => "its boot profile is refused",
         (Some(Stage::Kernel), Some(ScriptPlan::Profile)) => "handed over to its boot profile",
         (Some(Stage::Script), Some(ScriptPlan::Ramdisk) | None) => "script loaded, no kernel fetched",

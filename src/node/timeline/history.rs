@@ -177,6 +177,11 @@ impl History {
         self.last_number.max(1)
     }
 
+    /// When the newest boot began, if there was one: no other boot of the node began then.
+    pub fn current_since(&self) -> Option<Timestamp> {
+        self.logs.back().filter(|log| log.number != 0).map(|log| log.started_at)
+    }
+
     /// Whether a boot has begun, is not through, and moved lately.
     pub fn is_under_way(&self, now: Timestamp) -> bool {
         let newest = self.logs.back().filter(|log| log.number != 0);

@@ -32,6 +32,8 @@ causes! {
     LocalDisk => "local-disk",
     /// Its boot profile was handed out; what that does is not heard of.
     ProfileHandedOut => "profile-handed-out",
+    /// The installer of its task was handed out; that task tells what comes of it.
+    InstallerHandedOut => "installer-handed-out",
     /// The next step is not due yet.
     UnderWay => "under-way",
     /// An operator has to approve the node.

@@ -2,6 +2,7 @@
 //! matter any more, and loaders look for many files that need not be there.
 
 use crate::boot::decision::{NothingToBoot, ScriptPlan};
+use crate::node::install::event::InstallEvent;
 use crate::node::timeline::{
     ADDRESS_ELSEWHERE, AgentCall, FileOutcome, Happening, Stage, TftpFacts, TimelineEvent, aborted,
 };
@@ -30,16 +31,29 @@ pub(super) fn success(chain: &Chain<'_>) -> Option<Finding> {
         .then(|| finding(Stage::Script, Cause::LocalDisk, "sent to its local disk, as ordered", event))
 }
 
-/// A boot profile is no program of ours: once its files are out, nothing more is to come.
+/// A boot profile, or an installer out of one, is no program of ours: once its files are out, nothing more is to come.
 pub(super) fn handed_to_profile(chain: &Chain<'_>) -> Option<Finding> {
-    let (_, ScriptPlan::Profile) = chain.script_plan()? else { return None };
+    let (cause, headline) = match chain.script_plan()? {
+        (_, ScriptPlan::Profile) => (Cause::ProfileHandedOut, "handed over to its boot profile"),
+        (_, ScriptPlan::Installer) => (
+            Cause::InstallerHandedOut,
+            "handed over to its installer; the task of its node tells how that is going",
+        ),
+        _ => return None,
+    };
     let file = chain.file_of(Stage::Kernel).filter(|_| chain.reached == Some(Stage::Kernel))?;
-    let which = chain.last(|happening| matches!(happening, Happening::Profile { .. }));
+    let which = chain.last(|happening| {
+        matches!(
+            happening,
+            Happening::Profile { .. }
+                | Happening::Install { install: InstallEvent::InstallerStarted { .. }, .. }
+        )
+    });
     Some(Finding {
         outcome: Outcome::Succeeded,
         stage: Stage::Kernel,
-        cause: Cause::ProfileHandedOut,
-        headline: "handed over to its boot profile".to_owned(),
+        cause,
+        headline: headline.to_owned(),
         evidence: which.into_iter().chain([file]).map(cite).collect(),
     })
 }

@@ -62,7 +62,7 @@ pub(super) fn of(cause: Cause, context: &Context<'_>) -> Vec<String> {
     let list = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
     let bridge = &context.around.bridge.name;
     match cause {
-        Cause::Enrolled | Cause::UnderWay | Cause::ProfileHandedOut => Vec::new(),
+        Cause::Enrolled | Cause::UnderWay | Cause::ProfileHandedOut | Cause::InstallerHandedOut => Vec::new(),
         Cause::ProfileRefused => vec![
             format!("give the node the value: `farrier node label {} key=value`; `farrier profile show NAME` lists what is wanted", context.node()),
             "or take the profile from it: `farrier profile list` shows the rules, `farrier profile unassign RULE` ends one".to_owned(),

@@ -448,6 +448,7 @@ fn an_expired_token_is_told_from_a_spent_one() {
         unknown: UnknownPolicy::Enroll,
         call_deadline: Duration::from_secs(300),
         first_boot_deadline: Duration::from_secs(1800),
+        installer_deadline: Duration::from_secs(7200),
         reservations: Vec::new(),
     };
     let registry = Registry::new(store, Default::default(), settings, TokenKey::from_bytes([7; 32]));

@@ -141,6 +141,7 @@ fn plan_words(plan: ScriptPlan) -> &'static str {
         ScriptPlan::AwaitApproval => "it waits for approval",
         ScriptPlan::LocalDisk => "it boots from its disk",
         ScriptPlan::Profile => "it boots its boot profile",
+        ScriptPlan::Installer => "it starts its installer",
         ScriptPlan::ProfileRefused => "it waits, for its boot profile is refused",
     }
 }

@@ -14,10 +14,15 @@ use crate::node::registry::Sample;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeployRequest {
-    /// A disk image's name; left out, the one that was deployed last.
+    /// A disk image's name; left out, the one that was deployed last, or the installer that did it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub image: Option<String>,
+    /// A boot profile that is a distribution's installer, which does it instead of an image; not with `image`, `disk` or
+    /// `wipe`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub installer: Option<String>,
     /// Which disk: `smallest`, `serial=…`, `size>=100G,rotational=no`, …; the smallest that fits if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<String>)]
@@ -66,6 +71,9 @@ pub struct TaskDetail {
     /// The image that is deployed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The boot profile of the installer that does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installer: Option<String>,
     /// SHA-256 of its manifest, which says which bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<String>,
@@ -100,7 +108,7 @@ pub struct TaskDetail {
 pub enum TaskPhase {
     /// The next netboot begins with it.
     Waiting,
-    /// Its agent works, or is to be heard of again.
+    /// Its agent works, or is to be heard of again; or its installer was started.
     Running,
     /// The disk is written; the installed system has not called.
     Written,

@@ -1,14 +1,15 @@
 use super::*;
 use crate::image::disk::testing::{MIB, disk, flip_a_bit, install, noise, take_raw};
+use crate::image::library::Manifest;
 
 /// Steps through one round; what was found, and how long it took by the steps' own word.
-fn round(scrubber: &mut Scrubber, shelf: &DiskShelf, mut now: Timestamp) -> (Vec<Damage>, Timestamp) {
+fn round(scrubber: &mut Scrubber, shelf: &dyn Serves, mut now: Timestamp) -> (Vec<Damage>, Timestamp) {
     let mut found = Vec::new();
     loop {
-        let step = scrubber.step(shelf, now);
+        let step = scrubber.step(&[shelf], now);
         found.extend(step.found);
         assert!(step.next >= now);
-        if scrubber.left.is_empty() {
+        if scrubber.is_between_rounds() {
             return (found, now);
         }
         now = step.next;
@@ -23,14 +24,14 @@ fn a_flipped_bit_is_found_within_a_round_and_stops_the_serving() {
     let shelf = DiskShelf::open(state.path()).unwrap();
     let start = Timestamp::from_millis(1_000_000);
     let mut scrubber = Scrubber::new(start);
-    let first = scrubber.step(&shelf, start);
+    let first = scrubber.step(&[&shelf], start);
     assert_eq!(first, Step { next: start.plus(FIRST_ROUND_AFTER), found: None });
     let (found, ended) = round(&mut scrubber, &shelf, first.next);
     assert_eq!(found, []);
     // 9 MiB at 8 MiB a second; the last blob may be any of them.
     let took = ended.since(first.next);
     assert!(took >= Duration::from_millis(500) && took <= Duration::from_millis(1200), "{took:?}");
-    assert_eq!(scrubber.step(&shelf, ended).next, first.next.plus(ROUND));
+    assert_eq!(scrubber.step(&[&shelf], ended).next, first.next.plus(ROUND));
 
     let bad = two.manifest.chunks[1].blob;
     let manifest = two.manifest_blob.digest;
@@ -62,7 +63,7 @@ fn a_manifest_is_scrubbed_as_well_and_what_is_gone_is_passed_over() {
     let shelf = DiskShelf::open(state.path()).unwrap();
     let due = Timestamp::default().plus(FIRST_ROUND_AFTER);
     let mut scrubber = Scrubber::new(Timestamp::default());
-    let step = scrubber.step(&shelf, due);
+    let step = scrubber.step(&[&shelf], due);
     assert_eq!(step.found, None);
     crate::image::disk::gc::remove(shelf.place(), "one").unwrap();
     crate::image::disk::gc::collect(shelf.place()).unwrap();
@@ -115,4 +116,43 @@ fn a_frame_that_is_not_its_chunk_is_found_though_its_digest_fits() {
     assert!(read_chunk(&path, &one.manifest.chunks[0], length - 1).is_err());
     let other = Chunk { sha256: Digest::of(b"other"), ..one.manifest.chunks[0] };
     assert!(read_chunk(&path, &other, length).is_err());
+}
+
+#[test]
+fn what_machines_boot_is_scrubbed_as_well_a_piece_at_a_time() {
+    let state = tempfile::tempdir().unwrap();
+    let library = Library::open(state.path()).unwrap();
+    let ramdisk = noise(3, 2 * PIECE_BYTES as usize + 5);
+    let add = |bytes: &[u8]| library.add(&mut &bytes[..]).unwrap();
+    let manifest = Manifest {
+        profile: "vm".to_owned(),
+        kernel: add(b"kernel"),
+        ramdisk: add(&ramdisk),
+        arguments: Vec::new(),
+        built_from: Default::default(),
+    };
+    library.publish(&manifest).unwrap();
+    let mut now = Timestamp::default();
+    let mut scrubber = Scrubber::new(now);
+    now = now.plus(FIRST_ROUND_AFTER);
+    let (found, ended) = round(&mut scrubber, &library, now);
+    assert_eq!(found, []);
+    assert!(ended.since(now) >= Duration::from_secs(2), "16 MiB at 8 MiB a second");
+    let mut steps = 0;
+    now = now.plus(ROUND);
+    flip_a_bit(state.path(), manifest.ramdisk.digest);
+    let found = loop {
+        let step = scrubber.step(&[&library], now);
+        steps += 1;
+        if let Some(found) = step.found {
+            break found;
+        }
+        now = step.next;
+    };
+    assert!(steps >= 3 && found.path.ends_with(manifest.ramdisk.digest.to_string()), "{steps} {found:?}");
+    assert!(library.profile("vm").is_none() && library.damage()[0].reason.contains("hash"));
+    // Put right, it is served again.
+    flip_a_bit(state.path(), manifest.ramdisk.digest);
+    library.reload().unwrap();
+    assert!(library.profile("vm").is_some());
 }

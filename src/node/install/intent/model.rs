@@ -9,6 +9,8 @@ use std::collections::{HashSet, VecDeque};
 
 use super::*;
 
+mod installer;
+
 const GENERATIONS: u64 = 2;
 const BOOTS: u64 = 4;
 
@@ -91,7 +93,7 @@ impl World {
         if of != *generation {
             return None;
         }
-        next_phase(Verb::Deploy, phase, &event, at(0)).ok()
+        next_phase(Verb::Deploy, Runner::Agent, phase, &event, at(0)).ok()
     }
 
     fn successors(&self) -> Vec<World> {
@@ -118,7 +120,7 @@ impl World {
                 IntentEvent::Failed { reason: String::new() },
             ];
             for event in nudges {
-                if let Ok(phase) = next_phase(Verb::Deploy, phase, &event, at(0)) {
+                if let Ok(phase) = next_phase(Verb::Deploy, Runner::Agent, phase, &event, at(0)) {
                     all.push(World { intent: Some((*generation, phase)), ..self.clone() });
                 }
             }
@@ -257,6 +259,7 @@ fn at_most_one_install_comes_of_an_intent_whatever_happens() {
 fn another_disk_is_not_begun_with() {
     let running = next_phase(
         Verb::Deploy,
+        Runner::Agent,
         &Phase::Waiting,
         &IntentEvent::Begun { boot: at(1), disks: target() },
         at(1),
@@ -264,7 +267,9 @@ fn another_disk_is_not_begun_with() {
     .unwrap();
     let mut other = target();
     other[0].serial = Some("T".to_owned());
-    let begin = |disks| next_phase(Verb::Deploy, &running, &IntentEvent::Begun { boot: at(2), disks }, at(2));
+    let begin = |disks| {
+        next_phase(Verb::Deploy, Runner::Agent, &running, &IntentEvent::Begun { boot: at(2), disks }, at(2))
+    };
     assert_eq!(begin(other), Err(IntentRefusal::OtherDisk));
     assert_eq!(begin(Vec::new()), Err(IntentRefusal::OtherDisk));
     // A new name for the same disk is the same disk.
@@ -281,10 +286,11 @@ fn cleaning_is_done_with_its_report_and_a_rescue_has_none() {
         (Verb::Rescue, Err(IntentRefusal::NotPartOfIt)),
     ] {
         let begun = IntentEvent::Begun { boot: at(1), disks: target() };
-        let running = next_phase(verb, &Phase::Waiting, &begun, at(1)).unwrap();
-        let reported = next_phase(verb, &running, &IntentEvent::Reported { boot: at(1) }, at(2));
+        let running = next_phase(verb, Runner::Agent, &Phase::Waiting, &begun, at(1)).unwrap();
+        let reported =
+            next_phase(verb, Runner::Agent, &running, &IntentEvent::Reported { boot: at(1) }, at(2));
         assert_eq!(reported, expected, "{verb}");
-        let late = next_phase(verb, &running, &IntentEvent::Reported { boot: at(9) }, at(2));
+        let late = next_phase(verb, Runner::Agent, &running, &IntentEvent::Reported { boot: at(9) }, at(2));
         assert_eq!(late, Err(IntentRefusal::NotThisBoot), "{verb}");
     }
 }

@@ -24,6 +24,7 @@ fn registry(reservations: Vec<Reservation>) -> (Arc<MemoryStore>, Registry) {
         unknown: UnknownPolicy::Approve,
         call_deadline: Duration::from_secs(600),
         first_boot_deadline: Duration::from_secs(1800),
+        installer_deadline: Duration::from_secs(7200),
         reservations,
     };
     let shared = Arc::clone(&store) as Arc<dyn Store>;
@@ -171,6 +172,7 @@ fn a_port_the_configuration_names_stays() {
             unknown: UnknownPolicy::Approve,
             call_deadline: Duration::from_secs(600),
             first_boot_deadline: Duration::from_secs(1800),
+            installer_deadline: Duration::from_secs(7200),
             reservations: vec![Reservation { mac: mac(1), address: ADDRESS, name: "conf".parse().ok() }],
         },
         START,

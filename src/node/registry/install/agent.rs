@@ -7,7 +7,7 @@ use crate::clock::Timestamp;
 use crate::image::digest::Digest;
 use crate::net::MacAddr;
 use crate::node::install::event::InstallEvent;
-use crate::node::install::intent::{IntentEvent, IntentId, IntentRefusal, Phase, Verb};
+use crate::node::install::intent::{IntentEvent, IntentId, IntentRefusal, Phase, Verb, Work};
 use crate::node::install::task::{Progress, Report, TargetDisk, prove};
 use crate::node::registry::Registry;
 use crate::node::registry::agent::AgentRefusal;
@@ -156,6 +156,9 @@ impl Registry {
             act.entry.work.heard_at = Some(now);
             let boot = act.entry.node.redeemed_token_at.unwrap_or_default();
             match &act.entry.node.intent {
+                Some(current) if current.id == intent && matches!(current.work, Work::Installer { .. }) => {
+                    Err(IntentRefusal::NotPartOfIt)
+                }
                 Some(current) if current.id == intent => call(act, boot),
                 Some(_) | None => Err(IntentRefusal::Over),
             }

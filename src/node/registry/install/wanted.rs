@@ -115,10 +115,15 @@ impl Registry {
             }
             let node = &mut act.entry.node;
             let generation = node.intent.as_ref().map_or(0, |intent| intent.generation) + 1;
-            let image = match &request.work {
-                intent::Work::Deploy(deployment) => Some(deployment.image.clone()),
-                intent::Work::Clean { .. } | intent::Work::Rescue { .. } => None,
+            let (image, installer) = match &request.work {
+                intent::Work::Deploy(deployment) => (Some(deployment.image.clone()), None),
+                intent::Work::Installer { profile } => (None, Some(profile.to_string())),
+                intent::Work::Clean { .. } | intent::Work::Rescue { .. } => (None, None),
             };
+            if installer.is_some() {
+                // An agent that waits there cannot do it, but it can make room.
+                node.order = Some(Order::Reboot);
+            }
             let work = request.work;
             let intent = Intent { id, generation, nonce, work, phase: Phase::Waiting, from, created_at: now };
             node.intent = Some(Box::new(intent));
@@ -134,7 +139,7 @@ impl Registry {
                 };
                 act.put_first_boot(Some(first_boot));
             }
-            act.note_install(InstallEvent::Wanted { verb, image });
+            act.note_install(InstallEvent::Wanted { verb, image, installer });
             act.follow_intent("wanted by an operator");
             Ok(())
         })

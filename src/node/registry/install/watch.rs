@@ -1,4 +1,5 @@
-//! What goes wrong by itself: agents that fall silent, systems that never call, machines that are not the node's.
+//! What goes wrong by itself: agents that fall silent, installers that never end, systems that never call, machines that
+//! are not the node's.
 
 use std::net::Ipv4Addr;
 
@@ -51,12 +52,28 @@ impl Registry {
     /// Deadlines of open tasks.
     pub(in crate::node::registry) fn tick_installs(&self, book: &mut Book, now: Timestamp) {
         let deadline = book.settings().first_boot_deadline;
+        let installer_deadline = book.settings().installer_deadline;
         for id in book.ids_with_open_intent() {
             let look = |act: &mut Act<'_>| {
                 let Some(intent) = act.entry.node.intent.as_deref() else { return };
                 let phase = intent.phase.clone();
                 let heard = *act.entry.work.heard_at.get_or_insert(now);
+                let by_installer = intent.installer().is_some();
                 match phase {
+                    // Between its answers and its report an installer says nothing.
+                    Phase::Running { stalled: false, since, .. } if by_installer => {
+                        if now.since(since) > installer_deadline
+                            && act.intent_event(&IntentEvent::Stalled).is_ok()
+                        {
+                            let waited_secs = now.since(since).as_secs();
+                            act.note_install(InstallEvent::InstallerOverdue { waited_secs });
+                            act.follow_intent("the installer never said that it is done");
+                            act.entry.node.failure = Some(format!(
+                                "its installer was started, and has not said within {} that it is done: see its console, where it may be asking something; `farrier node deploy` tries again",
+                                humantime::format_duration(installer_deadline)
+                            ));
+                        }
+                    }
                     Phase::Running { stalled: false, .. } if now.since(heard) > STALLED_AFTER => {
                         if act.intent_event(&IntentEvent::Stalled).is_ok() {
                             let silent_secs = now.since(heard).as_secs();

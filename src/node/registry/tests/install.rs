@@ -72,7 +72,9 @@ impl Bench {
         let judge = |material: &SeedMaterial| match material.grant().phase {
             crate::metadata::gate::Phase::AwaitingFirstBoot => Ok(Answered::First),
             crate::metadata::gate::Phase::Active => Ok(Answered::Again),
-            crate::metadata::gate::Phase::None => Err(PhoneRefusal::NotAwaited),
+            crate::metadata::gate::Phase::Installing | crate::metadata::gate::Phase::None => {
+                Err(PhoneRefusal::NotAwaited)
+            }
         };
         self.registry.call_home(mac(1), Some("node07"), judge, after(at))
     }
@@ -122,7 +124,7 @@ fn a_deployment_ends_with_the_installed_systems_call() {
     assert_eq!(bench.call_home(9), Ok(Answered::First));
     assert_eq!(bench.node(1).state, ProvisionState::Active);
     assert_eq!(bench.call_home(10), Ok(Answered::Again));
-    let kept = bench.registry.installed(mac(1)).unwrap().first_boot;
+    let kept = bench.registry.installed(mac(1), after(10)).unwrap().first_boot;
     assert_eq!((kept.user_data, kept.ssh_keys.len()), (None, 1), "secrets go, keys stay");
     let reports = |it: &&Happening| {
         matches!(
@@ -159,7 +161,10 @@ fn what_cannot_be_stored_has_not_happened() {
     bench.registry.report_task(&caller(&session, 5), task.intent, &report(&task)).unwrap();
     bench.store.fail_next_commits(1);
     assert_eq!(bench.call_home(6), Err(PhoneRefusal::NotDurable));
-    assert!(bench.registry.installed(mac(1)).unwrap().first_boot.user_data.is_some(), "it may read again");
+    assert!(
+        bench.registry.installed(mac(1), after(6)).unwrap().first_boot.user_data.is_some(),
+        "it may read again"
+    );
     assert_eq!(bench.node(1).state, ProvisionState::Deploying);
     bench.call_home(7).unwrap();
 }
@@ -255,7 +260,7 @@ fn an_operator_changes_his_mind() {
     bench.wants(deploy(), 1).unwrap();
     assert!(matches!(bench.wants(deploy(), 2), Err(InstallError::NotNow { .. })), "one at a time");
     assert_eq!(abort(2).unwrap().state, ProvisionState::Manageable, "nothing was begun");
-    assert!(bench.registry.installed(mac(1)).is_none());
+    assert!(bench.registry.installed(mac(1), after(2)).is_none());
 
     bench.wants(deploy(), 3).unwrap();
     let task = bench.registry.heartbeat(&session, mac(1), ADDRESS, after(3)).unwrap().task.unwrap();
