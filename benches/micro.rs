@@ -218,6 +218,7 @@ fn context() -> ScriptContext<'static> {
         profile: "metal",
         token: "token-of-the-usual-length-0123456789abcdef0123456789abcdef",
         arguments: &[],
+        grubs: &[],
         boot: Default::default(),
     }
 }

@@ -175,9 +175,9 @@ pub fn decide(
         ClientClass::Firmware { firmware } => {
             let usual = loaders.for_firmware(firmware);
             let loader = match course {
-                // UEFI without an answer to boot from tries every other way first, four minutes long; GRUB finds the disk in
-                // seconds.
-                Course::LocalDisk if !leads_to_grub(usual, loaders) => {
+                // UEFI without an answer to boot from tries every other way first, minutes long; GRUB finds the disk in seconds,
+                // and where only iPXE can be started, that starts GRUB.
+                Course::LocalDisk if usual.is_none() || firmware.platform() == Firmware::Bios => {
                     return BootPlan::AddressOnly(NothingToBoot::LocalDisk);
                 }
                 Course::Profile(profile) if profile.wants_ipxe && fruitless_loaders == 0 => {
@@ -194,11 +194,6 @@ pub fn decide(
             loader_plan(firmware, loaders.full_ipxe(firmware).cloned(), fruitless_loaders)
         }
     }
-}
-
-/// Whether a loader is shim with GRUB behind it.
-fn leads_to_grub(loader: Option<&LoaderName>, loaders: &LoaderTable) -> bool {
-    loader.and_then(|name| loaders.file(name)).is_some_and(|file| file.second.is_some())
 }
 
 fn loader_plan(firmware: Firmware, loader: Option<LoaderName>, fruitless_loaders: u32) -> BootPlan {
@@ -366,9 +361,14 @@ mod tests {
         assert_eq!(plan(firmware(Firmware::Bios), &local), BootPlan::AddressOnly(NothingToBoot::LocalDisk));
         let ipxe = ClientClass::Ipxe { firmware: Firmware::Bios, can_boot: true };
         assert_eq!(plan(ipxe, &local), BootPlan::Script);
-        // Where GRUB can hand over, it does.
-        let uefi = plan(firmware(Firmware::UefiX64), &local);
-        assert!(matches!(uefi, BootPlan::Loader { .. }), "{uefi:?}");
+        // UEFI is brought there, by HTTP Boot as well.
+        for uefi in [Firmware::UefiX64, Firmware::UefiX64Http] {
+            let plan = plan(firmware(uefi), &local);
+            assert!(matches!(plan, BootPlan::Loader { .. }), "{plan:?}");
+        }
+        let without = LoaderTable::built_in().with_installed(|_| false);
+        let plan = decide(firmware(Firmware::UefiX64Http), &local, UnknownPolicy::Enroll, &without);
+        assert_eq!(plan, BootPlan::AddressOnly(NothingToBoot::LocalDisk));
     }
 
     /// What outranks what, as a table.

@@ -49,6 +49,14 @@ fn yes() -> bool {
     true
 }
 
+/// A GRUB that iPXE can start without shim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrubFile {
+    /// As iPXE's `${buildarch}` has it.
+    pub architecture: &'static str,
+    pub name: LoaderName,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoaderTable {
     by_firmware: BTreeMap<Firmware, LoaderName>,
@@ -157,6 +165,17 @@ impl LoaderTable {
         self.full_ipxe_row(firmware).filter(|name| self.lacking_in_chain(name).is_none())
     }
 
+    /// The GRUBs that can be served, each with what iPXE calls its platform.
+    pub fn grubs(&self) -> Vec<GrubFile> {
+        let platforms = [("x86_64", Firmware::UefiX64), ("arm64", Firmware::UefiArm64)];
+        let grub = |(architecture, platform)| {
+            let shim = self.files.values().find(|file| file.platform == platform && file.second.is_some())?;
+            let name = shim.second.clone().filter(|name| !self.not_installed.contains(name))?;
+            Some(GrubFile { architecture, name })
+        };
+        platforms.into_iter().filter_map(grub).collect()
+    }
+
     /// The file whose absence leaves a client of this class without a loader.
     pub fn lacking(&self, class: ClientClass) -> Option<&LoaderFile> {
         let row = match class {
@@ -247,6 +266,22 @@ mod tests {
             assert!(table.for_firmware(*firmware).is_some(), "{firmware} has no loader");
             assert!(table.full_ipxe(*firmware).is_some(), "{firmware} has no full iPXE");
         }
+    }
+
+    #[test]
+    fn ipxe_is_told_of_the_grubs_that_are_there() {
+        let table = LoaderTable::built_in();
+        let of = |table: &LoaderTable| -> Vec<String> {
+            table.grubs().iter().map(|grub| format!("{} {}", grub.architecture, grub.name)).collect()
+        };
+        assert_eq!(of(&table), ["x86_64 uefi-x64/grubx64.efi", "arm64 uefi-arm64/grubaa64.efi"]);
+        assert_eq!(
+            of(&table.with_installed(|name| name.0 == "uefi-x64/grubx64.efi")),
+            ["x86_64 uefi-x64/grubx64.efi"]
+        );
+        // Chosen for no firmware, it is still there to be started.
+        let ipxe = BTreeMap::from([(Firmware::UefiX64, LoaderName("ipxe.efi".into()))]);
+        assert_eq!(table.with_overrides(&ipxe).unwrap().grubs(), table.grubs());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use crate::boot::decision::ScriptPlan;
+use crate::boot::loader::GrubFile;
 use crate::boot::namespace;
 use crate::boot::script::profile::BootText;
 use crate::net::MacAddr;
@@ -56,17 +57,19 @@ impl fmt::Display for KernelArgument {
     }
 }
 
-/// Where systems put their UEFI loader: the place for removable media, which what we install has, and then those of
-/// systems that others installed.
-const LOCAL_LOADERS: [&str; 8] = [
-    "/EFI/BOOT/BOOTX64.EFI",
-    "/EFI/BOOT/BOOTAA64.EFI",
-    "/EFI/BOOT/BOOTIA32.EFI",
-    "/EFI/debian/shimx64.efi",
-    "/EFI/ubuntu/shimx64.efi",
-    "/EFI/redhat/shimx64.efi",
-    "/EFI/fedora/shimx64.efi",
-    "/EFI/Microsoft/Boot/bootmgfw.efi",
+/// Where systems put their UEFI loader, as GRUB's patterns of devices and files: the place for removable media, which what
+/// we install has, and then those of systems that others installed, in folders of their own.
+const LOCAL_LOADERS: [&str; 10] = [
+    "(*)/EFI/BOOT/BOOTX64.EFI",
+    "(*)/EFI/BOOT/BOOTAA64.EFI",
+    "(*)/EFI/BOOT/BOOTIA32.EFI",
+    "(*)/EFI/*/shimx64.efi",
+    "(*)/EFI/*/shimaa64.efi",
+    "(*)/EFI/*/grubx64.efi",
+    "(*)/EFI/*/grubaa64.efi",
+    "(*)/EFI/*/systemd-bootx64.efi",
+    "(*)/EFI/*/systemd-bootaa64.efi",
+    "(*)/EFI/Microsoft/Boot/bootmgfw.efi",
 ];
 
 /// Seconds a waiting or failed machine lets pass before it asks again.
@@ -82,6 +85,8 @@ pub struct ScriptContext<'a> {
     /// One-time token for the agent's first call.
     pub token: &'a str,
     pub arguments: &'a [KernelArgument],
+    /// What iPXE may start on UEFI to find the local disk.
+    pub grubs: &'a [GrubFile],
     /// What is told of a boot profile, where the plan is one.
     pub boot: BootText<'a>,
 }
@@ -129,11 +134,17 @@ pub fn render_ipxe(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
              :again\n\
              {again}"
         ),
+        // On UEFI, iPXE starts no disk: GRUB does. Where that fails, firmware goes on with its next entry: an exit without an
+        // error would end in its menu.
         ScriptPlan::LocalDisk => format!(
             "#!ipxe\n\
              echo farrier: {who} boots from its local disk\n\
-             iseq ${{platform}} efi && exit 0 ||\n\
-             sanboot --no-describe --drive 0x80 || exit 1\n"
+             iseq ${{platform}} efi || goto bios\n\
+             {grubs}\
+             exit 1\n\
+             :bios\n\
+             sanboot --no-describe --drive 0x80 || exit 1\n",
+            grubs = grubs_in_ipxe(context),
         ),
         ScriptPlan::Profile | ScriptPlan::ProfileRefused | ScriptPlan::Installer => {
             profile::render_ipxe(context)
@@ -146,6 +157,19 @@ fn again_in_ipxe(server: Ipv4Addr, mac: MacAddr) -> String {
         "sleep {RETRY_SECS}\nchain --replace --autofree http://{server}/{} || goto again\n",
         namespace::ipxe_script_name(mac)
     )
+}
+
+/// GRUB looks for its configuration where the answer of DHCP says it came from; what it finds of that here is iPXE's own.
+fn grubs_in_ipxe(context: &ScriptContext<'_>) -> String {
+    let server = context.server;
+    let start = |GrubFile { architecture, name }: &GrubFile| {
+        format!(
+            "set netX/next-server {server}\n\
+             set netX/filename {name}\n\
+             iseq ${{buildarch}} {architecture} && chain --autofree http://{server}/{name} ||\n"
+        )
+    };
+    context.grubs.iter().map(start).collect()
 }
 
 /// A GRUB configuration. Files come from where GRUB itself came from (`$root`), by the same names.
@@ -175,12 +199,15 @@ pub fn render_grub(plan: ScriptPlan, context: &ScriptContext<'_>) -> String {
                 "echo 'farrier: {who} waits for approval: farrier node approve {mac}'\n{wait_and_ask_again}"
             )
         }
-        // Leaving GRUB ends in the firmware's menu on some machines, and in another round of netboots on others.
+        // Leaving GRUB ends in the firmware's menu on some machines, and in another round of netboots on others. What a
+        // pattern does not match stays as it is, and is no file; a loader that does not start leaves it to the next. Whatever the
+        // file is called, the loader is told that it came from `$root`, and looks there for what it loads next.
         ScriptPlan::LocalDisk => format!(
             "echo 'farrier: {who} boots from its local disk'\n\
              for file in {places}; do\n\
-             if search --no-floppy --set=root --file $file; then\n\
-             chainloader $file\n\
+             if [ -f \"$file\" ]; then\n\
+             regexp --set=1:root '^\\((.*)\\)' \"$file\"\n\
+             chainloader \"$file\"\n\
              boot\n\
              fi\n\
              done\n\
@@ -243,6 +270,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::boot::loader::LoaderTable;
 
     const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
@@ -253,7 +281,16 @@ pub(crate) mod tests {
 
     fn context(arguments: &[KernelArgument]) -> ScriptContext<'_> {
         let boot = BootText::Ramdisk;
-        ScriptContext { server: SERVER, mac: MAC, node: None, profile: "vm", token: "TOKEN", arguments, boot }
+        ScriptContext {
+            server: SERVER,
+            mac: MAC,
+            node: None,
+            profile: "vm",
+            token: "TOKEN",
+            arguments,
+            grubs: &[],
+            boot,
+        }
     }
 
     fn rendered(arguments: &[KernelArgument]) -> (String, String) {
@@ -338,6 +375,7 @@ pub(crate) mod tests {
             profile: "vm",
             token: "TOKEN",
             arguments: &arguments,
+            grubs: &[],
             boot: BootText::Ramdisk,
         };
         let text = render_pxelinux(ScriptPlan::Ramdisk, &context);
@@ -362,6 +400,20 @@ pub(crate) mod tests {
             ))
         );
         assert!(grub.contains(&format!("linux /image/vm/vmlinuz {words}\n")));
+    }
+
+    #[test]
+    fn ipxe_goes_to_the_disk_by_the_bios_or_by_the_grub_of_its_platform() {
+        let grubs = LoaderTable::built_in().grubs();
+        let text = render_ipxe(ScriptPlan::LocalDisk, &ScriptContext { grubs: &grubs, ..context(&[]) });
+        let uefi = "set netX/next-server 192.168.2.2\n\
+                    set netX/filename uefi-x64/grubx64.efi\n\
+                    iseq ${buildarch} x86_64 && chain --autofree http://192.168.2.2/uefi-x64/grubx64.efi ||\n";
+        let (before, after) = text.split_once(uefi).expect(&text);
+        assert!(before.ends_with("iseq ${platform} efi || goto bios\n"), "{text}");
+        assert!(after.contains("uefi-arm64/grubaa64.efi ||\nexit 1\n:bios\nsanboot "), "{text}");
+        let none = render_ipxe(ScriptPlan::LocalDisk, &context(&[]));
+        assert!(none.contains("|| goto bios\nexit 1\n:bios\n"), "{none}");
     }
 
     #[test]

@@ -180,6 +180,8 @@ fn add(arguments: AddArgs, json: bool) -> Result<String, CommandError> {
             "there is a boot profile {name} already\n  way out: choose another name, or --replace it; nodes that are loading it now finish with what they began with"
         )));
     }
+    // Until it is named, nobody else knows what the blobs are for.
+    let until_named = library.hold().map_err(|error| failed(&error))?;
     let mut added: Vec<BlobRef> = Vec::new();
     let made = (|| {
         let mut put = |path: &Path| {
@@ -215,7 +217,7 @@ fn add(arguments: AddArgs, json: bool) -> Result<String, CommandError> {
         Ok(profile) if json => Ok(json_text(&profile)),
         Ok(profile) => Ok(told(&profile)),
         Err(error) => {
-            library.forget_blobs(&added);
+            library.forget_blobs(until_named, &added);
             Err(error)
         }
     }
@@ -403,6 +405,8 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::image::disk::gc::{CollectError, collect};
+    use crate::image::disk::place::Place;
 
     #[derive(Parser)]
     struct Line {
@@ -413,6 +417,46 @@ mod tests {
     fn read(words: &str) -> Result<ProfileCommand, String> {
         let line = Line::try_parse_from(["profile"].into_iter().chain(words.split_whitespace()));
         line.map(|line| line.command).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_is_collected_while_a_profile_is_added() {
+        let state = tempfile::tempdir().unwrap();
+        let path = |name: &str| state.path().join(name).display().to_string();
+        std::fs::write(path("kernel"), "a kernel").unwrap();
+        nix::unistd::mkfifo(path("initrd").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let words = format!(
+            "add live --state {} --kernel {} --initrd {}",
+            path("state"),
+            path("kernel"),
+            path("initrd")
+        );
+        let Ok(ProfileCommand::Add(arguments)) = read(&words) else { panic!("{words}") };
+        let adding = std::thread::spawn(move || add(arguments, false));
+        // Opens once the other end is read: the kernel is in the library then, and nothing names it.
+        let mut initrd = File::options().write(true).open(path("initrd")).unwrap();
+        let place = Place::open(&state.path().join("state")).unwrap();
+        assert!(matches!(collect(&place), Err(CollectError::Busy)));
+        std::io::Write::write_all(&mut initrd, b"an initrd").unwrap();
+        drop(initrd);
+        adding.join().unwrap().unwrap();
+        assert_eq!(collect(&place).unwrap().kept_blobs, 2);
+
+        // One that is refused leaves nothing behind, unless somebody else is adding at the same time.
+        let library = Library::open(&state.path().join("state")).unwrap();
+        std::fs::write(path("other"), "another kernel").unwrap();
+        let wrong = "0".repeat(64);
+        let words = format!("add x --state {} --kernel {} --sha256 {wrong}", path("state"), path("other"));
+        let refused = || {
+            let Ok(ProfileCommand::Add(arguments)) = read(&words) else { panic!("{words}") };
+            assert!(matches!(add(arguments, false), Err(CommandError::Refused(_))));
+        };
+        let held = library.hold().unwrap();
+        refused();
+        drop(held);
+        assert_eq!(collect(&place).unwrap().blobs, 1);
+        refused();
+        assert_eq!(collect(&place).unwrap().blobs, 0);
     }
 
     #[test]

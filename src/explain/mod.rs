@@ -326,6 +326,7 @@ impl Play<'_> {
             profile: &self.knowledge.config.boot.profile,
             token: NO_TOKEN,
             arguments: &arguments,
+            grubs: &self.knowledge.loaders.grubs(),
             boot: told.text(),
         };
         let text = if grub { render_grub(plan, &context) } else { render_ipxe(plan, &context) };

@@ -47,6 +47,8 @@ pub struct MachineConfig {
     pub name: NodeName,
     pub firmware: LabFirmware,
     pub mac: MacAddr,
+    /// What its UUID and serial number are made of: its MAC, unless it is to claim another machine's.
+    pub identity: MacAddr,
     pub memory_mib: u32,
     /// Size of its empty disk.
     pub disk_bytes: Option<u64>,
@@ -92,16 +94,16 @@ impl fmt::Display for LabFirmware {
 }
 
 impl MachineConfig {
-    /// SMBIOS UUID: our word and the MAC, so that a machine keeps it from one lab to the next.
+    /// SMBIOS UUID: our word and a MAC, so that a machine keeps it from one lab to the next.
     pub fn uuid(&self) -> Uuid {
         let mut bytes = *b"farrierlab\0\0\0\0\0\0";
-        bytes[10..].copy_from_slice(&self.mac.0);
+        bytes[10..].copy_from_slice(&self.identity.0);
         uuid::Builder::from_custom_bytes(bytes).into_uuid()
     }
 
     /// SMBIOS serial number, and that of the disk.
     pub fn serial(&self) -> String {
-        format!("LAB-{}", self.mac.dashed().replace('-', "").to_uppercase())
+        format!("LAB-{}", self.identity.dashed().replace('-', "").to_uppercase())
     }
 }
 
@@ -273,6 +275,7 @@ impl FileMachine {
             name,
             firmware: self.firmware,
             mac: self.mac,
+            identity: self.mac,
             memory_mib,
             disk_bytes: (disk_bytes > 0).then_some(disk_bytes),
         })

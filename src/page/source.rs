@@ -146,6 +146,7 @@ pub(super) fn script(operator: &OperatorParts, mac: MacAddr) -> String {
             profile: &config.boot.profile,
             token: "(made-when-asked-for)",
             arguments: &arguments,
+            grubs: &operator.appliance.loader_table().grubs(),
             boot: ready.as_ref().map_or(BootText::Ramdisk, Ready::text),
         },
     )

@@ -141,7 +141,8 @@ pub fn parse_ipxe(text: &str, base: &Source) -> Option<Instruction> {
                 }
             }
             "sleep" => pause = words.next()?.parse().ok()?,
-            "exit" | "sanboot" if kernel.is_none() => return Some(Instruction::Leave),
+            // Only a script that leads to the disk asks what it runs on: on UEFI it starts another loader for that.
+            "iseq" | "exit" | "sanboot" if kernel.is_none() => return Some(Instruction::Leave),
             _ => {}
         }
     }
@@ -179,6 +180,7 @@ mod tests {
             profile: "vm",
             token: "SECRET",
             arguments: &[],
+            grubs: &[],
             boot: Default::default(),
         }
     }

@@ -411,7 +411,7 @@ fn who_cannot_boot_it_is_named_when_it_is_assigned_and_passed_over_when_it_boots
             boot(&machine, 7);
             assert!(loader(&machine).ends_with("shimx64.efi"), "{}", loader(&machine));
             assert!(script(&machine).contains("chain http://192.168.77.2/profile/memtest/boot.efi"));
-            assert!(grub_configuration(&machine).contains("chainloader /profile/memtest/boot.efi\n"));
+            assert!(grub_configuration(&machine).contains("chainloader /profile/memtest/boot.efi; then\n"));
             assert_eq!(get(&machine, "profile/memtest/boot.efi"), Some(efi_program()));
             // Without it the image: it takes iPXE, which reads it in parts.
             done(bed.farrier(&["profile", "unassign", "2"]));

@@ -25,7 +25,7 @@ use serde_json::Value;
 use crate::support::{BOOTS_WITHIN, Case, config, farrier, images};
 
 /// Written and read back in TCG, then booted.
-const INSTALLS_WITHIN: Duration = Duration::from_secs(420);
+pub const INSTALLS_WITHIN: Duration = Duration::from_secs(420);
 const USER_DATA: &str = "#!/bin/sh\nhostname >/root/user-data-ran\n";
 
 /// The small image, made once and in the library that all cases share.
@@ -44,7 +44,7 @@ fn small_image() {
 }
 
 /// Machines with a disk that the small image fits many times.
-fn machines(firmware: &[LabFirmware]) -> LabConfig {
+pub fn machines(firmware: &[LabFirmware]) -> LabConfig {
     small_image();
     let mut config = config(firmware, "[boot]\nfirst_boot_deadline = '10m'\n");
     for machine in &mut config.machines {
@@ -69,7 +69,7 @@ pub fn name_of(machine: &MachineConfig) -> String {
 }
 
 /// Names the node and asks for the install.
-fn deploy(case: &Case, machine: &MachineConfig, key: &str) -> NodeDetail {
+pub fn deploy(case: &Case, machine: &MachineConfig, key: &str) -> NodeDetail {
     let patch = NodePatch { name: Some(name_of(machine).parse().ok()), ..NodePatch::default() };
     let named: NodeDetail = case.change("PATCH", &format!("/api/v1/nodes/{}", machine.mac), &patch);
     assert_eq!(named.summary.state, ProvisionState::Manageable);
@@ -84,7 +84,7 @@ fn deploy(case: &Case, machine: &MachineConfig, key: &str) -> NodeDetail {
     node
 }
 
-fn await_active(case: &Case, machine: &MachineConfig) -> NodeDetail {
+pub fn await_active(case: &Case, machine: &MachineConfig) -> NodeDetail {
     let active = |node: &NodeDetail, _: &Boot| {
         let state = node.summary.state;
         assert_ne!(state, ProvisionState::DeployFailed, "{}: {:?}", machine.name, node.summary.failure);
@@ -103,7 +103,15 @@ pub fn ssh(case: &Case, node: &NodeDetail, command: &str) -> String {
             .arg(format!("--net=/proc/{}/ns/net", record.supervisor.pid))
             .args(["ssh", "-i", "key", "-F", "/dev/null", "-o", "UserKnownHostsFile=/dev/null"])
             .args(["-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20"])
-            .args(["-o", "LogLevel=ERROR", &format!("root@{address}"), command])
+            // A machine that goes down in between says no goodbye.
+            .args([
+                "-o",
+                "ServerAliveInterval=5",
+                "-o",
+                "LogLevel=ERROR",
+                &format!("root@{address}"),
+                command,
+            ])
             .current_dir(case.state.root())
             .output()
             .unwrap();
@@ -178,6 +186,39 @@ fn from_an_empty_disk_to_ssh_by_bios_and_secure_boot() {
     assert_eq!(ssh(&case, &node, "cat /root/user-data-ran | wc -l"), "1");
     assert_eq!(told(&case, machine).len(), before);
     rescue_release_and_clean(&case, machine, &key);
+}
+
+/// Signed GRUB has no HTTP: iPXE comes first, and starts it. Firmware by itself tries all its other entries before the disk.
+#[test]
+#[ignore = "a minute; `make test-install` runs it"]
+fn uefi_http_boot_goes_on_to_the_disk_it_was_installed_to() {
+    let case = Case::new("installs-http", machines(&[LabFirmware::UefiHttp])).start().power_on();
+    let key = key(&case);
+    let machine = case.machine(LabFirmware::UefiHttp);
+    case.await_enrolled(machine);
+    deploy(&case, machine, &key);
+    let asked = Instant::now();
+    let node = await_active(&case, machine);
+    eprintln!("UEFI HTTP Boot: active {} s after it was asked for", asked.elapsed().as_secs());
+    check_installed(&case, machine, &node);
+    let said = case.serial(machine, 0);
+    assert!(said.contains("Welcome to GRUB!") && !said.contains("HTTP Boot over IPv6"), "{said}");
+
+    // A system of somebody else's, in a folder of its own: it is found as well.
+    let power = || case.lab().qmp(machine.name.as_str()).unwrap();
+    power().power_off().unwrap();
+    let disk = case.state.machine(machine.name.as_str()).disk();
+    let at = format!("{}@@{}", disk.display(), 0x1000 * 512);
+    for arguments in [
+        &["mmove", "-i", &at, "::/EFI/BOOT", "::/EFI/foreign"][..],
+        &["mmove", "-i", &at, "::/EFI/foreign/BOOTX64.EFI", "::/EFI/foreign/shimx64.efi"],
+    ] {
+        let moved = Command::new(arguments[0]).args(&arguments[1..]).output().unwrap();
+        assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+    }
+    power().power_on().unwrap();
+    case.await_words("login:", BOOTS_WITHIN, || case.serial(machine, said.len()));
+    assert!(!case.serial(machine, said.len()).contains("HTTP Boot over IPv6"));
 }
 
 /// How often each kind of accident happens; `make test-install` says 10.

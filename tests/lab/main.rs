@@ -4,12 +4,14 @@
 //! told on its end: serial logs, a capture, the appliance's log and the machines' timelines.
 
 mod beside;
+mod claimed;
 mod console;
 mod crashes;
 mod enrolls;
 mod grub;
 mod installer;
 mod installs;
+mod profiles;
 mod secure_boot;
 mod stops;
 mod support;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -115,6 +115,19 @@ impl Case {
             }
         };
         self.runtime.block_on(changed).unwrap()
+    }
+
+    /// The command line, at this case's appliance.
+    pub fn farrier(&self, arguments: &[&str]) -> Output {
+        let socket = self.state.short_operator_socket().unwrap();
+        Command::new(farrier()).arg("--socket").arg(socket.path()).args(arguments).output().unwrap()
+    }
+
+    /// What a machine has said on its serial line, from this byte on.
+    pub fn serial(&self, machine: &MachineConfig, from: usize) -> String {
+        let log = self.state.machine(machine.name.as_str()).serial_log();
+        let said = fs::read(log).unwrap_or_default();
+        String::from_utf8_lossy(said.get(from..).unwrap_or_default()).into_owned()
     }
 
     pub fn start(self) -> Case {

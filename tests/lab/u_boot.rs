@@ -64,6 +64,7 @@ fn p_18_u_boot_reads_its_configuration_and_boots_what_it_names() {
         name: "u-boot".parse().unwrap(),
         firmware: LabFirmware::Bios,
         mac,
+        identity: mac,
         memory_mib: 1024,
         disk_bytes: None,
     };

@@ -63,8 +63,13 @@ pub(super) fn render_ipxe(context: &ScriptContext<'_>) -> String {
             let words = command_line(arguments);
             format!("kernel {kernel}{named}{words} || goto failed\n{fetched}boot || goto failed\n")
         }
-        // A program that returns has done what it was to do: the firmware goes on.
-        What::EfiProgram { .. } => format!("chain {} || goto failed\nexit 0\n", url(ProfileFile::EfiProgram)),
+        What::EfiProgram { .. } => format!(
+            "chain {} || goto failed\n\
+             echo farrier: profile {name} has ended; {who} starts over in {RETRY_SECS} s\n\
+             sleep {RETRY_SECS}\n\
+             reboot\n",
+            url(ProfileFile::EfiProgram)
+        ),
         What::Iso { .. } => format!("sanboot --no-describe {} || goto failed\n", url(ProfileFile::Iso)),
     };
     format!(
@@ -86,7 +91,7 @@ pub(super) fn render_grub(context: &ScriptContext<'_>) -> String {
     let told = |name: &ProfileName, starts: &str| {
         format!(
             "echo 'farrier: {who} boots profile {name}'\n\
-             {starts}boot\n\
+             {starts}\
              echo 'farrier: {who} could not start profile {name}; trying again in {RETRY_SECS} s'\n\
              {wait_and_ask_again}"
         )
@@ -102,10 +107,22 @@ pub(super) fn render_grub(context: &ScriptContext<'_>) -> String {
                 }
                 starts.push('\n');
             }
+            starts.push_str("boot\n");
             told(name, &starts)
         }
         BootText::Profile { name, what: What::EfiProgram { .. }, .. } => {
-            told(name, &format!("chainloader /{}\n", name_of(name, ProfileFile::EfiProgram)))
+            let program = name_of(name, ProfileFile::EfiProgram);
+            // A program that returns has done what it was to do. GRUB has no network any more then, and leaving it ends in
+            // the firmware's menu: the machine starts over, and is told then what comes next.
+            let starts = format!(
+                "if chainloader /{program}; then\n\
+                 boot\n\
+                 echo 'farrier: profile {name} has ended; {who} starts over in {RETRY_SECS} s'\n\
+                 sleep {RETRY_SECS}\n\
+                 reboot\n\
+                 fi\n"
+            );
+            told(name, &starts)
         }
         // GRUB attaches no images; such a rule is passed over before it comes to this.
         BootText::Profile { what: What::Iso { .. }, .. } | BootText::Refused { .. } | BootText::Ramdisk => {
@@ -166,6 +183,7 @@ mod tests {
             profile: "vm",
             token: "TOKEN",
             arguments: &[],
+            grubs: &[],
             boot,
         };
         let text = render(ScriptPlan::Profile, &context);
@@ -220,7 +238,9 @@ mod tests {
         let at = "http://192.168.2.2/profile";
         let memtest = text(render_ipxe, &efi("memtest"), &[]);
         assert!(
-            memtest.contains(&format!("\nchain {at}/memtest/boot.efi || goto failed\nexit 0\n")),
+            memtest.contains(&format!(
+                "\nchain {at}/memtest/boot.efi || goto failed\necho farrier: profile memtest has ended; "
+            )),
             "{memtest}"
         );
         let disc = text(render_ipxe, &iso("disc"), &[]);
@@ -229,7 +249,7 @@ mod tests {
             "{disc}"
         );
         let grub = text(render_grub, &efi("memtest"), &[]);
-        assert!(grub.contains("\nchainloader /profile/memtest/boot.efi\nboot\n"), "{grub}");
+        assert!(grub.contains("\nif chainloader /profile/memtest/boot.efi; then\nboot\n"), "{grub}");
         // What a loader cannot start is not named to it, and the machine asks again.
         assert!(!text(render_grub, &iso("disc"), &[]).contains("image.iso"));
         assert!(
@@ -249,6 +269,7 @@ mod tests {
             profile: "vm",
             token: "",
             arguments: &[],
+            grubs: &[],
             boot: BootText::Refused { name: &name, reason: &reason },
         };
         let plan = ScriptPlan::ProfileRefused;

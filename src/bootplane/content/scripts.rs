@@ -52,6 +52,14 @@ impl BootContent {
         let image = self.library.profile(&settings.profile);
         let arguments: Vec<KernelArgument> =
             image.iter().flat_map(|image| &image.arguments).chain(&settings.arguments).cloned().collect();
+        let grubs = match plan {
+            ScriptPlan::LocalDisk => self.loaders.load().table.grubs(),
+            ScriptPlan::Ramdisk
+            | ScriptPlan::AwaitApproval
+            | ScriptPlan::Profile
+            | ScriptPlan::Installer
+            | ScriptPlan::ProfileRefused => Vec::new(),
+        };
         let render = match reader {
             Reader::Ipxe => render_ipxe,
             Reader::Grub => render_grub,
@@ -66,6 +74,7 @@ impl BootContent {
                 profile: &settings.profile,
                 token: token.as_ref().map_or("", |token| &token.text),
                 arguments: &arguments,
+                grubs: &grubs,
                 boot: ready.as_ref().map_or(BootText::Ramdisk, Ready::text),
             },
         );

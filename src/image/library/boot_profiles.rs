@@ -13,8 +13,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::{
-    Blob, BlobRef, Damage, Library, MANIFEST_BYTES_MAX, PROFILES_MAX, PublishError, Temporary, open_blob,
-    read_manifest,
+    Blob, BlobRef, Damage, Held, Library, MANIFEST_BYTES_MAX, PROFILES_MAX, PublishError, Temporary,
+    open_blob, read_manifest, writing_lock,
 };
 use crate::boot::profile::{BootProfile, ProfileFile, ProfileName};
 use crate::image::digest::Digest;
@@ -123,8 +123,14 @@ impl Library {
         Ok(())
     }
 
-    /// Removes blobs that were added for a profile and that nothing came to name.
-    pub fn forget_blobs(&self, blobs: &[BlobRef]) {
+    /// Removes blobs that were added for a profile and that nothing came to name. While somebody else adds blobs they stay,
+    /// for they may be his as well; `gc` takes them later.
+    pub fn forget_blobs(&self, held: Held, blobs: &[BlobRef]) {
+        drop(held);
+        let Ok(alone) = writing_lock(&self.images) else { return };
+        if alone.try_lock().is_err() {
+            return;
+        }
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.drop_unused(&blobs.iter().map(|blob| blob.digest).collect::<Vec<_>>());
     }

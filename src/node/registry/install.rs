@@ -35,6 +35,7 @@ use crate::store::Change;
 mod agent;
 mod first_call;
 mod installer;
+pub(super) mod other_machine;
 mod wanted;
 mod watch;
 

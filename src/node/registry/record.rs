@@ -9,6 +9,7 @@ use crate::net::MacAddr;
 use crate::node::registry::Registry;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::{Act, Entry, new_node};
+use crate::node::registry::install::other_machine;
 use crate::node::state::ProvisionState;
 use crate::node::timeline::{FileOutcome, Happening, Stage};
 use crate::node::transition::Event;
@@ -275,6 +276,9 @@ fn note_client(act: &mut Act<'_>, client: &Client) {
     node.uuid = node.uuid.or(client.uuid);
     let stale = act.entry.seen_stored_at.is_none_or(|stored| act.now.since(stored) >= LAST_SEEN_GRAIN);
     act.node_changed |= stale || before != (node.firmware, node.uuid);
+    if let Some(uuid) = client.uuid {
+        other_machine::notice(act, uuid);
+    }
 }
 
 /// Keeps count of loaders and scripts; tells which event of the node's life this happening is.

@@ -14,7 +14,7 @@ use crate::node::registry::agent::AgentRefusal;
 use crate::node::registry::book::Book;
 use crate::node::registry::entry::Act;
 use crate::node::registry::install::STALLED_AFTER;
-use crate::node::state::ProvisionState;
+use crate::node::registry::install::other_machine;
 
 impl Registry {
     /// Another machine with this node's MAC is told nothing while there is something to be told.
@@ -30,20 +30,18 @@ impl Registry {
         now: Timestamp,
     ) -> Result<(), AgentRefusal> {
         let Some(entry) = book.get(id) else { return Err(AgentRefusal::UnknownNode) };
-        let at_stake = entry.node.has_open_task() || entry.node.state == ProvisionState::Active;
         let differs = entry.node.inventory.as_ref().and_then(|known| differs(known, inventory));
-        let Some(differs) = differs.filter(|_| at_stake) else { return Ok(()) };
+        let Some(differs) = differs.filter(|_| other_machine::is_at_stake(&entry.node)) else {
+            return Ok(());
+        };
         tracing::error!(%mac, ip = %address, differs, "another machine claims this node's MAC: it is told nothing");
         let alarm = |act: &mut Act<'_>| {
-            act.entry.node.failure = Some(format!(
-                "another machine claims its MAC ({differs}); if its board was replaced: `farrier node remove` it and add it again"
-            ));
             let node = &mut act.entry.node;
-            // Its session is over with that, and its token spent.
+            // Its session is over with that, and its token spent: the node's own machine may boot behind another port.
+            act.entry.token_until = None;
             node.redeemed_token_at = node.redeemed_token_at.max(Some(now));
             node.redeemed_by = None;
-            act.node_changed = true;
-            act.note_install(InstallEvent::OtherMachine { differs });
+            other_machine::raise(act, differs);
         };
         if let Some(((), effects)) = book.change(id, now, alarm) {
             self.settle(id, effects);

@@ -4,6 +4,7 @@ use super::*;
 use crate::image::digest::Digest;
 use crate::metadata::gate::{self, Answered, PhoneRefusal, ReadRefusal, Reader, Secret};
 use crate::node::install::disk_rule::DiskRule;
+use crate::node::install::event::InstallEvent;
 use crate::node::install::intent::{CleanMethod, Deployment, IntentId, IntentRefusal, Phase, Work};
 use crate::node::install::task::{AgentTask, AgentWork, Progress, Report, Step, TargetDisk, prove};
 use crate::node::inventory::System;
@@ -211,6 +212,40 @@ fn another_machine_is_told_nothing_and_the_operator_is() {
     let begun = bench.registry.begin_task(&caller(&session, 4), bench.node(1).intent.unwrap().id, disks());
     assert_eq!(begun, Err(AgentRefusal::SessionReplaced), "its session is over");
     assert_eq!(bench.boots_ramdisk(5).1.map(|task| task.generation), Some(1), "the real one gets its task");
+}
+
+#[test]
+fn firmware_of_another_machine_raises_the_alarm_while_something_is_at_stake_and_takes_nothing() {
+    let bench = Bench::new(UnknownPolicy::Enroll);
+    let (mine, other) = (uuid::Uuid::from_u128(0x1234), uuid::Uuid::from_u128(0x5678));
+    let asks = |uuid, at| {
+        let client = Client { mac: mac(1), class: FIRMWARE, uuid: Some(uuid) };
+        bench.registry.granted(&client, after(at));
+    };
+    bench.seen(1, 0);
+    let session = bench.hello(&bench.token(1, 0), 1, 0).unwrap();
+    let mut inventory = bench.machine("1");
+    inventory.system.uuid = Some(mine);
+    bench.registry.report_inventory(&session, mac(1), ADDRESS, inventory, after(0)).unwrap();
+    asks(other, 1);
+    assert_eq!(bench.node(1).failure, None, "nothing is at stake");
+
+    bench.wants(deploy(), 2).unwrap();
+    asks(mine, 3);
+    assert_eq!(bench.node(1).failure, None);
+    for at in [4, 5] {
+        asks(other, at);
+        asks(uuid::Uuid::from_u128(at.into()), at);
+    }
+    let node = bench.node(1);
+    assert!(node.failure.unwrap().contains(&format!("system UUID {other} instead of {mine}")));
+    assert_eq!(bench.phase(), Phase::Waiting);
+    let is_alarm = |happening: &&Happening| {
+        matches!(happening, Happening::Install { install: InstallEvent::OtherMachine { .. }, .. })
+    };
+    let told = bench.happenings(1);
+    assert_eq!(told.iter().filter(is_alarm).count(), 1, "once, whatever else is claimed: {told:#?}");
+    bench.assert_stored();
 }
 
 #[test]
