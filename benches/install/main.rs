@@ -5,7 +5,11 @@
 //! namespace of its own.
 
 #[path = "../versus/bed.rs"]
-#[allow(dead_code, reason = "the namespace and the waiting, not the test bed")]
+#[allow(
+    dead_code,
+    clippy::disallowed_methods,
+    reason = "the namespace and the waiting, as the other benchmarks have them"
+)]
 mod bed;
 mod ground;
 mod image;
