@@ -6,6 +6,7 @@
 //! exhaustive: it ends when there is no state left that was not seen.
 
 use std::collections::{HashSet, VecDeque};
+use std::hash::Hash;
 
 use super::*;
 
@@ -63,18 +64,35 @@ fn at(boot: u64) -> Timestamp {
     Timestamp::from_millis(boot)
 }
 
+/// Every state that can be reached, each once: `step` looks at one and says what may come next. How many there are.
+fn explore<W: Clone + Eq + Hash>(first: W, mut step: impl FnMut(&W) -> Vec<W>) -> usize {
+    let (mut seen, mut open) = (HashSet::from([first.clone()]), VecDeque::from([first]));
+    while let Some(world) = open.pop_front() {
+        for next in step(&world) {
+            if seen.insert(next.clone()) {
+                open.push_back(next);
+            }
+        }
+    }
+    seen.len()
+}
+
+/// The calls that were made, with one more.
+fn with_call<C: Copy + Ord>(calls: &[C], call: C) -> Vec<C> {
+    let mut calls = calls.to_vec();
+    if let Err(place) = calls.binary_search(&call) {
+        calls.insert(place, call);
+    }
+    calls
+}
+
 fn target() -> Vec<TargetDisk> {
     vec![TargetDisk { name: "vda".to_owned(), serial: Some("S".to_owned()), path: None, bytes: 512 }]
 }
 
 impl World {
     fn call(&self, call: Call) -> World {
-        let mut next = self.clone();
-        if !next.calls.contains(&call) {
-            next.calls.push(call);
-            next.calls.sort();
-        }
-        next
+        World { calls: with_call(&self.calls, call), ..self.clone() }
     }
 
     /// What the appliance makes of a call: its record after it, or none if it refuses.
@@ -235,20 +253,15 @@ fn at_most_one_install_comes_of_an_intent_whatever_happens() {
         installs: [0; GENERATIONS as usize + 1],
         calls: Vec::new(),
     };
-    let (mut seen, mut open) = (HashSet::from([first.clone()]), VecDeque::from([first]));
     let (mut done, mut twice_deployed) = (0_usize, 0_usize);
-    while let Some(world) = open.pop_front() {
+    let states = explore(first, |world| {
         world.check();
         done += usize::from(matches!(world.intent, Some((_, Phase::Done { .. }))));
         twice_deployed += usize::from(world.installs[1] == 1 && world.installs[2] == 1);
-        for next in world.successors() {
-            if seen.insert(next.clone()) {
-                open.push_back(next);
-            }
-        }
-    }
+        world.successors()
+    });
     // The world is large enough to mean something, and both ends of interest are reached.
-    assert!(seen.len() > 10_000, "{} states", seen.len());
+    assert!(states > 10_000, "{states} states");
     assert!(
         done > 0 && twice_deployed > 0,
         "{done} done, {twice_deployed} deployed twice, each by an intent of its own"

@@ -6,19 +6,10 @@
 //! dies between any two steps, so what is not in its record does not count. Having its answers, an installer writes and
 //! reports without asking anybody.
 
-use std::collections::{HashSet, VecDeque};
-
 use super::super::*;
+use super::{Disk, GENERATIONS, at, explore, with_call};
 
-const GENERATIONS: u64 = 2;
 const STARTS: u64 = 4;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Disk {
-    Old,
-    Part(u64),
-    Whole(u64),
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Machine {
@@ -62,22 +53,21 @@ struct World {
     calls: Vec<Call>,
 }
 
-fn at(boot: u64) -> Timestamp {
-    Timestamp::from_millis(boot)
-}
-
 fn after(phase: &Phase, event: &IntentEvent) -> Option<Phase> {
     next_phase(Verb::Deploy, Runner::Installer, phase, event, at(0)).ok()
 }
 
 impl World {
     fn call(&self, call: Call) -> World {
-        let mut next = self.clone();
-        if !next.calls.contains(&call) {
-            next.calls.push(call);
-            next.calls.sort();
-        }
-        next
+        World { calls: with_call(&self.calls, call), ..self.clone() }
+    }
+
+    fn successors(&self) -> Vec<World> {
+        let mut all = Vec::new();
+        self.operator(&mut all);
+        self.network(&mut all);
+        self.machine(&mut all);
+        all
     }
 
     fn with(&self, generation: u64, phase: Phase) -> World {
@@ -208,24 +198,15 @@ fn an_installer_is_at_most_once_at_work_for_an_intent_whatever_happens() {
         installs: [0; GENERATIONS as usize + 1],
         calls: Vec::new(),
     };
-    let (mut seen, mut open) = (HashSet::from([first.clone()]), VecDeque::from([first]));
     let (mut done, mut lost, mut twice_deployed) = (0_usize, 0_usize, 0_usize);
-    while let Some(world) = open.pop_front() {
+    let states = explore(first, |world| {
         world.check();
         done += usize::from(matches!(world.intent, Some((_, Phase::Done { .. }))));
         lost += usize::from(matches!(world.intent, Some((_, Phase::Failed { .. }))));
         twice_deployed += usize::from(world.installs[1] == 1 && world.installs[2] == 1);
-        let mut all = Vec::new();
-        world.operator(&mut all);
-        world.network(&mut all);
-        world.machine(&mut all);
-        for next in all {
-            if seen.insert(next.clone()) {
-                open.push_back(next);
-            }
-        }
-    }
-    assert!(seen.len() > 10_000, "{} states", seen.len());
+        world.successors()
+    });
+    assert!(states > 10_000, "{states} states");
     assert!(
         done > 0 && lost > 0 && twice_deployed > 0,
         "{done} done, {lost} lost, {twice_deployed} deployed twice, each by an intent of its own"
