@@ -184,18 +184,17 @@ async fn follow(node: &NodeDetail, client: &Client, json: bool) -> Result<String
 /// Where the node's task is now.
 pub(super) fn draw(bar: &ProgressBar, name: &str, node: &NodeDetail) {
     let Some(task) = &node.task else { return };
+    bar.set_prefix(name.to_owned());
     match task.phase {
-        TaskPhase::Waiting => bar.set_message(format!("{name}: waits for its next netboot")),
-        TaskPhase::Running if task.installer.is_some() => {
-            bar.set_message(format!("{name}: its installer is at work"));
-        }
-        TaskPhase::Running => show(bar, name, task.progress.as_ref()),
+        TaskPhase::Waiting => bar.set_message("waits for its next netboot"),
+        TaskPhase::Running if task.installer.is_some() => bar.set_message("its installer is at work"),
+        TaskPhase::Running => show(bar, task.progress.as_ref()),
         TaskPhase::Written => {
             bar.set_position(bar.length().unwrap_or_default());
-            bar.set_message(format!("{name}: written; its system boots"));
+            bar.set_message("written; its system boots");
         }
         TaskPhase::Done | TaskPhase::Failed | TaskPhase::Aborted => {
-            bar.set_message(format!("{name}: {}", node.summary.state));
+            bar.set_message(node.summary.state.to_string());
         }
     }
 }
@@ -203,20 +202,27 @@ pub(super) fn draw(bar: &ProgressBar, name: &str, node: &NodeDetail) {
 /// Where no person looks, nothing is drawn.
 pub(super) fn bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
-    let template = "{msg}  {bar:30} {bytes}/{total_bytes}";
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_style(style("{prefix:<12} {msg}"));
     bar
 }
 
-fn show(bar: &ProgressBar, name: &str, progress: Option<&Progress>) {
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+fn show(bar: &ProgressBar, progress: Option<&Progress>) {
     let Some(progress) = progress else {
-        bar.set_message(format!("{name}: begins"));
+        bar.set_message("begins");
         return;
     };
+    if bar.length() == Some(0) {
+        // Of nothing to count, a bar would be full.
+        bar.set_style(style("{prefix:<12} {bar:30} {bytes:>10}/{total_bytes:<10} {msg}"));
+    }
     bar.set_length(progress.total);
     bar.set_position(progress.done);
     let left = progress.seconds_left.map(|left| format!(", {left} s left")).unwrap_or_default();
-    bar.set_message(format!("{name}: {} at {}/s{left}", progress.step, bytes(progress.rate)));
+    bar.set_message(format!("{} at {}/s{left}", progress.step, bytes(progress.rate)));
 }
 
 fn ended(node: &NodeDetail, task: &TaskDetail, name: &str, json: bool) -> Result<String, CommandError> {

@@ -1,5 +1,6 @@
 //! The second half of the demo: what has enrolled is installed, before your eyes, and boots from its disk.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use indicatif::{MultiProgress, ProgressBar};
 use tokio::task::spawn_blocking;
 
 use crate::cli::client::Client;
+use crate::cli::lab::print;
 use crate::cli::node::path;
 use crate::cli::task;
 use crate::lab::Lab;
@@ -48,27 +50,36 @@ pub(super) async fn run(lab: &Lab) -> anyhow::Result<bool> {
         let _: NodeDetail = client.post(&path(&mac, "/deploy"), &request).await?;
         machines.push((machine.name.to_string(), mac, bars.add(task::bar())));
     }
-    let deadline = Instant::now() + INSTALLED_WITHIN;
+    let began = Instant::now();
+    let deadline = began + INSTALLED_WITHIN;
+    let mut active = BTreeSet::new();
     loop {
-        let mut waiting = 0;
         let mut failed = None;
         for (name, mac, bar) in &machines {
             let node: NodeDetail = client.get(&path(mac, "")).await?;
             task::draw(bar, name, &node);
             let state = node.summary.state;
-            waiting += usize::from(state != ProvisionState::Active);
+            if state == ProvisionState::Active && active.insert(name) {
+                let said = format!("{:>6.1}s  {name:<12} runs from its disk", began.elapsed().as_secs_f64());
+                if bars.is_hidden() {
+                    print(&format!("{said}\n"));
+                } else {
+                    bars.println(said)?;
+                }
+            }
             if state.is_failed() {
                 failed = Some(format!("{name}: {}", node.summary.failure.unwrap_or_default()));
             }
         }
-        if waiting == 0 || failed.is_some() || Instant::now() > deadline {
+        let all = active.len() == machines.len();
+        if all || failed.is_some() || Instant::now() > deadline {
             for (_, _, bar) in &machines {
                 bar.abandon();
             }
             if let Some(failed) = failed {
                 bail!("not installed: {failed}");
             }
-            return Ok(waiting == 0);
+            return Ok(all);
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
