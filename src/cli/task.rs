@@ -215,8 +215,12 @@ fn show(bar: &ProgressBar, progress: Option<&Progress>) {
         bar.set_message("begins");
         return;
     };
+    if progress.total == 0 {
+        // Nothing to count, of which a bar would be full.
+        bar.set_message(progress.step.to_string());
+        return;
+    }
     if bar.length() == Some(0) {
-        // Of nothing to count, a bar would be full.
         bar.set_style(style("{prefix:<12} {bar:30} {bytes:>10}/{total_bytes:<10} {msg}"));
     }
     bar.set_length(progress.total);
