@@ -20,7 +20,7 @@ impl Root {
     /// `device` is a block device, or a file.
     pub fn new(path: PathBuf, device: &Path) -> Root {
         let make = |name: &str| fs::create_dir_all(path.join(name)).expect("a directory");
-        ["dev", "sys/block/vda/queue", "sys/class/tty/console", "proc"].iter().for_each(|name| make(name));
+        ["dev", "sys/block/vda/queue", "sys/class/tty/console"].iter().for_each(|name| make(name));
         fs::write(path.join("sys/class/tty/console/active"), "log\n").expect("a file");
         fs::write(path.join("dev/log"), "").expect("a file");
         let end = io::SeekFrom::End(0);

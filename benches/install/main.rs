@@ -28,8 +28,8 @@ fn main() {
     let number = |name: &str, otherwise: u64| {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
     };
-    let _turn = (std::env::var_os("FARRIER_BENCH_NAMESPACE").is_none()).then(bed::take_turn);
     bed::isolated();
+    let _turn = bed::take_turn();
     let rounds = number("ROUNDS", 3);
     pipe::measure(number("INSTALL_MIB", 1024) * MIB, rounds);
     let machines = usize::try_from(number("RACK_MACHINES", 10)).unwrap_or(10);

@@ -285,9 +285,12 @@ fn told(profile: &BootProfile) -> String {
         });
     }
     let whom = if *one_shot { "once" } else { "whenever they netboot" };
-    format!(
-        "{text}\na running appliance serves it within a second; `farrier profile assign {name} …` says who boots it {whom}\n"
-    )
+    let mut next = format!("`farrier profile assign {name} …` says who boots it {whom}");
+    if profile.is_installer() {
+        // First, for an installer that is merely booted finds no answers.
+        next = format!("`farrier node deploy NODE --installer {name}` has it install a node; {next}");
+    }
+    format!("{text}\na running appliance serves it within a second; {next}\n")
 }
 
 fn whom(rule: &AssignmentEntry) -> String {

@@ -33,6 +33,8 @@ const BUFFER_BYTES: usize = 256 * 1024;
 pub trait Serves {
     /// Every blob that is served, and its size.
     fn blobs(&self) -> BTreeMap<Digest, u64>;
+    /// Whether this blob is one of them; asked at every step, where there may be a million.
+    fn serves(&self, blob: Digest) -> bool;
     fn path(&self, blob: Digest) -> PathBuf;
     /// From here on, what needs this blob is not served.
     fn found_bad(&self, blob: Digest, reason: &str) -> Result<(), Box<dyn Error>>;
@@ -41,6 +43,9 @@ pub trait Serves {
 impl Serves for DiskShelf {
     fn blobs(&self) -> BTreeMap<Digest, u64> {
         DiskShelf::blobs(self)
+    }
+    fn serves(&self, blob: Digest) -> bool {
+        DiskShelf::serves(self, blob)
     }
     fn path(&self, blob: Digest) -> PathBuf {
         self.place().blob(blob)
@@ -54,6 +59,10 @@ impl Serves for DiskShelf {
 impl Serves for Library {
     fn blobs(&self) -> BTreeMap<Digest, u64> {
         Library::blobs(self)
+    }
+    fn serves(&self, blob: Digest) -> bool {
+        // A few dozen.
+        Library::blobs(self).contains_key(&blob)
     }
     fn path(&self, blob: Digest) -> PathBuf {
         self.blob_path(blob)
@@ -111,7 +120,7 @@ impl Scrubber {
                     return Step { next: self.round_at, found: None };
                 };
                 // What needed it may have gone meanwhile, and it as well.
-                let Some(place) = served_by.iter().find(|place| place.blobs().contains_key(&blob)) else {
+                let Some(place) = served_by.iter().find(|place| place.serves(blob)) else {
                     return Step { next: now, found: None };
                 };
                 match open_sized(&place.path(blob), bytes) {
@@ -124,7 +133,7 @@ impl Scrubber {
         let next = if self.is_between_rounds() { self.round_at } else { now.plus(pause) };
         let found = result.err().and_then(|(blob, reason)| {
             let mut path = None;
-            for place in served_by.iter().filter(|place| place.blobs().contains_key(&blob)) {
+            for place in served_by.iter().filter(|place| place.serves(blob)) {
                 path = Some(place.path(blob));
                 if let Err(error) = place.found_bad(blob, &reason) {
                     tracing::error!(%blob, error = &*error, "damaged blob is served still");

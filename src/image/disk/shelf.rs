@@ -243,6 +243,12 @@ impl DiskShelf {
         manifests.chain(chunks.map(|(digest, size)| (*digest, u64::from(*size)))).collect()
     }
 
+    pub(super) fn serves(&self, blob: Digest) -> bool {
+        let held = self.held.load();
+        held.manifests.contains_key(&blob)
+            || held.manifests.values().any(|served| served.chunks.contains_key(&blob))
+    }
+
     fn look(&self) -> Seen {
         let changed = |path: PathBuf| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
         Seen([self.place.disks(), self.place.pins(), self.place.damaged()].map(changed))
