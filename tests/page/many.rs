@@ -1,6 +1,6 @@
 //! Many machines: the list pages, sorts and filters on the server, and the picture groups.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use farrier::net::MacAddr;
 use farrier::node::registry::NewNode;
@@ -12,8 +12,8 @@ use crate::play::{Machine, Until};
 use crate::rig::Rig;
 
 const NODES: u32 = 10_000;
-/// For a debug build on a busy machine; a release build answers in a few dozen milliseconds.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+/// 200 rows; all ten thousand would be fifty times as long.
+const DOCUMENT_MAX: u64 = 512 << 10;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_nodes_are_a_page_at_a_time() {
@@ -33,10 +33,10 @@ async fn ten_thousand_nodes_are_a_page_at_a_time() {
         Machine::new(&rig, number).on(Duration::from_secs(2)).boot(Until::Script);
     }
     let browser = rig.browser(Width::Wide, Role::Operator).await;
-    let began = Instant::now();
     browser.goto("/nodes?sort=name").await;
     browser.find("#list tbody tr").await;
-    assert!(began.elapsed() < ANSWERED_WITHIN, "{:?}", began.elapsed());
+    let length = browser.script("return document.documentElement.outerHTML.length").await;
+    assert!(length.as_u64().is_some_and(|length| length <= DOCUMENT_MAX), "{length} characters");
     assert_eq!(browser.script("return document.querySelectorAll('#list tbody tr').length").await, json!(200));
     let first = "return document.querySelector('#list tbody th').textContent";
     assert_eq!(browser.script(first).await, json!("row0-node0"));
