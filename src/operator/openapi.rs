@@ -293,7 +293,8 @@ fn document(endpoints: Vec<Endpoint>) -> OpenApi {
         ),
     );
     let mut items: BTreeMap<&'static str, PathItem> = BTreeMap::new();
-    for Endpoint { method, path, role, mut told, .. } in endpoints {
+    for Endpoint { method, path, role, told, .. } in endpoints {
+        let mut told = told();
         for (name, schema) in std::mem::take(&mut told.schemas) {
             components = components.schema(name, schema);
         }

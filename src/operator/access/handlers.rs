@@ -34,64 +34,45 @@ pub(in crate::operator) fn routes() -> Router<Shared> {
 
 /// What this layer adds to the API.
 pub(in crate::operator) fn endpoints() -> Vec<Endpoint> {
-    let admin = |method, path, handler, told| Endpoint::new(method, path, Role::Admin, handler, told);
-    let everybody = |method, path, handler, told| Endpoint::new(method, path, Role::Viewer, handler, told);
+    let admin =
+        |method, path, handler, told: fn() -> Told| Endpoint::new(method, path, Role::Admin, handler, told);
+    let everybody =
+        |method, path, handler, told: fn() -> Told| Endpoint::new(method, path, Role::Viewer, handler, told);
     vec![
-        admin(
-            Method::GET,
-            "/api/v1/tokens",
-            get(list),
-            Told::page_of::<TokenEntry>("list_tokens", "access", "Tokens, without their secrets").listed(),
-        ),
-        admin(
-            Method::POST,
-            "/api/v1/tokens",
-            post(create),
+        admin(Method::GET, "/api/v1/tokens", get(list), || {
+            Told::page_of::<TokenEntry>("list_tokens", "access", "Tokens, without their secrets").listed()
+        }),
+        admin(Method::POST, "/api/v1/tokens", post(create), || {
             Told::new("create_token", "access", "Make a token; its text is in this answer and nowhere else")
                 .also::<CreatedToken>(201, "Made.")
                 .reads::<TokenRequest>()
-                .refuses(&[409]),
-        ),
-        admin(
-            Method::GET,
-            "/api/v1/tokens/{token}",
-            get(show),
-            Told::answers::<TokenEntry>("show_token", "access", "One token").refuses(&[404]),
-        ),
-        admin(
-            Method::DELETE,
-            "/api/v1/tokens/{token}",
-            delete(revoke),
+                .refuses(&[409])
+        }),
+        admin(Method::GET, "/api/v1/tokens/{token}", get(show), || {
+            Told::answers::<TokenEntry>("show_token", "access", "One token").refuses(&[404])
+        }),
+        admin(Method::DELETE, "/api/v1/tokens/{token}", delete(revoke), || {
             Told::answers::<TokenEntry>(
                 "revoke_token",
                 "access",
                 "End a token, and the sessions that began with it",
             )
-            .refuses(&[404]),
-        ),
-        admin(
-            Method::GET,
-            "/api/v1/audit",
-            get(audit),
+            .refuses(&[404])
+        }),
+        admin(Method::GET, "/api/v1/audit", get(audit), || {
             Told::page_of::<AuditEntry>("list_audit", "access", "Who changed what, newest first")
                 .listed()
-                .query_of::<Timestamp>("since", "Only entries from this time on."),
-        ),
-        everybody(
-            Method::GET,
-            "/api/v1/whoami",
-            get(whoami),
-            Told::answers::<WhoAmI>("who_am_i", "access", "Who asks, as the appliance sees it"),
-        ),
-        everybody(
-            Method::POST,
-            "/api/v1/login-links",
-            post(login_link),
+                .query_of::<Timestamp>("since", "Only entries from this time on.")
+        }),
+        everybody(Method::GET, "/api/v1/whoami", get(whoami), || {
+            Told::answers::<WhoAmI>("who_am_i", "access", "Who asks, as the appliance sees it")
+        }),
+        everybody(Method::POST, "/api/v1/login-links", post(login_link), || {
             Told::new("create_login_link", "access", "A link that opens the page in a browser, once")
                 .also::<LoginLink>(201, "Made.")
                 .reads::<LoginLinkRequest>()
-                .refuses(&[409]),
-        ),
+                .refuses(&[409])
+        }),
     ]
 }
 
