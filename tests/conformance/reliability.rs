@@ -13,10 +13,35 @@ use farrier::store::{Change, Store};
 use crate::dhcp::*;
 use crate::ground::{Group, alone, with_files, with_nothing};
 use crate::station::PATIENCE;
-use crate::support::{SERVER, eventually};
+use crate::support::{SERVER, TestBed, eventually};
 
 static GROUP: Group = Group::new("reliability", "", with_files);
 const LEASES: u32 = 50_000;
+
+fn stored_mac(number: u32) -> MacAddr {
+    MacAddr([2, 0x50, 0, (number >> 16) as u8, (number >> 8) as u8, number as u8])
+}
+
+/// Leases of a day, from this address upwards, in the store of an appliance that does not run.
+pub fn store_leases(bed: &TestBed, first: Ipv4Addr, count: u32) {
+    let store = SqliteStore::open(&bed.state().join("farrier.db")).expect("the database");
+    let now = Clock::start().now();
+    for piece in (0..count).collect::<Vec<_>>().chunks(5000) {
+        let puts = piece.iter().map(|number| {
+            Change::PutBinding(Binding {
+                address: Ipv4Addr::from(u32::from(first) + number),
+                key: ClientKey::Mac(stored_mac(*number)),
+                mac: stored_mac(*number),
+                client_id: None,
+                hostname: None,
+                state: BindingState::Bound,
+                granted_at: now,
+                expires_at: now.plus(Duration::from_secs(86_400)),
+            })
+        });
+        store.commit(puts.collect()).expect("durable");
+    }
+}
 
 #[test]
 fn r_08_fifty_thousand_leases_are_no_reason_to_start_slowly() {
@@ -24,27 +49,8 @@ fn r_08_fifty_thousand_leases_are_no_reason_to_start_slowly() {
         let mut bed = ground.bed();
         bed.signal(nix::sys::signal::Signal::SIGTERM);
         bed.wait_server();
-        let store = SqliteStore::open(&bed.state().join("farrier.db")).expect("the database");
-        let now = Clock::start().now();
-        let first = u32::from(Ipv4Addr::new(192, 168, 50, 0));
-        let mac_of =
-            |number: u32| MacAddr([2, 0x50, 0, (number >> 16) as u8, (number >> 8) as u8, number as u8]);
-        for piece in (0..LEASES).collect::<Vec<_>>().chunks(5000) {
-            let puts = piece.iter().map(|number| {
-                Change::PutBinding(Binding {
-                    address: Ipv4Addr::from(first + number),
-                    key: ClientKey::Mac(mac_of(*number)),
-                    mac: mac_of(*number),
-                    client_id: None,
-                    hostname: None,
-                    state: BindingState::Bound,
-                    granted_at: now,
-                    expires_at: now.plus(Duration::from_secs(86_400)),
-                })
-            });
-            store.commit(puts.collect()).expect("durable");
-        }
-        drop(store);
+        let first = Ipv4Addr::new(192, 168, 50, 0);
+        store_leases(&bed, first, LEASES);
         let began = Instant::now();
         bed.start_server();
         let took = began.elapsed();
@@ -55,8 +61,8 @@ fn r_08_fifty_thousand_leases_are_no_reason_to_start_slowly() {
         let station = ground.station();
         // Of those the pool covers.
         for number in [LEASES / 4, LEASES / 2, LEASES - 1] {
-            let mut client = Client::new(&station, mac_of(number));
-            assert_eq!(client.offer().yiaddr, Ipv4Addr::from(first + number));
+            let mut client = Client::new(&station, stored_mac(number));
+            assert_eq!(client.offer().yiaddr, Ipv4Addr::from(u32::from(first) + number));
         }
     });
 }
