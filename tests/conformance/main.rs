@@ -13,15 +13,12 @@
 mod browse;
 mod capture;
 mod dhcp;
-#[path = "../../benches/versus/dhcp_client.rs"]
-#[expect(dead_code, reason = "shared with the benchmarks, which use more of it")]
-mod dhcp_client;
 mod dhcp_leases;
 mod dhcp_replies;
 mod ground;
 mod http;
 mod index;
-mod performance;
+mod leases;
 mod pxe;
 mod quirks;
 mod reliability;
