@@ -34,7 +34,7 @@ mod bed;
 mod dhcp_client;
 
 use bed::{BRIDGE, Bed, PREFIX, SERVER};
-use dhcp_client::Load;
+use dhcp_client::{Agent, Load};
 
 const NODES: u32 = 10_000;
 const BOOTS: u32 = 3;
@@ -280,12 +280,13 @@ fn read_until(stream: &mut UnixStream, count: usize, word: &str) {
 }
 
 fn dhcp_p99(bed: &Bed) -> f64 {
-    dhcp_client::first_answer(bed.first());
+    let agent = Agent::new(bed.first().agent_socket(), SERVER);
+    agent.first_answer();
     let load = Load { rate: DHCP_RATE, duration: DHCP_FOR, clients: 5000 };
     // Before others: that the client waits for a processor is no delay of the server's.
     let timed = || {
         sys::run_before_others();
-        dhcp_client::run(bed.first(), load)
+        agent.run(load)
     };
     let answers = thread::scope(|scope| scope.spawn(timed).join()).expect("a client that ends");
     assert!(answers.lost() * 100 < answers.started, "{} of {} lost", answers.lost(), answers.started);

@@ -213,6 +213,11 @@ impl Machine {
         })
     }
 
+    /// What a relay agent on this machine talks with.
+    pub fn agent_socket(&self) -> UdpSocket {
+        self.udp_socket(self.address, 67)
+    }
+
     pub fn udp_socket(&self, address: Ipv4Addr, port: u16) -> UdpSocket {
         self.inside(|| {
             let socket = UdpSocket::bind(SocketAddrV4::new(address, port)).expect("a free port");

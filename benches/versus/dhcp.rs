@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::Plan;
 use crate::bed::{Bed, Machine, SERVER};
-use crate::dhcp_client::{self, Load};
+use crate::dhcp_client::{Agent, Load};
 use crate::proof;
 use crate::report::{Figure, Section, digits, percentile};
 use crate::server::{Job, Kind, Running, Start};
@@ -128,6 +128,10 @@ pub fn run(bed: &Bed, plan: &Plan) {
         sync_order(bed, &mut section);
     }
     section.write(plan);
+}
+
+pub fn agent(machine: &Machine) -> Agent {
+    Agent::new(machine.agent_socket(), SERVER)
 }
 
 fn start(bed: &Bed, kind: Kind, state: &Path) -> Running {
@@ -273,10 +277,10 @@ fn steady(bed: &Bed, plan: &Plan, section: &mut Section, best: f64) {
             let [offers, p50, acks, cpu, highest, memory, lost] = column;
             let server = start(bed, Kind::Farrier, state);
             // Reading the leases is the restart's figure.
-            dhcp_client::first_answer(bed.first());
+            agent(bed.first()).first_answer();
             let load = Load { rate: 1000.0, duration: plan.duration(), clients: CLIENTS };
             let before = server.used();
-            let mut answers = dhcp_client::run(bed.first(), load);
+            let mut answers = agent(bed.first()).run(load);
             cpu.push(server.used().since(before) * 1e6 / answers.acks.len().max(1) as f64);
             lost.push(100.0 * answers.lost() as f64 / answers.started.max(1) as f64);
             offers.push(percentile(&mut answers.offers, 0.99));
@@ -339,7 +343,7 @@ fn restart(bed: &Bed, plan: &Plan, section: &mut Section) {
     for _ in 0..plan.rounds {
         let began = Instant::now();
         let server = start.launch(Kind::Farrier);
-        took.push((dhcp_client::first_answer(bed.first()) - began).as_secs_f64());
+        took.push((agent(bed.first()).first_answer() - began).as_secs_f64());
         println!("  restarted: {} s so far", took.show());
         server.stop();
     }
@@ -358,7 +362,7 @@ fn sync_order(bed: &Bed, section: &mut Section) {
     let server = proof::under_strace(&start, &trace);
     crate::bed::wait_for("the traced server", || crate::bed::udp_port_is_bound(67));
     let load = Load { rate: 200.0, duration: Duration::from_secs(2), clients: CLIENTS };
-    let answers = dhcp_client::run(bed.first(), load);
+    let answers = agent(bed.first()).run(load);
     proof::stop(server);
     let verdict = proof::check(&fs::read_to_string(&trace).unwrap_or_default());
     let measured = format!(

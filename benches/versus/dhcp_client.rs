@@ -1,16 +1,14 @@
 //! Many DHCP clients behind one relay agent, at a steady rate, each exchange timed.
 //!
-//! perfdhcp tells averages and extremes; service levels are percentiles. Open loop: a slow answer delays no request.
+//! The acceptance checks that are about rates use it as well. perfdhcp tells averages and extremes; service levels are percentiles. Open loop: a slow answer delays no request.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use farrier::net::MacAddr;
 use farrier::net::sys::{self, Inbox, Outgoing};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-use crate::bed::{Machine, SERVER};
 
 /// The first MAC of perfdhcp's clients; they count up from here.
 pub const FIRST_MAC: u64 = 0x000c_0102_0304;
@@ -51,40 +49,84 @@ struct Exchange {
     over: bool,
 }
 
-/// Runs `load` from this machine as a relay agent.
-pub fn run(machine: &Machine, load: Load) -> Answers {
-    let socket = machine.udp_socket(machine.address, 67);
-    let mut inbox = Inbox::new(sys::BATCH_MAX, 1500);
-    let mut answers = Answers::default();
-    let mut exchanges: Vec<Exchange> =
-        Vec::with_capacity((load.rate * load.duration.as_secs_f64()) as usize + 1);
-    let began = Instant::now();
-    loop {
-        let now = Instant::now();
-        let since = now - began;
-        if since >= load.duration + LOST_AFTER {
-            return answers;
-        }
-        let due = (since.min(load.duration).as_secs_f64() * load.rate) as usize;
-        while exchanges.len() < due {
-            let number = exchanges.len();
-            let message = compose(machine.address, number as u32, number as u64 % load.clients, None);
-            send(&socket, &message);
-            exchanges.push(Exchange { asked: Instant::now(), offered: None, over: false });
-            answers.started += 1;
-        }
-        let mut waiting = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        // Waking a little late is corrected by the schedule above.
-        let _ = poll(&mut waiting, PollTimeout::from(1_u8));
-        while sys::recv_batch(&socket, &mut inbox).is_ok_and(|count| count > 0) {
+/// The relay agent: at the address that its socket is bound to.
+pub struct Agent {
+    socket: UdpSocket,
+    address: Ipv4Addr,
+    server: SocketAddrV4,
+}
+
+impl Agent {
+    /// `socket` is bound to the agent's address, port 67, and does not block.
+    pub fn new(socket: UdpSocket, server: Ipv4Addr) -> Agent {
+        let address = match socket.local_addr() {
+            Ok(SocketAddr::V4(address)) => *address.ip(),
+            other => panic!("the agent's socket is bound to an address: {other:?}"),
+        };
+        Agent { socket, address, server: SocketAddrV4::new(server, 67) }
+    }
+
+    pub fn run(&self, load: Load) -> Answers {
+        let mut inbox = Inbox::new(sys::BATCH_MAX, 1500);
+        let mut answers = Answers::default();
+        let mut exchanges: Vec<Exchange> =
+            Vec::with_capacity((load.rate * load.duration.as_secs_f64()) as usize + 1);
+        let began = Instant::now();
+        loop {
             let now = Instant::now();
-            for (_, bytes) in inbox.iter() {
-                handle(bytes, now, &mut exchanges, &mut answers, |number, client, address| {
-                    let client = client % load.clients;
-                    send(&socket, &compose(machine.address, number, client, Some(address)));
-                });
+            let since = now - began;
+            if since >= load.duration + LOST_AFTER {
+                return answers;
+            }
+            let due = (since.min(load.duration).as_secs_f64() * load.rate) as usize;
+            while exchanges.len() < due {
+                let number = exchanges.len();
+                let message = compose(self, number as u32, number as u64 % load.clients, None);
+                self.send(&message);
+                exchanges.push(Exchange { asked: Instant::now(), offered: None, over: false });
+                answers.started += 1;
+            }
+            if since >= load.duration && answers.lost() == 0 {
+                return answers;
+            }
+            // Waking a little late is corrected by the schedule above.
+            self.wait();
+            while sys::recv_batch(&self.socket, &mut inbox).is_ok_and(|count| count > 0) {
+                let now = Instant::now();
+                for (_, bytes) in inbox.iter() {
+                    handle(bytes, now, &mut exchanges, &mut answers, |number, client, address| {
+                        let client = client % load.clients;
+                        self.send(&compose(self, number, client, Some(address)));
+                    });
+                }
             }
         }
+    }
+
+    /// Asks until the server answers; when it first did.
+    pub fn first_answer(&self) -> Instant {
+        let mut inbox = Inbox::new(1, 1500);
+        let message = compose(self, 1, 1, None);
+        let until = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < until {
+            self.send(&message);
+            self.wait();
+            if sys::recv_batch(&self.socket, &mut inbox).is_ok_and(|count| count > 0) {
+                return Instant::now();
+            }
+        }
+        panic!("the server did not answer within a minute");
+    }
+
+    fn wait(&self) {
+        let mut waiting = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut waiting, PollTimeout::from(1_u8));
+    }
+
+    fn send(&self, message: &[u8]) {
+        // Index 0: whatever interface the address is on. A full queue is a lost request, as on any wire.
+        let outgoing = Outgoing { payload: message, to: self.server, from: (self.address, 0) };
+        sys::send_batch(&self.socket, &[outgoing]);
     }
 }
 
@@ -120,45 +162,21 @@ fn handle(
     }
 }
 
-fn send(socket: &std::net::UdpSocket, message: &[u8]) {
-    // Index 0: whatever interface the address is on. A full queue is a lost request, as on any wire.
-    let Ok(std::net::SocketAddr::V4(own)) = socket.local_addr() else { return };
-    let to = SocketAddrV4::new(SERVER, 67);
-    sys::send_batch(socket, &[Outgoing { payload: message, to, from: (*own.ip(), 0) }]);
-}
-
 /// DISCOVER, or the REQUEST for `address`.
-pub fn compose(relay: Ipv4Addr, xid: u32, client: u64, address: Option<Ipv4Addr>) -> Vec<u8> {
+fn compose(agent: &Agent, xid: u32, client: u64, address: Option<Ipv4Addr>) -> Vec<u8> {
     let mut bytes = vec![0; 240];
     bytes[..4].copy_from_slice(&[1, 1, 6, 1]);
     bytes[4..8].copy_from_slice(&xid.to_be_bytes());
-    bytes[24..28].copy_from_slice(&relay.octets());
+    bytes[24..28].copy_from_slice(&agent.address.octets());
     bytes[28..34].copy_from_slice(&client_mac(client).0);
     bytes[236..240].copy_from_slice(&[99, 130, 83, 99]);
     bytes.extend_from_slice(&[53, 1, if address.is_some() { 3 } else { 1 }]);
     if let Some(address) = address {
         bytes.extend_from_slice(&[54, 4]);
-        bytes.extend_from_slice(&SERVER.octets());
+        bytes.extend_from_slice(&agent.server.ip().octets());
         bytes.extend_from_slice(&[50, 4]);
         bytes.extend_from_slice(&address.octets());
     }
     bytes.extend_from_slice(&[55, 7, 1, 28, 2, 3, 15, 6, 12, 255]);
     bytes
-}
-
-/// Asks until the server answers; when it first did.
-pub fn first_answer(machine: &Machine) -> Instant {
-    let socket = machine.udp_socket(machine.address, 67);
-    let mut inbox = Inbox::new(1, 1500);
-    let message = compose(machine.address, 1, 1, None);
-    let until = Instant::now() + Duration::from_secs(60);
-    while Instant::now() < until {
-        send(&socket, &message);
-        let mut waiting = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut waiting, PollTimeout::from(1_u8));
-        if sys::recv_batch(&socket, &mut inbox).is_ok_and(|count| count > 0) {
-            return Instant::now();
-        }
-    }
-    panic!("the server did not answer within a minute");
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::Plan;
 use crate::bed::Bed;
-use crate::dhcp_client::{self, client_mac};
+use crate::dhcp::agent;
+use crate::dhcp_client::client_mac;
 use crate::report::{Figure, Section, digits};
 use crate::server::{Job, Kind, Start, farrier_binary};
 use crate::state::{self, Files};
@@ -63,7 +64,7 @@ pub fn run(bed: &Bed, plan: &Plan) {
             let start = Start { bed, job: Job::Dhcp, state: &files.state, files: &files.tree };
             let began = Instant::now();
             let server = start.launch(Kind::Farrier);
-            let answered = dhcp_client::first_answer(bed.first());
+            let answered = agent(bed.first()).first_answer();
             if index == 0 {
                 started.push((answered - began).as_secs_f64() * 1000.0);
             }

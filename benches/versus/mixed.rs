@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::Plan;
 use crate::bed::{self, BRIDGE, Bed, Machine, SERVER};
+use crate::dhcp::agent;
 use crate::dhcp_client::{self, Load};
 use crate::http::{self, script_path};
 use crate::report::{Figure, Section, digits, percentile};
@@ -115,7 +116,7 @@ fn measure(bed: &Bed, plan: &Plan, link: Link, server: &Running, figures: &mut F
         let timed = bed.machines.last().expect("machines");
         let dhcp = scope.spawn(move || {
             thread::sleep(HEAD_START);
-            dhcp_client::run(timed, Load { rate: RATE, duration: plan.duration(), clients: 1000 })
+            agent(timed).run(Load { rate: RATE, duration: plan.duration(), clients: 1000 })
         });
         let scripts = scope.spawn(move || {
             thread::sleep(HEAD_START);

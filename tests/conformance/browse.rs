@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use crate::station::PATIENCE;
+use crate::support::PATIENCE;
 
 pub struct Answer {
     pub status: u16,

@@ -79,14 +79,15 @@ impl Group {
 
 impl Run {
     fn insist(&self, name: &str) {
-        if self.said.contains(&format!("test {name} ... ok\n")) {
-            return;
-        }
         let heading = format!("---- {name} stdout ----");
-        let told = self.said.split_once(&heading).map_or(self.said.as_str(), |(_, behind)| {
-            behind.split("\n---- ").next().and_then(|it| it.split("\nfailures:\n").next()).unwrap_or(behind)
+        let told = self.said.split_once(&heading).map(|(_, behind)| {
+            let ends = ["\n---- ", "\nfailures:\n", "\nsuccesses:\n"];
+            &behind[..ends.iter().filter_map(|end| behind.find(end)).min().unwrap_or(behind.len())]
         });
-        panic!("{name} failed in its namespace:\n{told}");
+        if self.said.contains(&format!("test {name} ... ok\n")) {
+            return told.into_iter().for_each(|told| println!("{}", told.trim()));
+        }
+        panic!("{name} failed in its namespace:\n{}", told.unwrap_or(&self.said));
     }
 }
 
@@ -137,7 +138,7 @@ fn run_inside(group: &str, names: &[String], capture: &Path) -> String {
     let output = command
         .arg(std::env::current_exe().expect("path of the test binary"))
         .args(names)
-        .args(["--exact", "--test-threads", CHECKS_AT_ONCE])
+        .args(["--exact", "--show-output", "--test-threads", CHECKS_AT_ONCE])
         .env(GROUP, group)
         .env(CAPTURE, capture)
         .stdin(Stdio::null())

@@ -131,15 +131,14 @@ fn h_11_five_thousand_slow_heads_delay_nobody_and_are_dropped() {
             TcpStream::from(socket)
         };
         machine.inside(|| {
-            let began = Instant::now();
-            let mut attackers: Vec<TcpStream> = (0..5000_usize)
+            let mut attackers: Vec<(Instant, TcpStream)> = (0..5000_usize)
                 .map(|number| {
                     let mut stream = from(addresses[number % 169]);
                     stream.write_all(b"GET / HTTP/1.1\r\nX-").expect("sent");
-                    stream
+                    (Instant::now(), stream)
                 })
                 .collect();
-            let mut times: Vec<Duration> = (0..50)
+            let mut times: Vec<Duration> = (0..500)
                 .map(|_| {
                     let asked = Instant::now();
                     let mut stream = from(healthy);
@@ -149,15 +148,21 @@ fn h_11_five_thousand_slow_heads_delay_nobody_and_are_dropped() {
                 })
                 .collect();
             times.sort();
-            // 100 ms is the promise; this machine is shared and the build has no optimisation.
-            assert!(times[49] < Duration::from_millis(500), "{:?}", times[49]);
-            for attacker in &mut attackers {
+            let (median, p99) = (times[250], times[495]);
+            // Dropped in the order they came, so waiting for one delays the look at none.
+            let lives = attackers.iter_mut().map(|(came, attacker)| {
                 attacker.set_read_timeout(Some(crate::station::PATIENCE)).expect("a time-out");
                 let end = attacker.read(&mut [0; 100]);
                 assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
-            }
-            // Ten seconds for a head; what is on top is this test's own slowness.
-            assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+                came.elapsed()
+            });
+            let longest = lives.max().expect("attackers");
+            println!(
+                "among 5000 slow heads: median {median:?}, p99 {p99:?}; the last is dropped after {longest:?}"
+            );
+            assert!(p99 < Duration::from_millis(100), "{p99:?}");
+            // Ten seconds for a head.
+            assert!(longest < Duration::from_secs(15), "{longest:?}");
         });
     });
 }

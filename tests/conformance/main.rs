@@ -18,6 +18,7 @@ mod dhcp_replies;
 mod ground;
 mod http;
 mod index;
+mod leases;
 mod pxe;
 mod quirks;
 mod reliability;

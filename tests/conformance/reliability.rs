@@ -4,14 +4,9 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use farrier::clock::Clock;
-use farrier::dhcp::lease::{Binding, BindingState, ClientKey};
-use farrier::net::MacAddr;
-use farrier::store::sqlite::SqliteStore;
-use farrier::store::{Change, Store};
-
 use crate::dhcp::*;
 use crate::ground::{Group, alone, with_files, with_nothing};
+use crate::leases::{store_leases, stored_mac};
 use crate::station::PATIENCE;
 use crate::support::{SERVER, eventually};
 
@@ -24,27 +19,8 @@ fn r_08_fifty_thousand_leases_are_no_reason_to_start_slowly() {
         let mut bed = ground.bed();
         bed.signal(nix::sys::signal::Signal::SIGTERM);
         bed.wait_server();
-        let store = SqliteStore::open(&bed.state().join("farrier.db")).expect("the database");
-        let now = Clock::start().now();
-        let first = u32::from(Ipv4Addr::new(192, 168, 50, 0));
-        let mac_of =
-            |number: u32| MacAddr([2, 0x50, 0, (number >> 16) as u8, (number >> 8) as u8, number as u8]);
-        for piece in (0..LEASES).collect::<Vec<_>>().chunks(5000) {
-            let puts = piece.iter().map(|number| {
-                Change::PutBinding(Binding {
-                    address: Ipv4Addr::from(first + number),
-                    key: ClientKey::Mac(mac_of(*number)),
-                    mac: mac_of(*number),
-                    client_id: None,
-                    hostname: None,
-                    state: BindingState::Bound,
-                    granted_at: now,
-                    expires_at: now.plus(Duration::from_secs(86_400)),
-                })
-            });
-            store.commit(puts.collect()).expect("durable");
-        }
-        drop(store);
+        let first = Ipv4Addr::new(192, 168, 50, 0);
+        store_leases(&bed, first, LEASES);
         let began = Instant::now();
         bed.start_server();
         let took = began.elapsed();
@@ -55,8 +31,8 @@ fn r_08_fifty_thousand_leases_are_no_reason_to_start_slowly() {
         let station = ground.station();
         // Of those the pool covers.
         for number in [LEASES / 4, LEASES / 2, LEASES - 1] {
-            let mut client = Client::new(&station, mac_of(number));
-            assert_eq!(client.offer().yiaddr, Ipv4Addr::from(first + number));
+            let mut client = Client::new(&station, stored_mac(number));
+            assert_eq!(client.offer().yiaddr, Ipv4Addr::from(u32::from(first) + number));
         }
     });
 }

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use farrier::boot::namespace;
 use serde_json::{Value, json};
 
 use crate::browse::{Answer, connect, request};
@@ -103,6 +104,67 @@ fn s_02_tokens_that_ended_are_wrong_or_forgotten_let_nobody_in() {
     });
 }
 
+fn boot_token_of(script: &str) -> String {
+    let word = script.split_ascii_whitespace().find_map(|word| word.strip_prefix("farrier.token="));
+    word.unwrap_or_else(|| panic!("a boot token: {script}")).to_owned()
+}
+
+#[test]
+fn s_03_a_token_used_twice_halts_that_boot_and_the_next_one_goes_on() {
+    GROUP.check(|ground| {
+        let address = ground.mac();
+        let mac = address.to_string();
+        assert!(ground.bed().farrier(&["node", "add", &mac]).status.success());
+        let machine = ground.machine(address);
+        let boot = || {
+            machine.boot_udhcpc();
+            let url = format!("http://{SERVER}/{}", namespace::ipxe_script_name(address));
+            boot_token_of(&machine.run("curl", &["-sS", &url]))
+        };
+        let call = |name: &str, credential: &str, body: &Value| {
+            let path = format!("/agent/v1/{name}");
+            let answer = machine
+                .inside(|| request(&mut connect((SERVER, 80)), "POST", &path, credential, &body.to_string()));
+            let said: Value = serde_json::from_slice(&answer.body).expect("JSON");
+            (answer.status, said)
+        };
+        let hello = |token: &str, nonce: &str| {
+            call("hello", "", &json!({ "token": token, "nonce": nonce, "mac": mac, "uptime_secs": 1.5 }))
+        };
+        let heartbeat = |session: &Value| {
+            let session = bearer(session.as_str().expect("a session"));
+            call("heartbeat", &session, &json!({ "mac": mac }))
+        };
+        let node = || ground.bed().farrier_json(&["node", "show", &mac])["node"].clone();
+        let (own, thief) = ("000102030405060708090a0b0c0d0e0f", "ffffffffffffffffffffffffffffffff");
+
+        let token = boot();
+        let (status, welcome) = hello(&token, own);
+        assert_eq!((status, heartbeat(&welcome["session"]).0), (200, 200), "{welcome}");
+        let (status, refused) = hello(&token, thief);
+        assert_eq!((status, &refused["code"]), (401, &"token-spent".into()), "{refused}");
+        let halted = node();
+        assert_eq!(halted["state"], "inspect-failed", "{halted:#}");
+        assert!(halted["failure"].as_str().expect("a reason").contains("used twice"), "{halted:#}");
+        let events = ground.bed().farrier_json(&["event", "list", &mac]).to_string();
+        assert!(events.contains("token-spent"), "it is recorded: {events}");
+        assert!(ground.bed().log().contains("a boot token was used twice"));
+        // Neither of the two gets any further, for one of them is not the machine.
+        let (status, ended) = heartbeat(&welcome["session"]);
+        assert_eq!((status, &ended["code"]), (401, &"session-replaced".into()), "{ended}");
+        for nonce in [own, thief] {
+            assert_eq!(hello(&token, nonce).0, 401);
+        }
+
+        let next = boot();
+        assert_ne!(next, token);
+        assert_eq!(hello(&token, thief).0, 401);
+        let (status, welcome) = hello(&next, own);
+        assert_eq!((status, heartbeat(&welcome["session"]).0), (200, 200), "{welcome}");
+        assert_eq!(node()["state"], "inspecting");
+    });
+}
+
 #[test]
 fn s_05_a_stranger_is_enrolled_by_nobody_and_floods_stay_within_their_share() {
     alone(
@@ -186,8 +248,7 @@ fn s_08_secrets_are_nowhere_but_with_whom_they_belong() {
         machine.run("ip", &["addr", "add", &format!("{}/16", offer.yiaddr), "dev", "eth0"]);
         machine.run("curl", &["-sS", "-o", "script", &offer.boot_file().expect("a script")]);
         let script = String::from_utf8_lossy(&machine.read("script")).into_owned();
-        let word = script.split_ascii_whitespace().find_map(|word| word.strip_prefix("farrier.token="));
-        let boot_token = word.expect("a boot token").to_owned();
+        let boot_token = boot_token_of(&script);
         let hello =
             json!({ "token": boot_token, "mac": client.mac.to_string(), "uptime_secs": 1.5 }).to_string();
         let welcome =

@@ -1,14 +1,13 @@
 //! The guard of the bridge: what is not served, who else answers, and what the bridge's side can reach.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farrier::boot::namespace;
 
 use crate::support::{
-    ClientMachine, PATIENCE, Process, SERVER, TestBed, add_bridge, eventually, farrier_program, in_namespace,
-    run,
+    ClientMachine, Process, SERVER, TestBed, add_bridge, eventually, farrier_program, in_namespace, run,
 };
 
 /// Exit code and standard error of `farrier serve` on this interface, which must end by itself.
@@ -258,6 +257,30 @@ fn a_server_of_this_host_that_holds_our_port_is_named_at_start() {
     });
 }
 
+/// The ports among `range` of the appliance that nmap, run on this machine, does not find closed. Closed is what all others
+/// must be, not silent: that could be a filter. Otherwise all that nmap said.
+fn scan(machine: &ClientMachine, how: &[&str], range: &str) -> Result<Vec<u16>, String> {
+    let address = SERVER.to_string();
+    let what = ["-n", "-Pn", "-p", range, "--host-timeout", "60s", "-oG", "-", address.as_str()];
+    let report = machine.run("nmap", &[how, &what].concat());
+    let told =
+        report.lines().find_map(|line| line.split_once("\tPorts: ")?.1.split_once("\tIgnored State: "));
+    let Some((ports, _)) = told.filter(|(_, ignored)| ignored.starts_with("closed (")) else {
+        return Err(report);
+    };
+    let mut found: Vec<u16> =
+        ports.split(", ").map(|port| port.split('/').next().unwrap().parse().unwrap()).collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// What a scan finds is exactly this. It is made again if it is not: of tens of thousands of answers one may be lost.
+fn finds(machine: &ClientMachine, how: &[&str], range: &str, ports: &[u16]) {
+    if scan(machine, how, range).as_deref() != Ok(ports) {
+        assert_eq!(scan(machine, how, range).as_deref(), Ok(ports), "nmap {how:?} {range}");
+    }
+}
+
 #[test]
 fn s_01_a_machine_reaches_the_boot_plane_and_nothing_else() {
     in_namespace("guard::s_01_a_machine_reaches_the_boot_plane_and_nothing_else", || {
@@ -275,27 +298,64 @@ fn s_01_a_machine_reaches_the_boot_plane_and_nothing_else() {
         machine.boot_udhcpc();
         // The host's loopback address by way of the bridge, too: it must not answer there.
         machine.run("ip", &["route", "add", "127.0.0.2/32", "via", "192.168.77.2", "dev", "eth0"]);
-        let open = machine.inside(|| {
-            let reaches = |address: Ipv4Addr, port: u16| {
-                let to = SocketAddr::from((address, port));
-                TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_ok()
-            };
-            assert!(!reaches(Ipv4Addr::new(127, 0, 0, 2), 8067));
-            (1..=u16::MAX).filter(|port| reaches(SERVER, *port)).collect::<Vec<u16>>()
+        machine.inside(|| {
+            let to = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), 8067));
+            assert!(TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_err());
         });
-        assert_eq!(open, [80], "TCP ports open to a machine");
-        let mut udp: Vec<String> = listening("-lu");
-        udp.retain(|socket| {
-            !["67", "69", "4011"].iter().any(|port| socket == &format!("0.0.0.0%br0:{port}"))
-        });
+        finds(&machine, &["-sT", "--min-rate", "10000"], "1-65535", &[80]);
+        // A host tells of closed UDP ports once a second; here of all, else they could not be told from those that are
+        // open and say nothing.
+        std::fs::write("/proc/sys/net/ipv4/icmp_ratemask", "0").unwrap();
+        let listening = listening("-lu");
+        let at = |address: &str| {
+            let ports = listening.iter().filter_map(|socket| socket.strip_prefix(address)?.strip_prefix(':'));
+            let mut ports: Vec<u16> = ports.map(|port| port.parse().unwrap()).collect();
+            ports.sort_unstable();
+            ports
+        };
         // The rest are the shared transfer ports of TFTP, which answer their own clients only.
-        assert!(udp.iter().all(|socket| socket.starts_with("192.168.77.2%br0:")), "{udp:?}");
+        let (service, mut transfers) = (at("0.0.0.0%br0"), at("192.168.77.2%br0"));
+        assert_eq!(service, [67, 69, 4011]);
+        assert_eq!(listening.len(), service.len() + transfers.len(), "{listening:?}");
+        transfers.extend(&service);
+        transfers.sort_unstable();
+        // `ss` told of all ports; nmap, which waits for each, is asked for those of services and the ones that are open.
+        let named: Vec<String> = transfers.iter().filter(|port| **port > 4096).map(u16::to_string).collect();
+        let range = format!("1-4096,8067,{}", named.join(","));
+        finds(&machine, &["-sU", "--min-rate", "2000"], &range, &transfers);
         // Nothing of the operator's is served on the one that is open.
         for path in ["api/v1/status", "metrics", "readyz", "healthz", "login", ""] {
             let url = format!("http://{SERVER}/{path}");
             let code = machine.run("curl", &["-s", "-o", "/dev/null", "-w", "%{http_code}", &url]);
             assert!(code.starts_with('4'), "{path}: {code}");
         }
+    });
+}
+
+/// Asks for an address every 50 ms until the machine is offered one.
+fn await_offer(machine: &ClientMachine) {
+    const DISCOVER: [u8; 8] = [99, 130, 83, 99, 53, 1, 1, 255];
+    let mut message = vec![0; 300];
+    message[..3].copy_from_slice(&[1, 1, 6]);
+    // The answer is to go to everybody: the machine has an address already.
+    message[10] = 0x80;
+    message[28..34].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    message[236..244].copy_from_slice(&DISCOVER);
+    machine.inside(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+        socket.bind_device(Some(b"eth0")).unwrap();
+        socket.set_broadcast(true).unwrap();
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 68)).into()).unwrap();
+        let socket = UdpSocket::from(socket);
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut answer = [0; 1500];
+        eventually("an offer", || {
+            // While the bridge comes up it may be told that there is no way.
+            let _ = socket.send_to(&message, (Ipv4Addr::BROADCAST, 67));
+            // The only answer to a DISCOVER.
+            let length = socket.recv(&mut answer).ok()?;
+            (length > 240 && answer[28..34] == message[28..34]).then_some(())
+        });
     });
 }
 
@@ -355,22 +415,23 @@ fn r_07_churn_and_loss_of_the_address_end_within_seconds_and_never_elsewhere() {
             });
             assert!(!asks(&elsewhere), "{broken:?}: the other bridge has our address, and is not ours");
             all(&mended);
-            let since = std::time::Instant::now();
-            eventually("served again", || asks(&machine).then_some(()));
-            // Two seconds is the promise; the client's own second between its tries, and a busy machine, come on top.
-            assert!(
-                since.elapsed() < Duration::from_secs(10).min(PATIENCE),
-                "{broken:?}: {:?}",
-                since.elapsed()
-            );
+            // A bridge that is made anew has another MAC; that a machine remembers the old one is its own affair.
+            machine.run("ip", &["neigh", "flush", "dev", "eth0"]);
+            let mended_at = Instant::now();
+            await_offer(&machine);
+            let offered = mended_at.elapsed();
             let url = format!("http://{SERVER}/nothing-of-that-name");
-            machine.write_udhcpc_script();
-            machine.boot_udhcpc();
             eventually("HTTP answers", || {
-                let got =
-                    machine.output("curl", &["-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", &url]);
+                let got = machine
+                    .output("curl", &["-s", "-m", "0.5", "-o", "/dev/null", "-w", "%{http_code}", &url]);
                 (got.stdout == b"404").then_some(())
             });
+            let answered = mended_at.elapsed();
+            println!("{broken:?}: an offer {offered:?} after it is mended, a page after {answered:?}");
+            assert!(offered < Duration::from_secs(2), "{broken:?}: {offered:?}");
+            // HTTP needs up to a second after a bridge was made anew, of the two that are promised.
+            assert!(answered < Duration::from_secs(4), "{broken:?}: {answered:?}");
+            machine.boot_udhcpc();
             assert_eq!(bed.farrier_json(&["status"])["services"], before, "{broken:?}");
         }
         assert!(!asks(&elsewhere));

@@ -110,9 +110,9 @@ fn a_file_that_is_no_database_is_kept_aside() {
     }
 }
 
-/// whatever byte is damaged, the appliance starts, and says so or has everything.
+/// Whatever byte is damaged, the appliance starts, and says so or has everything.
 #[test]
-fn damage_anywhere_never_prevents_the_start() {
+fn r_03_damage_anywhere_never_prevents_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let sound = directory.path().join("sound.db");
     fill(&sound, 80, 8);
