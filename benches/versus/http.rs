@@ -1,11 +1,14 @@
 //! HTTP: wrk against nginx with sendfile, and scripts rendered per request.
 
+use std::io::{self, Read, Write};
+use std::net::{SocketAddrV4, TcpStream};
 use std::process::Stdio;
+use std::time::Duration;
 
 use farrier::net::MacAddr;
 
 use crate::Plan;
-use crate::bed::Bed;
+use crate::bed::{self, Bed};
 use crate::report::{Figure, Section, digits};
 use crate::server::{Job, Kind, Running, Start};
 use crate::state::{self, Files, kernel_name, machine_mac};
@@ -39,8 +42,23 @@ pub fn prepare(bed: &Bed) -> Files {
     files
 }
 
+/// Starts it and waits until both files are served: farrier hashes a gigabyte before, which is not what is compared.
 pub fn start(bed: &Bed, files: &Files, kind: Kind) -> Running {
-    Start { bed, job: Job::Http, state: &files.state, files: &files.tree }.run(kind)
+    let running = Start { bed, job: Job::Http, state: &files.state, files: &files.tree }.run(kind);
+    for profile in ["small", "large"] {
+        let path = format!("/{}", kernel_name(profile));
+        bed::wait_for(&path, || bed.first().inside(|| is_served(&path)).unwrap_or(false));
+    }
+    running
+}
+
+fn is_served(path: &str) -> io::Result<bool> {
+    let mut stream = TcpStream::connect(SocketAddrV4::new(bed::SERVER, 80))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "HEAD {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", bed::SERVER)?;
+    let mut head = String::new();
+    stream.read_to_string(&mut head)?;
+    Ok(head.starts_with("HTTP/1.1 200 "))
 }
 
 /// The path of the script of the machine with this MAC.
@@ -68,7 +86,7 @@ pub fn wrk_at_most(
             let path = path(machine_mac(machine.address));
             let mut command = machine.command("wrk");
             command.args(["-t1", "-c", &(connections / machines).to_string(), "-d", &format!("{seconds}s")]);
-            command.args(["--latency", "--timeout", "10s", &format!("http://{}{path}", crate::bed::SERVER)]);
+            command.args(["--latency", "--timeout", "10s", &format!("http://{}{path}", bed::SERVER)]);
             command.stdout(Stdio::piped()).spawn().expect("wrk (package wrk) starts")
         })
         .collect();

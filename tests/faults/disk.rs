@@ -11,31 +11,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::count;
-use crate::load::{ACK, DISCOVER, OFFER, POOL, REQUEST, ask, mac_text, message, open_socket, plug_relay};
+use crate::load::{POOL, bind, mac_text, plug_relay, renew};
 use crate::support::{
     ClientMachine, PATIENCE, Process, TestBed, eventually, farrier_program, in_namespace, run,
 };
 
 /// Long enough for an answer, short enough to be sure of silence many times over.
 const SHORTLY: Duration = Duration::from_millis(600);
-
-/// DISCOVER and REQUEST; the address and the lease if it was acknowledged.
-fn bind(client: usize, patience: Duration) -> Option<(Ipv4Addr, Duration)> {
-    let socket = open_socket();
-    let xid = 0x1000_0000 + client as u32;
-    let (kind, address, _) = ask(&socket, &message(DISCOVER, client, xid, None), patience)?;
-    assert_eq!(kind, OFFER);
-    drop(socket);
-    renew(client, address, patience)
-}
-
-fn renew(client: usize, address: Ipv4Addr, patience: Duration) -> Option<(Ipv4Addr, Duration)> {
-    let socket = open_socket();
-    let request = message(REQUEST, client, 0x2000_0000 + client as u32, Some(address));
-    let (kind, address, lease) = ask(&socket, &request, patience)?;
-    assert_eq!(kind, ACK, "a NAK for a client with nothing wrong");
-    Some((address, lease))
-}
 
 /// `GET /readyz` on the operators' socket: its status line and its text.
 fn readiness(bed: &TestBed) -> (bool, String) {

@@ -198,6 +198,25 @@ pub fn ask(socket: &UdpSocket, bytes: &[u8], patience: Duration) -> Option<(u8, 
     None
 }
 
+/// DISCOVER and REQUEST; the address and the lease if it was acknowledged.
+pub fn bind(client: usize, patience: Duration) -> Option<(Ipv4Addr, Duration)> {
+    let socket = open_socket();
+    let xid = 0x1000_0000 + client as u32;
+    let (kind, address, _) = ask(&socket, &message(DISCOVER, client, xid, None), patience)?;
+    assert_eq!(kind, OFFER);
+    drop(socket);
+    renew(client, address, patience)
+}
+
+/// REQUEST with the address as its own, until it is acknowledged.
+pub fn renew(client: usize, address: Ipv4Addr, patience: Duration) -> Option<(Ipv4Addr, Duration)> {
+    let socket = open_socket();
+    let request = message(REQUEST, client, 0x2000_0000 + client as u32, Some(address));
+    let (kind, address, lease) = ask(&socket, &request, patience)?;
+    assert_eq!(kind, ACK, "a NAK for a client with nothing wrong");
+    Some((address, lease))
+}
+
 enum Step {
     Offered,
     Acknowledged,

@@ -5,6 +5,7 @@
 //! the soak. The last full figures are in tests/RELIABILITY.md.
 
 mod backup;
+mod clock;
 mod crashes;
 mod damage;
 mod disk;
