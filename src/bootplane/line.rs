@@ -57,6 +57,10 @@ impl Line {
         *self.lock() = mapped;
     }
 
+    pub fn sends_from_file(&self) -> bool {
+        self.lock().is_some()
+    }
+
     pub fn paced_by(&self, pace: Option<Arc<Pace>>) {
         *self.lock_pace() = pace;
     }
