@@ -279,8 +279,8 @@ fn advertise(router: &socket2::Socket, lifetime: u16) {
 }
 
 #[test]
-fn d_39_a_foreign_router_is_found_by_asking_and_keeps_nobody_from_an_address() {
-    in_namespace("guard::d_39_a_foreign_router_is_found_by_asking_and_keeps_nobody_from_an_address", || {
+fn a_foreign_router_is_found_by_asking_and_keeps_nobody_from_an_address() {
+    in_namespace("guard::a_foreign_router_is_found_by_asking_and_keeps_nobody_from_an_address", || {
         const ROUTER: &str = "fe80::ff:fe00:9";
         let mut bed = TestBed::new("[dhcp]\non_rival = \"hold\"\n");
         let other = bed.plug("02:00:00:00:00:09");
