@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use super::client::Client;
 use super::error::CommandError;
 use super::text::{Style, Tone, inert};
-use super::{Finished, json_text};
-use crate::config::Config;
-use crate::doctor::gather::{Scope, gather};
+use super::{Finished, ask, json_text};
+use crate::config::{Config, DhcpMode};
+use crate::doctor::facts::{Facts, Rival, RivalsFact};
+use crate::doctor::gather::{ask_for_rivals, gather};
 use crate::doctor::{Finding, Mend, Severity, judge, would_boot};
+use crate::operator::api::{RivalStatus, Status};
 
 const CONFIG_DEFAULT: &str = "/etc/farrier/farrier.toml";
 /// A mend can bring to light what the next must mend: a bridge that was missing had no address either.
@@ -30,9 +33,12 @@ pub struct DoctorArgs {
     /// Run the mends that touch nothing but the bridge, its ports, and what is let through to it; say each; check again
     #[arg(long)]
     fix: bool,
-    /// Send one DHCP DISCOVER and wait up to 4 s, to hear whether another server answers on the bridge
-    #[arg(long)]
+    /// Ask on the bridge for other DHCP servers and routers even if an appliance serves there, which asks every minute
+    #[arg(long, conflicts_with = "no_probe")]
     probe: bool,
+    /// Ask nobody: without this, one DHCP DISCOVER and one router solicitation are sent, and answers awaited for 4 s
+    #[arg(long)]
+    no_probe: bool,
     /// Leave out what only virtual machines on this host need: KVM, QEMU and its firmware
     #[arg(long)]
     no_lab: bool,
@@ -55,19 +61,24 @@ struct DoctorReport<'a> {
 
 pub(super) fn run(arguments: &DoctorArgs, json: bool, style: Style) -> Result<Finished, CommandError> {
     let config = Config::load(&arguments.config)?;
-    let scope = Scope { ask_for_rivals: arguments.probe, lab: !arguments.no_lab };
-    let mut findings = judge(&gather(&config, scope));
+    let lab = !arguments.no_lab;
+    let mut facts = gather(&config, lab);
     let mut mended = Vec::new();
     if arguments.fix {
         for _ in 0..ROUNDS_MAX {
             let before = mended.len();
-            mend(&findings, &mut mended);
+            mend(&judge(&facts), &mut mended);
             if mended.len() == before {
                 break;
             }
-            findings = look_again(&config, scope, &mended);
+            facts = look_again(&config, lab, &mended);
         }
     }
+    // Last: the bridge may have been made just now, and nobody is asked twice.
+    if !arguments.no_probe {
+        facts.rivals = rivals(&config, arguments.probe);
+    }
+    let findings = judge(&facts);
     let would_boot = would_boot(&findings);
     let stdout = match json {
         true => json_text(&DoctorReport { would_boot, findings: &findings, mended: &mended }),
@@ -76,17 +87,44 @@ pub(super) fn run(arguments: &DoctorArgs, json: bool, style: Style) -> Result<Fi
     Ok(Finished { stdout, stderr: String::new(), code: if would_boot { 0 } else { 1 } })
 }
 
-/// What is found once what was mended has taken effect: a port that is switched on forwards a moment later.
-fn look_again(config: &Config, scope: Scope, mended: &[Mended]) -> Vec<Finding> {
+/// Who else answers: what the appliance knows that serves this bridge, or else what answers us.
+fn rivals(config: &Config, ask_ourselves: bool) -> RivalsFact {
+    let known = if ask_ourselves { None } else { known_to_the_appliance(config) };
+    known.map_or_else(|| ask_for_rivals(config), RivalsFact::Told)
+}
+
+/// Only as a server does it look for others; and not before its first question could be answered does it know.
+fn known_to_the_appliance(config: &Config) -> Option<Vec<Rival>> {
+    const ANSWERS_TAKE: Duration = Duration::from_secs(5);
+    let client = Client::new(&config.operator.socket);
+    let status: Status = ask(async { client.get("/api/v1/status").await }).ok()?;
+    let same = status.bridge.name == config.network.bridge.0
+        && status.bridge.address == config.network.address.to_string();
+    let knows = status.bridge.up
+        && status.dhcp.mode == DhcpMode::Server
+        && status.uptime_secs >= ANSWERS_TAKE.as_secs();
+    let rival = |rival: RivalStatus| Rival {
+        kind: rival.kind,
+        address: rival.address,
+        mac: rival.mac,
+        offered: None,
+        way_out: Some(rival.way_out),
+    };
+    (same && knows).then(|| status.rivals.into_iter().map(rival).collect())
+}
+
+/// What is seen once what was mended has taken effect: a port that is switched on forwards a moment later.
+fn look_again(config: &Config, lab: bool, mended: &[Mended]) -> Facts {
     const AT_MOST: Duration = Duration::from_secs(2);
     const BETWEEN: Duration = Duration::from_millis(50);
     let until = Instant::now() + AT_MOST;
     let was_run = |mend: &Mend| mended.iter().any(|one| one.done && one.command == mend.text());
     loop {
-        let findings = judge(&gather(config, scope));
+        let facts = gather(config, lab);
+        let findings = judge(&facts);
         let mut amiss = findings.iter().filter(|finding| finding.severity > Severity::Ok);
         if !amiss.any(|finding| finding.mends.iter().any(was_run)) || Instant::now() >= until {
-            return findings;
+            return facts;
         }
         thread::park_timeout(BETWEEN);
     }

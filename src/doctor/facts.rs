@@ -1,6 +1,6 @@
 //! What was seen of the machine; data only, so that every judgement can be tried without making the fault.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,8 +8,10 @@ use ipnetwork::Ipv4Network;
 
 use super::firewall::Chain;
 use crate::clock::Timestamp;
-use crate::config::PoolRange;
+use crate::config::{DhcpMode, PoolRange};
+use crate::guard::rivals::Kind;
 use crate::net::MacAddr;
+use crate::net::hazards::{Allowed, Hazard};
 
 /// Something that was looked at, or why it could not be.
 pub type Seen<T> = Result<T, String>;
@@ -17,14 +19,15 @@ pub type Seen<T> = Result<T, String>;
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub wanted: Wanted,
+    /// Why `farrier serve` would not start on the interface; `None` if it would.
+    pub refused: Option<Refusal>,
     pub links: Seen<Vec<LinkFact>>,
     /// Names of the devices that carry a default route.
     pub default_routes: Vec<String>,
     /// `net.bridge.bridge-nf-call-iptables`; `None` where the module is not there.
     pub bridge_netfilter: Option<bool>,
     pub firewall: FirewallFact,
-    /// `None` if nobody was asked.
-    pub rivals: Option<Seen<Vec<Rival>>>,
+    pub rivals: RivalsFact,
     pub doors: Vec<Door>,
     /// Effective capabilities, a bit each.
     pub capabilities: Seen<u64>,
@@ -48,6 +51,9 @@ pub struct Facts {
 pub struct Wanted {
     pub bridge: String,
     pub address: Ipv4Network,
+    /// `network.allow`
+    pub allowed: Allowed,
+    pub mode: DhcpMode,
     pub pool: PoolRange,
     pub state: PathBuf,
     pub profile: String,
@@ -88,12 +94,38 @@ pub struct FirewallFact {
     pub unread: Vec<String>,
 }
 
-/// Another DHCP server that answered.
+/// What `farrier serve` says to the interface before it opens a socket there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// What `network.allow` can lift, and the route or the device it is about.
+    Hazard(Hazard, String),
+    /// Anything else, in its words.
+    Other(String),
+}
+
+/// Who else answers on the bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RivalsFact {
+    NobodyAsked,
+    /// Not to be found out, and why.
+    Unknown(String),
+    /// Asked by us, just now.
+    Answered(Vec<Rival>),
+    /// What the appliance that serves this bridge has heard and found by asking.
+    Told(Vec<Rival>),
+}
+
+/// Another DHCP server, or a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rival {
-    pub server: Ipv4Addr,
-    pub mac: MacAddr,
-    pub offered: Ipv4Addr,
+    pub kind: Kind,
+    pub address: IpAddr,
+    /// Unknown if only a machine told of it.
+    pub mac: Option<MacAddr>,
+    /// The address it would give away.
+    pub offered: Option<Ipv4Addr>,
+    /// What is to be done about it, where more is known than that it answers.
+    pub way_out: Option<String>,
 }
 
 /// A port we serve, and who has it.

@@ -2,13 +2,13 @@
 //!
 //! Links and sockets are asked of iproute2 (`ip`, `ss`), rules of `nft` and `iptables-save`: the programs an operator
 //! would ask, and the mends are theirs as well. Nothing is changed, but for a file in the state directory that is
-//! gone again, and one DISCOVER where that was asked for.
+//! gone again; [`ask_for_rivals`] sends a question.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};
 
-use super::facts::{Facts, FirewallFact, ImageFact, LabFact, LoadersFact, Seen, Wanted};
+use super::facts::{Facts, FirewallFact, ImageFact, LabFact, LoadersFact, Refusal, RivalsFact, Seen, Wanted};
 use super::firewall::{iptables, nft};
 use super::rivals;
 use crate::boot::client::Firmware;
@@ -20,6 +20,8 @@ use crate::image::loaders::{Loaders, USUAL};
 use crate::lab::accel::{self, Accel};
 use crate::lab::config::{AccelWish, LabConfig};
 use crate::lab::needs;
+use crate::net::bridge::BridgeError;
+use crate::net::hazards::Hazard;
 use crate::net::{Bridge, neighbours, sys};
 use crate::storm::ground;
 
@@ -27,34 +29,28 @@ mod disk;
 mod doors;
 mod links;
 
-/// What is looked at beyond what always is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scope {
-    /// Send one DISCOVER and hear who answers.
-    pub ask_for_rivals: bool,
-    /// Try KVM and look for what `farrier lab` needs.
-    pub lab: bool,
-}
-
-pub fn gather(config: &Config, scope: Scope) -> Facts {
+/// Everything but who else answers on the bridge, which takes seconds ([`ask_for_rivals`]); with `lab`, what `farrier lab` needs
+/// and whether KVM works as well.
+pub fn gather(config: &Config, lab_too: bool) -> Facts {
+    let network = &config.network;
     let wanted = Wanted {
-        bridge: config.network.bridge.0.clone(),
-        address: config.network.address,
+        bridge: network.bridge.0.clone(),
+        address: network.address,
+        allowed: network.allow,
+        mode: config.dhcp.mode,
         pool: config.dhcp.pool,
         state: config.store.path.clone(),
         profile: config.boot.profile.clone(),
     };
-    let bridge = Bridge::find(&config.network.bridge, config.network.address);
-    let rivals = scope.ask_for_rivals.then(|| match &bridge {
-        Ok(bridge) => rivals::ask(bridge).map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    });
+    // As `farrier serve` looks at it: what it would refuse is no place to boot from.
+    let bridge = Bridge::admit(&network.bridge, network.address, network.allow);
     Facts {
+        refused: bridge.as_ref().err().map(refusal),
         links: links::read(),
         default_routes: ground::default_route_devices(),
         bridge_netfilter: setting("bridge/bridge-nf-call-iptables").map(|value| value != 0),
         firewall: firewall(),
-        rivals,
+        rivals: RivalsFact::NobodyAsked,
         doors: doors::try_all(bridge.as_ref().ok()),
         capabilities: capabilities(),
         unprivileged_ports: setting("ipv4/ip_unprivileged_port_start").unwrap_or(1024),
@@ -65,8 +61,33 @@ pub fn gather(config: &Config, scope: Scope) -> Facts {
         product: product(),
         now: Clock::start().now(),
         synchronised: sys::clock_is_kept().map_err(|error| error.to_string()),
-        lab: if scope.lab { lab() } else { LabFact::default() },
+        lab: if lab_too { lab() } else { LabFact::default() },
         wanted,
+    }
+}
+
+fn refusal(error: &BridgeError) -> Refusal {
+    match error {
+        BridgeError::NotABridge { name } => Refusal::Hazard(Hazard::NotABridge, name.0.clone()),
+        BridgeError::DefaultRoute { route, .. } => Refusal::Hazard(Hazard::DefaultRoute, route.clone()),
+        BridgeError::Wireless { which, .. } => Refusal::Hazard(Hazard::Wireless, which.clone()),
+        BridgeError::Missing { .. }
+        | BridgeError::Down { .. }
+        | BridgeError::NoAddress { .. }
+        | BridgeError::Unreadable { .. } => Refusal::Other(error.to_string()),
+    }
+}
+
+/// Asks on the bridge who else answers.
+pub fn ask_for_rivals(config: &Config) -> RivalsFact {
+    let network = &config.network;
+    match Bridge::admit(&network.bridge, network.address, network.allow) {
+        Ok(bridge) => match rivals::ask(&bridge) {
+            Ok(found) => RivalsFact::Answered(found),
+            Err(error) => RivalsFact::Unknown(error.to_string()),
+        },
+        // Why is a finding of its own; and where `serve` refuses to speak nothing is sent either.
+        Err(_) => RivalsFact::NobodyAsked,
     }
 }
 

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use super::facts::{Facts, ImageFact, StateFact};
+use super::facts::{Facts, ImageFact, Rival, RivalsFact, StateFact};
 use super::{Check, Finding, Mend};
 use crate::clock::Timestamp;
+use crate::config::DhcpMode;
+use crate::guard::rivals::Kind;
 use crate::net::neighbours;
 
 mod bridge;
 mod doors;
 mod firewall;
+mod ports;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +31,7 @@ const SPACE_TOO_SMALL: u64 = 16 * 1024 * 1024;
 const BIND_SERVICE: (u32, &str) = (10, "CAP_NET_BIND_SERVICE");
 const NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
 const NET_RAW: (u32, &str) = (13, "CAP_NET_RAW");
+const RIGHTS: &str = "run it as root, or by the systemd unit, which gives these capabilities";
 /// The lowest port we serve.
 const LOWEST_PORT: u16 = 67;
 
@@ -35,6 +39,7 @@ const LOWEST_PORT: u16 = 67;
 pub fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = bridge::judge(facts);
     findings.extend(firewall::judge(facts));
+    findings.extend(mode(facts));
     findings.extend(rivals(facts));
     findings.extend(doors::judge(facts));
     findings.extend([capabilities(facts), neighbour_table(facts)]);
@@ -47,30 +52,96 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
 
 fn rivals(facts: &Facts) -> Vec<Finding> {
     let bridge = &facts.wanted.bridge;
-    match &facts.rivals {
-        None => vec![Finding::ok(Check::OtherDhcp, bridge, "nobody was asked; --probe sends one DISCOVER")],
-        Some(Err(error)) => vec![Finding::warning(
-            Check::OtherDhcp,
-            bridge,
-            format!("the bridge could not be asked for other DHCP servers: {error}"),
-            "a machine takes the first offer it gets, whoever makes it",
-        )],
-        Some(Ok(rivals)) if rivals.is_empty() => {
-            vec![Finding::ok(Check::OtherDhcp, bridge, "no other DHCP server answers")]
-        }
-        Some(Ok(rivals)) => {
-            let finding = |rival: &super::facts::Rival| {
-                Finding::would_not_boot(
-                    Check::OtherDhcp,
-                    rival.server,
-                    format!("another DHCP server answers: {} at {}, offering {}", rival.server, rival.mac, rival.offered),
-                    "a machine takes the first offer it gets; from there it is told of no loader, or of another's",
-                )
-                .mended_by([Mend::advice("stop that server, or keep its network off the bridge")])
+    let why = "a machine takes the first offer it gets, whoever makes it";
+    let (heard, source) = match &facts.rivals {
+        RivalsFact::NobodyAsked => {
+            let what = "whether another DHCP server or router answers is not known: nobody was asked";
+            let advice = match facts.refused {
+                Some(_) => "mend the bridge, and ask again: farrier doctor",
+                None => {
+                    "leave out --no-probe: farrier doctor asks for them by one DISCOVER and one router solicitation"
+                }
             };
-            rivals.iter().map(finding).collect()
+            let finding = Finding::warning(Check::OtherDhcp, bridge, what, why);
+            return vec![finding.mended_by([Mend::advice(advice)])];
+        }
+        RivalsFact::Unknown(error) => {
+            let what = format!("the bridge could not be asked for other DHCP servers and routers: {error}");
+            let advice =
+                format!("ask again as root; or watch: tcpdump -eni {bridge} 'udp src port 67 or icmp6'");
+            let finding = Finding::would_not_boot(Check::OtherDhcp, bridge, what, why);
+            return vec![finding.mended_by([Mend::advice(advice)])];
+        }
+        RivalsFact::Answered(heard) => (heard, "answers"),
+        RivalsFact::Told(heard) => {
+            (heard, "is heard by the appliance that serves here, which asks every minute")
+        }
+    };
+    let mut findings: Vec<Finding> =
+        heard.iter().filter(|rival| rival.kind == Kind::RouterAdvertisement).map(foreign_router).collect();
+    let mut servers = heard.iter().filter(|rival| rival.kind == Kind::Dhcp).peekable();
+    match (facts.wanted.mode, servers.peek()) {
+        (DhcpMode::Server | DhcpMode::Observe, Some(_)) => findings.extend(servers.map(second_server)),
+        (DhcpMode::Server | DhcpMode::Observe, None) => {
+            findings.push(Finding::ok(Check::OtherDhcp, bridge, format!("no other DHCP server {source}")));
+        }
+        (DhcpMode::Proxy, Some(server)) => {
+            let what = format!("{} gives the addresses, as dhcp.mode = \"proxy\" has it", server.address);
+            findings.push(Finding::ok(Check::OtherDhcp, bridge, what));
+        }
+        (DhcpMode::Proxy, None) => {
+            let what = "no DHCP server answers, and dhcp.mode = \"proxy\" leaves the addresses to one";
+            let finding = Finding::would_not_boot(
+                Check::OtherDhcp,
+                bridge,
+                what,
+                "a machine that gets no address asks nobody for a loader",
+            );
+            let advice = "start the server that gives the addresses, or write mode = \"server\" under [dhcp]";
+            findings.push(finding.mended_by([Mend::advice(advice)]));
         }
     }
+    findings
+}
+
+fn second_server(rival: &Rival) -> Finding {
+    let offering = rival.offered.map(|offered| format!(", offering {offered}")).unwrap_or_default();
+    let advice = rival.way_out.as_deref().unwrap_or("stop that server, or keep its network off the bridge");
+    Finding::would_not_boot(
+        Check::OtherDhcp,
+        rival.address,
+        format!("another DHCP server answers: {}{offering}", at(rival)),
+        "a machine takes the first offer it gets; from there it is told of no loader, or of another's",
+    )
+    .mended_by([Mend::advice(advice)])
+}
+
+fn foreign_router(rival: &Rival) -> Finding {
+    let advice = rival.way_out.as_deref();
+    let advice = advice.unwrap_or("stop that router's advertisements, or keep its network off the bridge");
+    Finding::warning(
+        Check::OtherDhcp,
+        rival.address,
+        format!("a foreign IPv6 router advertises itself: {}", at(rival)),
+        "machines boot by IPv4 all the same; what they run may leave by that router, or ask for a loader by DHCPv6",
+    )
+    .mended_by([Mend::advice(advice)])
+}
+
+fn at(rival: &Rival) -> String {
+    let mac = rival.mac.map(|mac| format!(" at {mac}")).unwrap_or_default();
+    format!("{}{mac}", rival.address)
+}
+
+/// Who only listens boots nobody.
+fn mode(facts: &Facts) -> Option<Finding> {
+    (facts.wanted.mode == DhcpMode::Observe).then(|| {
+        let what = "dhcp.mode = \"observe\" answers nobody";
+        let why = "it tells what a server would have answered, and machines get nothing";
+        let advice =
+            "write mode = \"server\" under [dhcp], or \"proxy\" beside a server that gives the addresses";
+        Finding::would_not_boot(Check::OtherDhcp, "dhcp.mode", what, why).mended_by([Mend::advice(advice)])
+    })
 }
 
 fn capabilities(facts: &Facts) -> Finding {
@@ -82,14 +153,15 @@ fn capabilities(facts: &Facts) -> Finding {
                 "farrier",
                 format!("the capabilities of this process are not known: {error}"),
                 "without the right to open ports below 1024 and raw sockets nothing is served",
-            );
+            )
+            .mended_by([Mend::advice(RIGHTS)]);
         }
     };
     let lacks = |capability: &(u32, &'static str)| held & (1 << capability.0) == 0;
     let needs_bind = facts.unprivileged_ports > LOWEST_PORT;
     let needed = [needs_bind.then_some(BIND_SERVICE), Some(NET_RAW)];
     let missing: Vec<&str> = needed.into_iter().flatten().filter(lacks).map(|found| found.1).collect();
-    let mends = [Mend::advice("run it as root, or by the systemd unit, which gives these capabilities")];
+    let mends = [Mend::advice(RIGHTS)];
     if !missing.is_empty() {
         return Finding::would_not_boot(
             Check::Capabilities,
@@ -158,7 +230,9 @@ fn state(facts: &Facts) -> Vec<Finding> {
         }
         Err(error) => {
             let what = format!("the room there is not known: {error}");
+            let advice = format!("look yourself: df -h {path}");
             Finding::warning(Check::State, &path, what, "when the disk is full nothing boots")
+                .mended_by([Mend::advice(advice)])
         }
     };
     let speed = match sync {
@@ -177,7 +251,9 @@ fn state(facts: &Facts) -> Vec<Finding> {
         }
         Err(error) => {
             let what = format!("how long a synced write takes is not known: {error}");
+            let advice = "run the doctor as the appliance's user or as root, who may write there";
             Finding::warning(Check::State, &path, what, "every lease waits for one")
+                .mended_by([Mend::advice(advice)])
         }
     };
     vec![space, speed]
@@ -270,7 +346,11 @@ fn lab(facts: &Facts) -> Vec<Finding> {
             "/dev/kvm",
             reason,
             "the lab's machines are emulated, ten times as slow; real machines do not care",
-        ),
+        )
+        .mended_by([Mend::advice(
+            "be root or in the group kvm, with the module kvm_intel or kvm_amd loaded; within a virtual machine, let its \
+             host pass virtualisation on to it",
+        )]),
     });
     let missing = facts.lab.missing.as_ref().map(|missing| {
         Finding::warning(
@@ -279,6 +359,9 @@ fn lab(facts: &Facts) -> Vec<Finding> {
             missing,
             "`farrier lab` and `farrier demo` do not start; real machines do not care",
         )
+        .mended_by([Mend::advice(
+            "install or open what is named, or leave this out: farrier doctor --no-lab",
+        )])
     });
     kvm.into_iter().chain(missing).collect()
 }

@@ -3,7 +3,7 @@
 //! - `gather`: looks at the machine; [`facts`]: what it saw
 //! - `judge`: facts → [`Finding`]s, without a look at anything
 //! - `firewall`: a boot's packets and the rules in their way
-//! - `rivals`: one DISCOVER, to hear who else answers
+//! - `rivals`: one DISCOVER and one router solicitation, to hear who else answers
 //! - [`mend`]: runs the mends that concern nothing but the bridge and its ports
 //!
 //! Like the lab it is a user of the rest: nothing depends on it.

@@ -12,7 +12,7 @@
 //!
 //! - `rivals`: who is there and since when, as a function of what was heard and asked (pure)
 //! - `sighting`: a frame → what was heard (pure)
-//! - `probe`: the DISCOVER we ask with, and when (pure)
+//! - `probe`: the DISCOVER and the router solicitation we ask with, and when (pure)
 //! - `process`: which process of this host it is, and which line of which file mends it
 //! - `network`: sockets and the thread
 //!

@@ -26,6 +26,7 @@ use crate::guard::sighting::{self, Own};
 use crate::guard::{Guard, process};
 use crate::net::frame::{Delivery, FrameSender};
 use crate::net::link::LinkWatch;
+use crate::net::sys::{self, Frame};
 use crate::net::tap::{Reach, Test};
 use crate::net::{Bridge, MacAddr, ports, tap};
 use crate::telemetry::Tally;
@@ -33,8 +34,6 @@ use crate::telemetry::Tally;
 /// The word for this service in counters.
 const SERVICE: &str = "guard";
 const FRAME_BYTES_MAX: usize = 2048;
-/// ICMPv6 type (RFC 4861 §4.2).
-const ROUTER_ADVERTISEMENT: u8 = 134;
 /// Frames of one kind looked at before the others get their turn.
 const FRAMES_PER_TURN: usize = 256;
 /// Frames looked at in a second: more are a flood, and tell nothing that the first did not.
@@ -82,6 +81,7 @@ pub fn start(
         watch,
         stop: Arc::clone(&stop),
         looked: 0,
+        solicited_at: None,
     };
     let thread = thread::Builder::new().name("guard".to_owned()).spawn(move || worker.run(ears))?;
     Ok(GuardHandle { guard, stop, thread: Some(thread) })
@@ -92,6 +92,7 @@ struct Ears {
     dhcp: Socket,
     routers: Socket,
     voice: FrameSender,
+    index: u32,
     mac: MacAddr,
 }
 
@@ -104,8 +105,9 @@ impl Ears {
         };
         Ok(Ears {
             dhcp: open(libc::ETH_P_IP, &replies)?,
-            routers: open(libc::ETH_P_IPV6, &[Test::Icmpv6(ROUTER_ADVERTISEMENT)])?,
+            routers: open(libc::ETH_P_IPV6, &[Test::Icmpv6(probe::ROUTER_ADVERTISEMENT)])?,
             voice: FrameSender::open_from(bridge, Ipv4Addr::UNSPECIFIED)?,
+            index: bridge.index,
             mac: bridge.link().and_then(|link| link.mac).unwrap_or(bridge.mac),
         })
     }
@@ -121,6 +123,8 @@ struct Worker {
     stop: Arc<AtomicBool>,
     /// Frames looked at in this second.
     looked: usize,
+    /// When routers were asked last.
+    solicited_at: Option<Instant>,
 }
 
 impl Worker {
@@ -137,6 +141,7 @@ impl Worker {
             if let Some(ears) = &ears {
                 self.listen(ears);
                 if schedule.due(now) {
+                    self.solicit(ears, now);
                     failed = !self.ask(ears);
                     let alarmed = failed || self.guard.lock().any_dhcp();
                     schedule.asked(now, alarmed);
@@ -233,6 +238,20 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Asks routers to show themselves: beside each DISCOVER, but once a minute where those are sent to see a server leave.
+    fn solicit(&mut self, ears: &Ears, now: Instant) {
+        let lately = self.solicited_at.is_some_and(|at| now.duration_since(at) < probe::INTERVAL);
+        if lately && self.guard.lock().any_dhcp() {
+            return;
+        }
+        let frame = probe::solicitation(ears.mac);
+        let ethertype = libc::ETH_P_IPV6 as u16;
+        let frame = Frame { packet: &frame, to: probe::ALL_ROUTERS, ethertype, interface: ears.index };
+        let sent = sys::send_frames(&ears.routers, &[frame]).pop().unwrap_or(Ok(()));
+        self.tally.count(SERVICE, if sent.is_ok() { "solicited" } else { "solicit-failed" });
+        self.solicited_at = sent.is_ok().then_some(now).or(self.solicited_at);
     }
 
     /// True if the question left.

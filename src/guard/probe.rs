@@ -1,9 +1,13 @@
-//! The question we ask: a DISCOVER like that of a boot ROM, from a MAC that no machine has; and when; pure.
+//! The questions we ask: a DISCOVER like that of a boot ROM, from a MAC that no machine has; a router solicitation; and
+//! when; pure.
 //!
 //! Like a boot ROM's, so that proxies answer that serve only such. An offer is looked at and never requested. One MAC for
 //! the whole run: a rival spends one address on us, however often it is asked.
 
+use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
+
+use pnet_packet::icmpv6::{self, Icmpv6Packet, Icmpv6Types};
 
 use crate::net::MacAddr;
 
@@ -37,6 +41,27 @@ pub fn message(mac: MacAddr, xid: u32) -> Vec<u8> {
     // RFC 951: some servers take nothing shorter.
     bytes.resize(bytes.len().max(300), 0);
     bytes
+}
+
+/// Where a solicitation goes: to every router of the link.
+pub const ALL_ROUTERS: MacAddr = MacAddr([0x33, 0x33, 0, 0, 0, 2]);
+/// The ICMPv6 type of what answers it (RFC 4861 §4.2).
+pub const ROUTER_ADVERTISEMENT: u8 = Icmpv6Types::RouterAdvert.0;
+
+/// The Ethernet frame of a router solicitation (RFC 4861 §4.1). It comes from nobody's address: the bridge may have none
+/// yet, and what answers such a one goes to everybody, us among them.
+pub fn solicitation(from: MacAddr) -> Vec<u8> {
+    let ethertype = (libc::ETH_P_IPV6 as u16).to_be_bytes();
+    const ICMPV6: u8 = 58;
+    /// RFC 4861 §6.1.1: proof that no router forwarded it.
+    const HOP_LIMIT: u8 = 255;
+    let (source, destination) = (Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2));
+    let mut message = [Icmpv6Types::RouterSolicit.0, 0, 0, 0, 0, 0, 0, 0];
+    let sum = Icmpv6Packet::new(&message).map_or(0, |it| icmpv6::checksum(&it, &source, &destination));
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let head = [0x60, 0, 0, 0, 0, message.len() as u8, ICMPV6, HOP_LIMIT];
+    let packet = [&head[..], &source.octets(), &destination.octets(), &message].concat();
+    [&ALL_ROUTERS.0[..], &from.0, &ethertype, &packet].concat()
 }
 
 /// When to ask next.
@@ -95,6 +120,20 @@ mod tests {
             message.options().bytes(wire::OptionCode::ClassIdentifier).unwrap().starts_with(b"PXEClient")
         );
         assert_eq!(message.options().number(wire::OptionCode::MaxMessageSize), Some(1472));
+    }
+
+    #[test]
+    fn routers_are_asked_as_the_rfc_says() {
+        let frame = solicitation(MacAddr([2, 0, 0, 0, 0, 1]));
+        assert_eq!(frame[..14], [0x33, 0x33, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd]);
+        let bytes = &frame[14..];
+        assert_eq!(bytes[..8], [0x60, 0, 0, 0, 0, 8, 58, 255]);
+        assert_eq!((&bytes[8..24], &bytes[24..26], bytes[39]), (&[0; 16][..], &[0xff, 2][..], 2));
+        assert_eq!((bytes[40], bytes.len()), (133, 48), "without an address there is no option either");
+        // RFC 8200 §8.1: the sum over pseudo-header and message is all ones.
+        let pseudo = [&bytes[8..40], &[0, 0, 0, 8, 0, 0, 0, 58], &bytes[40..]].concat();
+        let sum: u32 = pseudo.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
     }
 
     #[test]

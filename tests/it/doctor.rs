@@ -42,7 +42,12 @@ impl Diagnosis {
     }
 }
 
+/// Without asking for rivals, which takes four seconds where there are none.
 fn doctor(bed: &TestBed, more: &[&str]) -> Diagnosis {
+    asking_doctor(bed, &[&["--no-probe"], more].concat())
+}
+
+fn asking_doctor(bed: &TestBed, more: &[&str]) -> Diagnosis {
     let config = bed.path("farrier.toml");
     let arguments =
         [&["doctor", "--no-lab", "--json", "--config", config.to_str().expect("UTF-8")], more].concat();
@@ -96,7 +101,7 @@ fn every_fault_is_found_and_mended() {
                 ],
             ),
             ("bridge-netfilter", "warning", vec![[set.as_slice(), &["nf_call_iptables", "1"]].concat()]),
-            ("bridge-ports", "warning", vec![vec!["ip", "link", "set", "port1", "down"]]),
+            ("bridge-ports", "would-not-boot", vec![vec!["ip", "link", "set", "port1", "down"]]),
             (
                 "checksums",
                 "warning",
@@ -192,12 +197,14 @@ fn whoever_has_our_port_is_named() {
 }
 
 #[test]
-fn a_rival_is_heard_when_asked_for() {
-    in_namespace("doctor::a_rival_is_heard_when_asked_for", || {
+fn a_rival_is_heard_unless_nobody_is_to_be_asked() {
+    in_namespace("doctor::a_rival_is_heard_unless_nobody_is_to_be_asked", || {
         let (mut bed, machine) = healthy();
         // Our own appliance is no rival.
         bed.start_server();
-        assert!(doctor(&bed, &["--probe"]).text("other-dhcp").contains("no other DHCP server answers"));
+        let alone = asking_doctor(&bed, &["--probe"]);
+        assert!(alone.text("other-dhcp").contains("no other DHCP server answers"), "{:#}", alone.document);
+        assert_eq!(alone.code, 0, "{:#}", alone.document);
         machine.run("ip", &["addr", "add", "192.168.77.99/24", "dev", "eth0"]);
         let rival = machine
             .command(
@@ -220,12 +227,72 @@ fn a_rival_is_heard_when_asked_for() {
             .spawn()
             .expect("dnsmasq");
         let _rival = Process(rival);
-        let found = eventually("the rival is heard", || {
-            Some(doctor(&bed, &["--probe"])).filter(|found| found.severity("other-dhcp") == "would-not-boot")
+        let found = eventually("the rival answers", || {
+            Some(asking_doctor(&bed, &["--probe"]))
+                .filter(|found| found.severity("other-dhcp") == "would-not-boot")
         });
         let text = found.text("other-dhcp");
         assert!(text.contains("192.168.77.99 at 52:54:00:00:00:01, offering 192.168.77."), "{text}");
         assert_eq!(found.code, 1);
+        // What the appliance knows is taken as it is; it has asked as well, and knows where the server is.
+        let known = eventually("the appliance knows it", || {
+            let status = bed.farrier_json(&["status"]);
+            let known = status["rivals"].as_array().is_some_and(|rivals| !rivals.is_empty());
+            let settled = status["uptime_secs"].as_u64().is_some_and(|seconds| seconds >= 5);
+            (known && settled).then(|| asking_doctor(&bed, &[]))
+        });
+        let text = known.text("other-dhcp");
+        assert!(text.contains("192.168.77.99") && !text.contains("offering"), "{text}");
+        assert!(text.contains("dnsmasq") || text.contains("behind port port1"), "where it is: {text}");
+        assert_eq!(known.code, 1);
+        // Without an appliance it is asked by itself; and if nobody is to be asked, nothing is known.
+        bed.kill_server();
+        let asked = asking_doctor(&bed, &[]);
+        assert!(asked.text("other-dhcp").contains("offering 192.168.77."), "{:#}", asked.document);
+        assert_eq!(asked.code, 1);
+        let unasked = doctor(&bed, &[]);
+        assert_eq!((unasked.severity("other-dhcp"), unasked.code), ("warning", 0));
+        assert!(unasked.text("other-dhcp").contains("leave out --no-probe"), "{:#}", unasked.document);
+    });
+}
+
+#[test]
+fn what_serve_refuses_is_no_place_to_boot_from_unless_it_is_allowed() {
+    in_namespace("doctor::what_serve_refuses_is_no_place_to_boot_from_unless_it_is_allowed", || {
+        let (bed, _machine) = healthy();
+        let fixed = doctor(&bed, &["--fix"]);
+        assert_eq!(fixed.code, 0, "{:#}", fixed.document);
+        let config = std::fs::read_to_string(bed.path("farrier.toml")).expect("the configuration");
+        let allow = |words: &str| {
+            let text = config.replacen("[network]\n", &format!("[network]\nallow = [{words}]\n"), 1);
+            fs::write(bed.path("farrier.toml"), text).expect("the configuration");
+        };
+        let sockets_free = |found: &Diagnosis| found.text("sockets").contains("free: udp 67");
+        run("ip", &["route", "add", "default", "via", "192.168.77.1", "dev", "br0"]);
+        let refused = doctor(&bed, &[]);
+        assert_eq!((refused.severity("shared-network"), refused.code), ("would-not-boot", 1));
+        assert!(refused.text("shared-network").contains("via 192.168.77.1"), "{:#}", refused.document);
+        // Where nothing may be served nothing is sent either.
+        let asked = asking_doctor(&bed, &[]);
+        assert!(asked.text("other-dhcp").contains("nobody was asked"), "{:#}", asked.document);
+        allow("\"default-route\"");
+        let allowed = doctor(&bed, &[]);
+        assert_eq!((allowed.severity("shared-network"), allowed.code), ("warning", 0));
+        assert!(sockets_free(&allowed), "{:#}", allowed.document);
+        run("ip", &["route", "del", "default"]);
+
+        // The machine's own port, without a bridge.
+        run("ip", &["link", "del", "br0"]);
+        run("ip", &["link", "add", "br0", "type", "veth", "peer", "name", "far"]);
+        run("ip", &["link", "set", "br0", "up"]);
+        run("ip", &["link", "set", "far", "up"]);
+        run("ip", &["addr", "add", "192.168.77.2/24", "dev", "br0"]);
+        let refused = doctor(&bed, &[]);
+        assert_eq!((refused.severity("bridge"), refused.code), ("would-not-boot", 1));
+        allow("\"not-a-bridge\"");
+        let allowed = doctor(&bed, &[]);
+        assert_eq!((allowed.severity("bridge"), allowed.code), ("ok", 0), "{:#}", allowed.document);
+        assert!(sockets_free(&allowed), "{:#}", allowed.document);
     });
 }
 

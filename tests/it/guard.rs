@@ -1,6 +1,6 @@
 //! The guard of the bridge: what is not served, who else answers, and what the bridge's side can reach.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -136,16 +136,28 @@ fn rivals(bed: &TestBed) -> Vec<serde_json::Value> {
     bed.farrier_json(&["status"])["rivals"].as_array().unwrap().clone()
 }
 
-fn readiness(bed: &TestBed) -> String {
+/// What the operator plane has at this path.
+fn fetched(bed: &TestBed, path: &str) -> String {
     let socket = bed.path("operator.sock");
-    let output = run("curl", &["-s", "--unix-socket", socket.to_str().unwrap(), "http://localhost/readyz"]);
+    let url = format!("http://localhost/{path}");
+    let output = run("curl", &["-s", "--unix-socket", socket.to_str().unwrap(), &url]);
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+fn readiness(bed: &TestBed) -> String {
+    fetched(bed, "readyz")
+}
+
 fn metrics(bed: &TestBed) -> String {
-    let socket = bed.path("operator.sock");
-    let output = run("curl", &["-s", "--unix-socket", socket.to_str().unwrap(), "http://localhost/metrics"]);
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    fetched(bed, "metrics")
+}
+
+/// What the page says in red of this address.
+fn marked_bad(bed: &TestBed, address: &str) -> Option<String> {
+    let page = fetched(bed, "");
+    assert!(page.contains("Needs you"), "{page}");
+    let mut marked = page.split("<li ").filter(|item| item.starts_with("class=\"need is-bad\""));
+    marked.find(|item| item.contains(address)).map(|item| item.split("</li>").next().unwrap().to_owned())
 }
 
 #[test]
@@ -168,6 +180,9 @@ fn d_39_a_second_server_is_found_by_asking_and_named_with_its_process() {
         assert_eq!(process["configuration"], file.as_str());
         let line = format!("add the line except-interface=eth0 to {file}");
         assert!(named["way_out"].as_str().unwrap().contains(&line), "{named}");
+        let marked = marked_bad(&bed, "192.168.77.9").expect("red on the page");
+        let mends = format!("the line except-interface=eth0 to {file}");
+        assert!(marked.contains("02:00:00:00:00:09") && marked.contains(&mends), "{marked}");
         let ready = readiness(&bed);
         assert!(ready.contains("\"ok\":false") && ready.contains("192.168.77.9"), "{ready}");
         assert!(metrics(&bed).contains("farrier_rivals{kind=\"dhcp\"} 1"));
@@ -182,6 +197,7 @@ fn d_39_a_second_server_is_found_by_asking_and_named_with_its_process() {
         // And gone it is told to be gone.
         drop(server);
         eventually("it is gone", || rivals(&bed).is_empty().then_some(()));
+        assert_eq!(marked_bad(&bed, "192.168.77.9"), None);
         assert!(!readiness(&bed).contains("192.168.77.9"));
         let told = bed.farrier_json(&["event", "bridge"]);
         let told: Vec<_> =
@@ -230,6 +246,84 @@ fn d_39_a_second_server_is_overheard_and_service_holds_until_it_is_quiet() {
         });
         let fourth = bed.plug("02:00:00:00:00:04");
         assert!(fourth.boot_udhcpc().octets()[3] > 127);
+    });
+}
+
+/// A socket of the machine's that hears what is sent to routers, and speaks as one.
+fn router(machine: &ClientMachine) -> socket2::Socket {
+    eventually("the machine has its link-local address", || {
+        let shown = machine.run("ip", &["-6", "addr", "show", "dev", "eth0", "scope", "link"]);
+        (shown.contains("fe80:") && !shown.contains("tentative")).then_some(())
+    });
+    machine.inside(|| {
+        let kind = socket2::Type::RAW;
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV6, kind, Some(socket2::Protocol::ICMPV6)).unwrap();
+        socket.bind_device(Some(b"eth0")).unwrap();
+        let index = nix::net::if_::if_nametoindex("eth0").unwrap();
+        socket.join_multicast_v6(&Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2), index).unwrap();
+        socket.set_multicast_if_v6(index).unwrap();
+        socket.set_multicast_hops_v6(255).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        socket
+    })
+}
+
+/// A router advertisement (RFC 4861 §4.2) without options, to all nodes; the kernel writes checksum and sender.
+fn advertise(router: &socket2::Socket, lifetime: u16) {
+    let mut message = vec![134, 0, 0, 0, 64, 0];
+    message.extend_from_slice(&lifetime.to_be_bytes());
+    message.extend_from_slice(&[0; 8]);
+    let all_nodes = SocketAddr::from((Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0));
+    assert_eq!(router.send_to(&message, &all_nodes.into()).unwrap(), message.len());
+}
+
+#[test]
+fn a_foreign_router_is_found_by_asking_and_keeps_nobody_from_an_address() {
+    in_namespace("guard::a_foreign_router_is_found_by_asking_and_keeps_nobody_from_an_address", || {
+        const ROUTER: &str = "fe80::ff:fe00:9";
+        let mut bed = TestBed::new("[dhcp]\non_rival = \"hold\"\n");
+        let other = bed.plug("02:00:00:00:00:09");
+        let router = router(&other);
+        bed.start_server();
+        // It says nothing unasked. The kernel of the bridge's side asks as well, if at all from its own address.
+        eventually("a solicitation of ours", || {
+            let mut buffer = [std::mem::MaybeUninit::uninit(); 64];
+            let (length, from) = router.recv_from(&mut buffer).ok()?;
+            let ours = length == 8 && from.as_socket_ipv6().is_some_and(|from| from.ip().is_unspecified());
+            ours.then_some(())
+        });
+        assert_eq!(rivals(&bed), Vec::<serde_json::Value>::new(), "our own advertisements are nobody else's");
+        advertise(&router, 1800);
+        let found = eventually("it is found", || rivals(&bed).first().cloned());
+        assert_eq!(
+            (&found["kind"], &found["evidence"], &found["address"], &found["mac"], &found["holding"]),
+            (
+                &"router-advertisement".into(),
+                &"advertisement".into(),
+                &ROUTER.into(),
+                &"02:00:00:00:00:09".into(),
+                &false.into()
+            ),
+            "{found}"
+        );
+        let counted = metrics(&bed);
+        assert!(counted.contains("farrier_rivals{kind=\"router-advertisement\"} 1"), "{counted}");
+        assert!(counted.contains("farrier_rivals{kind=\"dhcp\"} 0"), "{counted}");
+        let marked = marked_bad(&bed, ROUTER).expect("red on the page");
+        assert!(marked.contains("02:00:00:00:00:09") && marked.contains("port1"), "{marked}");
+        // "hold" is about who gives addresses.
+        let machine = bed.plug("02:00:00:00:00:01");
+        machine.boot_udhcpc();
+        // A router that says it is none any more is gone at once.
+        advertise(&router, 0);
+        eventually("it is gone", || rivals(&bed).is_empty().then_some(()));
+        assert_eq!(marked_bad(&bed, ROUTER), None);
+        let told = bed.farrier_json(&["event", "bridge"]);
+        let told = told.as_array().unwrap().iter().filter(|event| event["kind"] == "router-advertisement");
+        let words: Vec<_> = told.map(|event| (&event["event"], &event["address"])).collect();
+        let (came, gone, address) = ("rival-appeared".into(), "rival-gone".into(), ROUTER.into());
+        assert_eq!(words, [(&came, &address), (&gone, &address)]);
     });
 }
 

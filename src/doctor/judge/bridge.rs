@@ -1,9 +1,11 @@
-//! The bridge, its address, its ports, and what lies behind them.
+//! The bridge, its address, and what lies behind it.
 
 use std::time::Duration;
 
-use crate::doctor::facts::{BridgeFact, Facts, LinkFact};
-use crate::doctor::{Check, Finding, Mend};
+use super::ports::{self, is_virtual_end};
+use crate::doctor::facts::{BridgeFact, Facts, LinkFact, Refusal};
+use crate::doctor::{Check, Finding, Mend, Severity};
+use crate::net::hazards::Hazard;
 
 /// A port that comes up listens that long, and then learns that long again.
 const PHASES: u32 = 2;
@@ -29,27 +31,51 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         }
     };
     let Some(link) = links.iter().find(|link| link.name == *name) else { return vec![missing(facts)] };
-    let Some(bridge) = link.bridge else {
-        let what = format!("{name} is there and is no bridge");
-        let why = "farrier serves a bridge and nothing else";
-        let advice = format!("name a bridge as network.bridge, and make {name} a port of it");
-        return vec![
-            Finding::would_not_boot(Check::Bridge, name, what, why).mended_by([Mend::advice(advice)]),
-        ];
+    let mut findings = vec![up(link), address(facts, link, links)];
+    // A plain interface, where `network.allow` names it, has no ports and no spanning tree: what it is plugged into may.
+    let ports: Vec<&LinkFact> = match link.bridge {
+        Some(_) => links.iter().filter(|port| port.master.as_deref() == Some(name.as_str())).collect(),
+        None => vec![link],
     };
-    let ports: Vec<&LinkFact> =
-        links.iter().filter(|port| port.master.as_deref() == Some(name.as_str())).collect();
-    let mut findings = vec![
-        up(link),
-        address(facts, link, links),
-        spanning_tree(name, bridge, &ports),
-        bridge_ports(name, &ports),
-        checksums(name, &ports),
-        bridge_netfilter(facts, bridge),
-    ];
+    match link.bridge {
+        Some(bridge) => findings.extend([
+            spanning_tree(name, bridge, &ports),
+            ports::passing(name, bridge, &ports),
+            ports::checksums(name, &ports),
+            bridge_netfilter(facts, bridge),
+        ]),
+        None if facts.wanted.allowed.permits(Hazard::NotABridge) => {}
+        None => return vec![no_bridge(name)],
+    }
     findings.extend(shared_network(facts, &ports));
     findings.extend(nested(facts, &ports, links));
+    // Whatever it is, what `serve` refuses boots nobody.
+    let told = findings.iter().any(|finding| finding.severity == Severity::WouldNotBoot);
+    findings.extend(facts.refused.as_ref().filter(|_| !told).map(|refusal| refused(name, refusal)));
     findings
+}
+
+fn no_bridge(name: &str) -> Finding {
+    let what = format!("{name} is there and is no bridge");
+    let why = "farrier serves a bridge and nothing else";
+    let advice = format!(
+        "name a bridge as network.bridge, and make {name} a port of it; or write allow = [\"{}\"] under [network]",
+        Hazard::NotABridge.as_str()
+    );
+    Finding::would_not_boot(Check::Bridge, name, what, why).mended_by([Mend::advice(advice)])
+}
+
+/// In the words of `serve`, which name the way out.
+fn refused(name: &str, refusal: &Refusal) -> Finding {
+    let what = match refusal {
+        Refusal::Hazard(Hazard::NotABridge, _) => return no_bridge(name),
+        Refusal::Hazard(hazard, about) => format!("{name} is refused: {} ({about})", hazard.as_str()),
+        Refusal::Other(reason) => reason.clone(),
+    };
+    let advice =
+        format!("once that is mended: farrier config check --bridge, which looks at {name} as serve does");
+    Finding::would_not_boot(Check::Bridge, name, what, "farrier serve does not start on it")
+        .mended_by([Mend::advice(advice)])
 }
 
 fn missing(facts: &Facts) -> Finding {
@@ -117,8 +143,11 @@ fn spanning_tree(name: &str, bridge: BridgeFact, ports: &[&LinkFact]) -> Finding
     let what = format!("spanning tree keeps a port silent for {} s after it comes up", silence.as_secs());
     let why = "firmware, loader and kernel each reset the link, and give up before the port forwards";
     if silence > SILENCE_BEARABLE {
-        return Finding::would_not_boot(Check::SpanningTree, name, what, why)
-            .mended_by(spanning_tree_mends(name, ports));
+        return Finding::would_not_boot(Check::SpanningTree, name, what, why).mended_by(spanning_tree_mends(
+            name,
+            bridge.forward_delay,
+            ports,
+        ));
     }
     Finding::warning(
         Check::SpanningTree,
@@ -126,10 +155,11 @@ fn spanning_tree(name: &str, bridge: BridgeFact, ports: &[&LinkFact]) -> Finding
         what,
         "each link reset costs that much; firmware still comes through",
     )
+    .mended_by(spanning_tree_mends(name, bridge.forward_delay, ports))
 }
 
 /// One cable cannot make a loop; with more of them spanning tree may be what prevents one, and is only hurried.
-fn spanning_tree_mends(name: &str, ports: &[&LinkFact]) -> Vec<Mend> {
+fn spanning_tree_mends(name: &str, forward_delay: Duration, ports: &[&LinkFact]) -> Vec<Mend> {
     let cables = ports.iter().filter(|port| !is_virtual_end(port)).count();
     let set = ["ip", "link", "set", name, "type", "bridge"];
     if cables <= 1 {
@@ -139,86 +169,10 @@ fn spanning_tree_mends(name: &str, ports: &[&LinkFact]) -> Vec<Mend> {
         ];
     }
     let hundredths = (FORWARD_DELAY_MIN.as_millis() / 10).to_string();
-    vec![
-        Mend::safe(&[set.as_slice(), &["forward_delay", &hundredths]].concat()),
-        Mend::advice(format!("where no loop is possible: ip link set {name} type bridge stp_state 0")),
-    ]
-}
-
-/// The end of a virtual machine's or container's cable.
-fn is_virtual_end(port: &LinkFact) -> bool {
-    matches!(port.kind.as_str(), "tun" | "veth")
-}
-
-fn bridge_ports(name: &str, ports: &[&LinkFact]) -> Finding {
-    if ports.is_empty() {
-        let advice = format!("ip link set PORT master {name} up, with the port your machines are on");
-        return Finding::warning(
-            Check::BridgePorts,
-            name,
-            "the bridge has no port",
-            "no machine can reach it",
-        )
-        .mended_by([Mend::advice(advice)]);
-    }
-    let down: Vec<&str> = ports.iter().filter(|port| !port.up).map(|port| port.name.as_str()).collect();
-    if !down.is_empty() {
-        return Finding::warning(
-            Check::BridgePorts,
-            name,
-            format!("down: {}", down.join(", ")),
-            "machines behind them are not heard",
-        )
-        .mended_by(down.iter().map(|port| Mend::safe(&["ip", "link", "set", port, "up"])));
-    }
-    let silent: Vec<String> = ports
-        .iter()
-        .filter(|port| port.carrier)
-        .filter_map(|port| Some((port, port.port_state.as_deref()?)))
-        .filter(|(_, state)| *state != "forwarding")
-        .map(|(port, state)| format!("{} is {state}", port.name))
-        .collect();
-    if !silent.is_empty() {
-        let what = format!("not forwarding: {}", silent.join(", "));
-        return Finding::warning(
-            Check::BridgePorts,
-            name,
-            what,
-            "machines behind them are not heard until they forward",
-        );
-    }
-    if !ports.iter().any(|port| port.carrier) {
-        let what = format!("nothing is plugged in or powered on behind {}", list(ports));
-        return Finding::warning(Check::BridgePorts, name, what, "no machine can reach the bridge yet");
-    }
-    Finding::ok(Check::BridgePorts, name, format!("forwarding: {}", list(ports)))
-}
-
-fn list(ports: &[&LinkFact]) -> String {
-    /// A rack of virtual machines fills no screen.
-    const SHOWN: usize = 6;
-    let names: Vec<&str> = ports.iter().take(SHOWN).map(|port| port.name.as_str()).collect();
-    let more = ports.len().saturating_sub(SHOWN);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{more}", names.join(", "))
-}
-
-fn checksums(name: &str, ports: &[&LinkFact]) -> Finding {
-    let leaving: Vec<&LinkFact> = ports
-        .iter()
-        .copied()
-        .filter(|port| is_virtual_end(port) && port.checksum_offload == Some(true))
-        .collect();
-    if leaving.is_empty() {
-        return Finding::ok(Check::Checksums, name, "packets leave the bridge with whole checksums");
-    }
-    Finding::warning(
-        Check::Checksums,
-        name,
-        format!("checksums are left to {}, which have no hardware to finish them", list(&leaving)),
-        "firmware behind them may drop what farrier's TFTP and HTTP send as damaged; DHCP is sent whole",
-    )
-    .mended_by(leaving.iter().map(|port| Mend::ChecksumsBySoftware { port: port.name.clone() }))
+    let hurried = Mend::safe(&[set.as_slice(), &["forward_delay", &hundredths]].concat());
+    let ended =
+        Mend::advice(format!("where no loop is possible: ip link set {name} type bridge stp_state 0"));
+    if forward_delay > FORWARD_DELAY_MIN { vec![hurried, ended] } else { vec![ended] }
 }
 
 fn bridge_netfilter(facts: &Facts, bridge: BridgeFact) -> Finding {
@@ -259,23 +213,46 @@ fn bridge_netfilter(facts: &Facts, bridge: BridgeFact) -> Finding {
 fn shared_network(facts: &Facts, ports: &[&LinkFact]) -> Vec<Finding> {
     let name = &facts.wanted.bridge;
     let mut findings = Vec::new();
-    if facts.default_routes.contains(name) {
-        findings.push(
-            Finding::warning(
-                Check::SharedNetwork,
-                name,
-                "the default route leaves by this bridge: it is a part of the site's network",
-                "that network usually has a DHCP server already, and machines that are none of ours get answers",
-            )
-            .mended_by([Mend::advice("serve a bridge of its own, with the machines' ports and nothing else")]),
-        );
+    let lifted = |hazard: Hazard| format!("allow = [\"{}\"] under [network]", hazard.as_str());
+    const SITE: &str =
+        "that network usually has a DHCP server already, and machines that are none of ours get answers";
+    const APART: &str = "serve a bridge of its own, with the machines' ports and nothing else";
+    match &facts.refused {
+        Some(Refusal::Hazard(Hazard::DefaultRoute, route)) => {
+            let what =
+                format!("the host's default route ({route}) leaves by this bridge, and serve refuses it");
+            let lift = lifted(Hazard::DefaultRoute);
+            let advice = format!("{APART}; or write {lift}, if they are meant to be on that network");
+            findings.push(
+                Finding::would_not_boot(Check::SharedNetwork, name, what, SITE)
+                    .mended_by([Mend::advice(advice)]),
+            );
+        }
+        // Allowed; or learned from a router's advertisement, which decides nothing.
+        _ if facts.default_routes.contains(name) => {
+            let what = "a default route leaves by this bridge: it is a part of the site's network";
+            let finding = Finding::warning(Check::SharedNetwork, name, what, SITE);
+            findings.push(finding.mended_by([Mend::advice(APART)]));
+        }
+        _ => {}
     }
+    let allowed = facts.wanted.allowed.permits(Hazard::Wireless);
     for port in ports.iter().filter(|port| port.wireless) {
-        let what = format!("port {} is wireless", port.name);
+        let what = format!("{} is wireless", port.name);
         let why = "an access point drops frames of machines that did not log in to it themselves";
-        let finding = if ports.len() == 1 { Finding::would_not_boot } else { Finding::warning };
+        let finding = if allowed { Finding::warning } else { Finding::would_not_boot };
         let finding = finding(Check::SharedNetwork, port.name.clone(), what, why);
-        findings.push(finding.mended_by([Mend::advice("use a cable")]));
+        findings.push(match (allowed, port.master.is_some()) {
+            (true, _) => finding.mended_by([Mend::advice("use a cable")]),
+            (false, true) => finding.mended_by([
+                Mend::command(&["ip", "link", "set", &port.name, "nomaster"]),
+                Mend::advice(format!("or write {}", lifted(Hazard::Wireless))),
+            ]),
+            (false, false) => {
+                let advice = format!("use a cable, or write {}", lifted(Hazard::Wireless));
+                finding.mended_by([Mend::advice(advice)])
+            }
+        });
     }
     if findings.is_empty() {
         findings.push(Finding::ok(Check::SharedNetwork, name, "the bridge is the machines' own"));
@@ -316,7 +293,13 @@ fn nested(facts: &Facts, ports: &[&LinkFact], links: &[LinkFact]) -> Vec<Finding
         let silence = if beyond.spanning_tree { beyond.forward_delay * PHASES } else { Duration::ZERO };
         let what = format!("port {} leads to another bridge, {}", port.name, outer.name);
         let (why, mends) = match silence.is_zero() {
-            true => ("what that bridge carries, other DHCP servers among it, is heard here", Vec::new()),
+            true => (
+                "what that bridge carries, other DHCP servers among it, is heard here",
+                vec![Mend::advice(format!(
+                    "if nothing there is meant for the machines, take it off: ip link set {} nomaster",
+                    port.name
+                ))],
+            ),
             false => (
                 "that bridge's spanning tree keeps its ports silent for longer than firmware asks",
                 vec![Mend::command(&["ip", "link", "set", &outer.name, "type", "bridge", "stp_state", "0"])],

@@ -45,17 +45,20 @@ fn finding(door: &Door, bridge: &str) -> Option<Finding> {
                 who.join(", ")
             };
             let what = format!("{} ({name}) is taken by {who}", door.service);
-            let mends = holders.iter().flat_map(|holder| way_out(holder, bridge));
+            let mends: Vec<Mend> = match holders.as_slice() {
+                [] => vec![Mend::advice(format!(
+                    "as root, `ss -lnp 'sport = :{}'` tells whose it is: stop that, or keep it off {bridge}",
+                    door.port
+                ))],
+                holders => holders.iter().flat_map(|holder| way_out(holder, bridge)).collect(),
+            };
             Some(Finding::would_not_boot(Check::Sockets, &name, what, WHY).mended_by(mends))
         }
         DoorState::Refused(error) => {
             let what = format!("{} ({name}) cannot be opened: {error}", door.service);
-            Some(Finding::would_not_boot(
-                Check::Sockets,
-                &name,
-                what,
-                "farrier does not start without its ports",
-            ))
+            let why = "farrier does not start without its ports";
+            let advice = "run it as root, or by the systemd unit, which gives the right to open it";
+            Some(Finding::would_not_boot(Check::Sockets, &name, what, why).mended_by([Mend::advice(advice)]))
         }
     }
 }

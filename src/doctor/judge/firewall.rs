@@ -55,12 +55,12 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     }
     let mut findings: Vec<Finding> = blocks.iter().map(|block| finding(block, name)).collect();
     for unread in &facts.firewall.unread {
-        findings.push(Finding::warning(
-            Check::Firewall,
-            "rules",
-            format!("not all rules could be read: {unread}"),
-            "a rule that drops DHCP, TFTP or HTTP would not be noticed here",
-        ));
+        let what = format!("not all rules could be read: {unread}");
+        let why = "a rule that drops DHCP, TFTP or HTTP would not be noticed here";
+        let advice = "as root, with nftables and iptables installed, ask again; or look yourself: `nft list ruleset`, \
+                      `iptables-save`";
+        findings
+            .push(Finding::warning(Check::Firewall, "rules", what, why).mended_by([Mend::advice(advice)]));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(Check::Firewall, name, "DHCP, PXE, TFTP and HTTP pass"));
