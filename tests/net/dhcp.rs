@@ -484,7 +484,7 @@ fn a_flood_of_strangers_leaves_no_nodes_and_gets_its_share() {
         clock,
     })
     .unwrap();
-    let (flood, share) = (120, 201 / 4);
+    let (flood, share) = (120, 201 / 2 / 4);
     for round in 1..=2 {
         for client in 1..=flood {
             wire.send(&broadcast(client, DISCOVER, None));
