@@ -120,6 +120,12 @@ impl Wire {
         Wire { socket, mac: MacAddr(link.addr().unwrap()), capture: None }
     }
 
+    /// For tests whose payloads are made up: tshark would find fault with them.
+    pub fn undissected(mut self) -> Wire {
+        self.capture = None;
+        self
+    }
+
     pub fn send(&self, frame: &[u8]) {
         assert_eq!(nix::unistd::write(&self.socket, frame).unwrap(), frame.len());
     }

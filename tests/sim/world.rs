@@ -237,7 +237,9 @@ impl World {
             }
             if self.players.iter().all(Player::is_served) {
                 let since = *served_at.get_or_insert(self.now);
-                if self.now > since + SETTLING {
+                // Something may have been handed to the disk just now; it need not take as long again.
+                let settled = if self.waiting() == 0 { SETTLING } else { 2 * SETTLING };
+                if self.now > since + settled {
                     return self.conclude();
                 }
             } else {
@@ -252,10 +254,15 @@ impl World {
         Err("nothing more happens".to_owned())
     }
 
+    /// What waits for the disk.
+    fn waiting(&self) -> usize {
+        self.calls.len() + self.approvals.len() + self.disk.waiting()
+    }
+
     fn conclude(&mut self) -> Result<(), String> {
         self.say("all are served");
         if let Some(appliance) = &self.appliance {
-            let waiting = self.calls.len() + self.approvals.len() + self.disk.waiting();
+            let waiting = self.waiting();
             if waiting > 0 {
                 return Err(format!("{waiting} things still wait for the disk"));
             }
