@@ -36,6 +36,7 @@ const PEER_PORT: u16 = 8_080;
 pub fn measure(size: u64, machines: usize, rounds: u64) {
     let mut bed = TestBed::new("[boot]\nprofile = \"vm\"\n");
     bed.quiet = true;
+    bed.is_captured = false;
     bed.publish("vm", &pattern(1000), &pattern(2000));
     let stored = import(&bed, size);
     bed.start_server();

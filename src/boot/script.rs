@@ -350,6 +350,21 @@ pub(crate) mod tests {
         commands
     }
 
+    /// What somebody may write where a word is wanted, up to 4 KiB: words, near words, and all that means something to a
+    /// loader.
+    pub(crate) fn anything() -> impl Strategy<Value = String> {
+        prop_oneof![
+            6 => "[ -~]{1,24}",
+            6 => "[a-z.]{1,9}=[!-~]{0,40}",
+            6 => "[a-z0-9][a-z0-9-]{0,70}",
+            3 => r#"(\n|\r|\t| |\$\{|\}|&&|\|\||["'`;#\\<>()]|[a-z=]{1,9}){1,40}"#,
+            1 => r#"(\n|\$\{|\}|&&|\|\||["'`;#\\]|[a-z=]{1,9}){40,800}"#,
+            1 => ".{0,300}",
+            1 => "[a-z=/.-]{240,270}",
+            1 => "[!-~]{3900,4096}",
+        ]
+    }
+
     /// The words that read back as the kernel's, and every other command of the text.
     pub(crate) fn split_kernel(text: &str, read: Reader, keyword: &str) -> (Commands, Commands) {
         text.lines().flat_map(read).partition(|command| command.first().is_some_and(|word| word == keyword))
@@ -458,7 +473,7 @@ pub(crate) mod tests {
     proptest! {
         /// Whatever an operator writes is refused, or comes out as exactly one word on exactly one line.
         #[test]
-        fn an_accepted_argument_is_one_word_of_one_line(text in ".{0,300}") {
+        fn an_accepted_argument_is_one_word_of_one_line(text in anything()) {
             if let Ok(argument) = text.parse::<KernelArgument>() {
                 let (ipxe, grub) = rendered(&[argument]);
                 let (plain_ipxe, plain_grub) = rendered(&[]);
@@ -475,7 +490,7 @@ pub(crate) mod tests {
         /// that were accepted, in order; and all else as it is without them.
         #[test]
         fn p_22_accepted_arguments_read_back_as_the_words_they_were(
-            texts in proptest::collection::vec("[ -~]{1,24}|.{0,300}|[a-z.]{1,9}=[!-~]{0,40}", 0..6),
+            texts in proptest::collection::vec(anything(), 0..6),
         ) {
             let arguments: Vec<KernelArgument> = texts.iter().filter_map(|text| text.parse().ok()).collect();
             let words: Vec<&str> = arguments.iter().map(KernelArgument::as_str).collect();
@@ -495,6 +510,33 @@ pub(crate) mod tests {
                 let ours = kernel[0].len() - 3;
                 prop_assert_eq!(&kernel[0][before..ours], &words[..]);
                 prop_assert!(kernel[0][ours..].iter().all(|word| word.starts_with("farrier.")));
+            }
+        }
+
+        /// A node may be called whatever is accepted as its name: each loader reads the same commands as for any other
+        /// name, and in place of that one this one.
+        #[test]
+        fn an_accepted_name_reads_back_as_the_name_it_was(text in anything()) {
+            const PLAIN: &str = "anvil9";
+            if let Ok(name) = text.parse::<NodeName>() {
+                prop_assert!(name.as_str() == text);
+                let plain: NodeName = PLAIN.parse().unwrap();
+                let pxelinux: Reader =
+                    |line| vec![line.split_ascii_whitespace().map(str::to_owned).collect()];
+                let renderings: [(Renderer, Reader); 3] =
+                    [(render_ipxe, commands_of_ipxe), (render_grub, commands_of_grub), (render_pxelinux, pxelinux)];
+                for plan in [ScriptPlan::Ramdisk, ScriptPlan::AwaitApproval, ScriptPlan::LocalDisk] {
+                    for (render, read) in renderings {
+                        let read_back = |name| -> Commands {
+                            let given = ScriptContext { node: Some(name), ..context(&[]) };
+                            render(plan, &given).lines().flat_map(read).collect()
+                        };
+                        let mut expected = read_back(&plain);
+                        prop_assert!(expected.iter().flatten().any(|word| word.contains(PLAIN)));
+                        expected.iter_mut().flatten().for_each(|word| *word = word.replace(PLAIN, &text));
+                        prop_assert_eq!(read_back(&name), expected);
+                    }
+                }
             }
         }
     }

@@ -1,12 +1,7 @@
-//! Classic pcap files of Ethernet frames: a reader, down to the DHCP datagrams clients sent, and a writer.
+//! Reads classic pcap files of Ethernet frames, down to the DHCP datagrams clients sent.
 
-use std::io::Write;
 use std::net::SocketAddrV4;
-use std::os::fd::AsRawFd;
-use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, bind, setsockopt, socket, sockopt};
+use std::time::Duration;
 
 use pnet_packet::Packet;
 use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
@@ -79,38 +74,4 @@ fn udp(frame: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, Vec<u8>)> {
         SocketAddrV4::new(ip.get_destination(), udp.get_destination()),
         payload.to_vec(),
     ))
-}
-
-/// Writes every frame that crosses `interface` from now on into `file`, each as it comes, until this process ends.
-pub fn start(interface: &str, file: &Path) {
-    let link = nix::ifaddrs::getifaddrs()
-        .expect("interfaces")
-        .filter(|found| found.interface_name == interface)
-        .find_map(|found| found.address?.as_link_addr().copied())
-        .expect("a link address");
-    let wire = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
-        .expect("a packet socket");
-    bind(wire.as_raw_fd(), &link).expect("bound to the bridge");
-    setsockopt(&wire, sockopt::RcvBuf, &(8 << 20)).expect("a buffer");
-    let mut file = std::fs::File::create(file).expect("a capture file");
-    let mut head = MAGIC.to_vec();
-    for (number, width) in [(2, 2), (4, 2), (0, 4), (0, 4), (262_144, 4), (LINKTYPE_ETHERNET, 4)] {
-        head.extend_from_slice(&number.to_le_bytes()[..width]);
-    }
-    file.write_all(&head).expect("written");
-    std::thread::spawn(move || {
-        // A frame that is to be cut by the card (TCP segmentation offload) comes whole.
-        let mut frame = vec![0; 70_000];
-        loop {
-            let Ok(length) = nix::unistd::read(&wire, &mut frame) else { continue };
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let (secs, length) = (at.as_secs() as u32, length as u32);
-            let mut record = Vec::with_capacity(RECORD_HEADER_LEN + length as usize);
-            for number in [secs, at.subsec_micros(), length, length] {
-                record.extend_from_slice(&number.to_le_bytes());
-            }
-            record.extend_from_slice(&frame[..length as usize]);
-            file.write_all(&record).expect("written");
-        }
-    });
 }

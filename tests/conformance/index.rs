@@ -61,16 +61,23 @@ fn functions(path: &PathBuf) -> Vec<(String, String)> {
     names.map(|name| (file.clone(), name.to_owned())).collect()
 }
 
-/// The table: id → the tests and words in its second column. The third says in what the tests fall short of the check.
-fn index() -> BTreeMap<String, String> {
+struct Row {
+    /// The tests, and words.
+    told: String,
+    /// In what they fall short of the check.
+    weaker: String,
+}
+
+/// The table, by id.
+fn index() -> BTreeMap<String, Row> {
     let text = fs::read_to_string(root().join("tests/conformance/INDEX.md")).unwrap();
     let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| id"));
     let mut index = BTreeMap::new();
     for row in rows {
         let cells: Vec<&str> = row[1..row.len() - 1].split('|').map(str::trim).collect();
-        let [id, told, _weaker] = cells[..] else { panic!("three columns: {row}") };
-        let (id, told) = (id.to_owned(), told.to_owned());
-        assert!(index.insert(id.clone(), told).is_none(), "{id} is there twice");
+        let [id, told, weaker] = cells[..] else { panic!("three columns: {row}") };
+        let row = Row { told: told.to_owned(), weaker: weaker.to_owned() };
+        assert!(index.insert(id.to_owned(), row).is_none(), "{id} is there twice");
     }
     index
 }
@@ -89,7 +96,7 @@ fn every_check_has_its_place_in_the_index() {
     let index = index();
     let listed: BTreeSet<String> = index.keys().cloned().collect();
     assert_eq!(listed, all_ids());
-    for (id, told) in &index {
+    for (id, Row { told, .. }) in &index {
         let waits = told.starts_with("waits: ") && told.len() > "waits: ".len();
         assert!(waits || !named_in(told).is_empty(), "{id} has neither a test nor a reason: {told:?}");
     }
@@ -97,8 +104,8 @@ fn every_check_has_its_place_in_the_index() {
 
 #[test]
 fn every_test_in_the_index_exists() {
-    for (id, told) in index() {
-        for (file, name) in named_in(&told) {
+    for (id, row) in index() {
+        for (file, name) in named_in(&row.told) {
             let path = root().join(&file);
             assert!(path.is_file(), "{id}: {file} is gone");
             assert!(functions(&path).iter().any(|(_, other)| *other == name), "{id}: no `{name}` in {file}");
@@ -111,11 +118,37 @@ fn every_numbered_test_is_in_the_index() {
     let index = index();
     for (file, name) in numbered_tests() {
         for id in ids_of(&name) {
-            let told = index.get(&id).unwrap_or_else(|| panic!("{file}::{name}: there is no {id}"));
+            let row = index.get(&id).unwrap_or_else(|| panic!("{file}::{name}: there is no {id}"));
             assert!(
-                named_in(told).contains(&(file.clone(), name.clone())),
+                named_in(&row.told).contains(&(file.clone(), name.clone())),
                 "{id} does not name {file}::{name}"
             );
+        }
+    }
+}
+
+#[test]
+fn every_test_in_the_index_begins_with_its_number() {
+    for (id, Row { told, weaker }) in index() {
+        // What is there before its time, or tests only the code, may be called what it is.
+        if told.contains("later") || weaker.contains("unit test") {
+            continue;
+        }
+        for (file, name) in named_in(&told) {
+            assert!(ids_of(&name).contains(&id), "{id}: {file}::{name} does not begin with it");
+        }
+    }
+}
+
+/// Where only the servers run, in the process of the test and by its settings, the program itself is not what is tested.
+#[test]
+fn a_check_without_the_program_is_said_to_be_one() {
+    const IN_PROCESS: [&str; 3] = ["tests/net/", "tests/tftp/", "tests/http/"];
+    for (id, Row { told, weaker }) in index() {
+        let named = named_in(&told);
+        let is_in_process = |(file, _): &(String, String)| IN_PROCESS.iter().any(|it| file.starts_with(it));
+        if !named.is_empty() && named.iter().all(is_in_process) {
+            assert!(weaker.contains("in the test's process"), "{id} is not tested against the program");
         }
     }
 }

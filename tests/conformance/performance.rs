@@ -142,6 +142,7 @@ fn h_13_an_image_comes_about_as_fast_and_as_cheaply_as_from_nginx() {
     by_itself("h_13_an_image_comes_about_as_fast_and_as_cheaply_as_from_nginx", || {
         let mut bed = TestBed::new("");
         bed.quiet = true;
+        bed.is_captured = false;
         bed.publish("metal", &vec![7; IMAGE_SIZE], b"ramdisk");
         // The same file, and so the same pages in memory.
         let tree = bed.path("tree/image/metal");
@@ -280,6 +281,7 @@ fn h_14_downloads_that_fill_the_link_hold_up_neither_dhcp_nor_scripts() {
         const MAC: &str = "02:00:00:00:00:01";
         let mut bed = TestBed::new(&format!("[dhcp]\npool = \"192.168.77.10-192.168.77.250\"\n{STRANGERS}"));
         bed.quiet = true;
+        bed.is_captured = false;
         bed.publish("metal", &vec![7; IMAGE_SIZE], b"ramdisk");
         bed.start_server();
         assert!(bed.farrier(&["node", "add", MAC]).status.success());
@@ -370,6 +372,7 @@ fn r_09_a_thousand_durable_exchanges_a_second_are_answered_however_many_leases_t
     by_itself(name, || {
         let mut bed = TestBed::on("192.168.77.2/12", &format!("{POOL}{STRANGERS}"));
         bed.quiet = true;
+        bed.is_captured = false;
         let machine = bed.plug("02:00:00:00:00:01");
         let agent = relay_agent(&machine, Ipv4Addr::new(192, 168, 77, 254), 12);
         // 10 ms is the promise; the disk is everybody's as well.

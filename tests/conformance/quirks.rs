@@ -275,3 +275,8 @@ fn p_20_files_are_sent_no_faster_than_a_node_takes_them() {
         assert!(free < one);
     });
 }
+
+#[test]
+fn replies_dissect_without_a_mark() {
+    GROUP.dissect();
+}

@@ -114,6 +114,7 @@ fn r_12_soak() {
         let mut bed = TestBed::new(POOL);
         bed.publish("metal", &pattern(1 << 20), &pattern(4 << 20));
         bed.quiet = true;
+        bed.is_captured = false;
         bed.start_server();
         let relay = plug_relay(&mut bed);
         let loader = bed.plug("02:00:00:00:0c:01");

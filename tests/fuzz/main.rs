@@ -118,7 +118,7 @@ fn run(target: Target, long: Duration) -> Result<usize, String> {
 }
 
 #[test]
-fn nothing_that_comes_in_breaks_anything() {
+fn s_16_nothing_that_comes_in_breaks_anything() {
     let seconds = std::env::var("FUZZ_SECONDS").map_or(SECONDS, |text| text.parse().expect("FUZZ_SECONDS=n"));
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());

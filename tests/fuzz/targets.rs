@@ -27,6 +27,7 @@ use farrier::net::MacAddr;
 use farrier::node::registry::{Registry, RegistrySettings};
 use farrier::node::roster::{self, Format};
 use farrier::node::token::TokenKey;
+use farrier::operator::access::documents;
 use farrier::operator::api;
 use farrier::store::Store;
 use farrier::store::memory::MemoryStore;
@@ -528,13 +529,19 @@ fn api_bodies(data: &[u8]) {
         }
     }
     let (document, body) = choice(data);
-    match document % 7 {
+    match document % 13 {
         0 => read::<api::RegisterRequest>(body),
         1 => read::<api::NodePatch>(body),
         2 => read::<api::NodePut>(body),
         3 => read::<api::OrderRequest>(body),
         4 => read::<api::ImportRequest>(body),
         5 => read::<api::ReservationPut>(body),
+        7 => read::<api::DeployRequest>(body),
+        8 => read::<api::CleanRequest>(body),
+        9 => read::<api::RescueRequest>(body),
+        10 => read::<api::AssignRequest>(body),
+        11 => read::<documents::TokenRequest>(body),
+        12 => read::<documents::LoginLinkRequest>(body),
         _ => {
             let text = String::from_utf8_lossy(body);
             let _ = text.parse::<farrier::node::registry::NodeRef>();

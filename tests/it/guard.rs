@@ -351,28 +351,38 @@ fn a_server_of_this_host_that_holds_our_port_is_named_at_start() {
     });
 }
 
-/// The ports among `range` of the appliance that nmap, run on this machine, does not find closed. Closed is what all others
+/// The ports among `range` of that address that nmap, run on this machine, does not find closed. Closed is what all others
 /// must be, not silent: that could be a filter. Otherwise all that nmap said.
-fn scan(machine: &ClientMachine, how: &[&str], range: &str) -> Result<Vec<u16>, String> {
-    let address = SERVER.to_string();
-    let what = ["-n", "-Pn", "-p", range, "--host-timeout", "60s", "-oG", "-", address.as_str()];
+fn scan(machine: &ClientMachine, address: &str, how: &[&str], range: &str) -> Result<Vec<u16>, String> {
+    let what = ["-n", "-Pn", "-p", range, "--host-timeout", "60s", "-oG", "-", address];
     let report = machine.run("nmap", &[how, &what].concat());
     let told =
         report.lines().find_map(|line| line.split_once("\tPorts: ")?.1.split_once("\tIgnored State: "));
     let Some((ports, _)) = told.filter(|(_, ignored)| ignored.starts_with("closed (")) else {
         return Err(report);
     };
-    let mut found: Vec<u16> =
-        ports.split(", ").map(|port| port.split('/').next().unwrap().parse().unwrap()).collect();
+    let open = ports.trim().split(", ").filter(|port| !port.is_empty());
+    let mut found: Vec<u16> = open.map(|port| port.split('/').next().unwrap().parse().unwrap()).collect();
     found.sort_unstable();
     Ok(found)
 }
 
 /// What a scan finds is exactly this. It is made again if it is not: of tens of thousands of answers one may be lost.
-fn finds(machine: &ClientMachine, how: &[&str], range: &str, ports: &[u16]) {
-    if scan(machine, how, range).as_deref() != Ok(ports) {
-        assert_eq!(scan(machine, how, range).as_deref(), Ok(ports), "nmap {how:?} {range}");
+fn finds(machine: &ClientMachine, address: &str, how: &[&str], range: &str, ports: &[u16]) {
+    if scan(machine, address, how, range).as_deref() != Ok(ports) {
+        let again = scan(machine, address, how, range);
+        assert_eq!(again.as_deref(), Ok(ports), "nmap {how:?} {range} {address}");
     }
+}
+
+/// The address the bridge gave itself, once it is sure that nobody else has it.
+fn link_local() -> String {
+    eventually("the bridge's link-local address", || {
+        let told = run("ip", &["-6", "-o", "addr", "show", "dev", "br0", "scope", "link", "-tentative"]);
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let address = told.split_whitespace().skip_while(|word| *word != "inet6").nth(1)?;
+        Some(address.split('/').next()?.to_owned())
+    })
 }
 
 #[test]
@@ -396,7 +406,12 @@ fn s_01_a_machine_reaches_the_boot_plane_and_nothing_else() {
             let to = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), 8067));
             assert!(TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_err());
         });
-        finds(&machine, &["-sT", "--min-rate", "10000"], "1-65535", &[80]);
+        let (server, connects) = (SERVER.to_string(), ["-sT", "--min-rate", "10000"]);
+        finds(&machine, &server, &connects, "1-65535", &[80]);
+        // By IPv6 machines hear router advertisements, and reach nothing. (udhcpc's script took all addresses away.)
+        machine.run("ip", &["-6", "addr", "add", "fe80::1/64", "dev", "eth0", "nodad"]);
+        let by_ipv6 = [&["-6"], &connects[..]].concat();
+        finds(&machine, &format!("{}%eth0", link_local()), &by_ipv6, "1-65535", &[]);
         // A host tells of closed UDP ports once a second; here of all, else they could not be told from those that are
         // open and say nothing.
         std::fs::write("/proc/sys/net/ipv4/icmp_ratemask", "0").unwrap();
@@ -416,7 +431,7 @@ fn s_01_a_machine_reaches_the_boot_plane_and_nothing_else() {
         // `ss` told of all ports; nmap, which waits for each, is asked for those of services and the ones that are open.
         let named: Vec<String> = transfers.iter().filter(|port| **port > 4096).map(u16::to_string).collect();
         let range = format!("1-4096,8067,{}", named.join(","));
-        finds(&machine, &["-sU", "--min-rate", "2000"], &range, &transfers);
+        finds(&machine, &server, &["-sU", "--min-rate", "2000"], &range, &transfers);
         // Nothing of the operator's is served on the one that is open.
         for path in ["api/v1/status", "metrics", "readyz", "healthz", "login", ""] {
             let url = format!("http://{SERVER}/{path}");

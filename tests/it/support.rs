@@ -11,6 +11,11 @@ use std::time::{Duration, Instant};
 use farrier::boot::loader::LoaderTable;
 use farrier::image::library::{Library, Manifest};
 
+#[path = "dissect.rs"]
+pub mod dissect;
+
+use dissect::{Capture, Keep};
+
 /// Longer than anything here takes, on a busy machine; only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
@@ -98,6 +103,9 @@ pub struct TestBed {
     server: Option<Process>,
     /// Log warnings only: a long run would log gigabytes.
     pub quiet: bool,
+    /// What crosses the bridge is kept, and dissected in the end; a run that moves gigabytes does without.
+    pub is_captured: bool,
+    capture: Option<Capture>,
     cables: usize,
 }
 
@@ -115,6 +123,8 @@ impl TestBed {
             directory: tempfile::tempdir().expect("a temporary directory"),
             server: None,
             quiet: false,
+            is_captured: true,
+            capture: None,
             cables: 0,
         };
         bed.configure(extra_configuration);
@@ -150,6 +160,9 @@ impl TestBed {
 
     /// Starts `farrier serve` and waits until it says it is ready.
     pub fn start_server(&mut self) {
+        if self.is_captured && self.capture.is_none() {
+            self.capture = Some(Capture::start("br0", &self.path("bridge.pcap"), Keep::Beginnings));
+        }
         let notify_path = self.path("notify.sock");
         let _ = fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(&notify_path).expect("a notification socket");
@@ -258,6 +271,12 @@ impl Drop for TestBed {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- what the appliance said ---\n{}", self.log());
+            return;
+        }
+        self.kill_server();
+        if let Some(capture) = self.capture.take() {
+            let frames = capture.insist();
+            assert!(frames > 0 || self.cables == 0, "nothing that the appliance sent was captured");
         }
     }
 }

@@ -85,6 +85,7 @@ fn a_broadcast_answer_leaves_from_our_address() {
         return;
     }
     let (bridge, wire) = make_bridge("br0", "192.168.2.2/24");
+    let wire = wire.undissected();
     // The kernel's own choice of source would be the first address.
     ip("addr flush dev br0");
     ip("addr add 10.9.9.9/8 dev br0");

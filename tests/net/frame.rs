@@ -11,6 +11,7 @@ fn a_frame_reaches_its_station_without_arp() {
         return;
     }
     let (bridge, wire) = make_bridge("br0", "192.168.2.2/24");
+    let wire = wire.undissected();
     let sender = FrameSender::open(&bridge).unwrap();
     let station = MacAddr([0x52, 0x54, 0, 0, 0, 9]);
     let offers: Vec<Vec<u8>> = (0..3_u8).map(|number| vec![number; 300 + usize::from(number)]).collect();

@@ -6,6 +6,8 @@
 mod advertise;
 mod bridge;
 mod dhcp;
+#[path = "../it/dissect.rs"]
+mod dissect;
 mod frame;
 mod guard;
 mod link_local;

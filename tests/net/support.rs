@@ -14,6 +14,9 @@ use farrier::net::{Bridge, MacAddr};
 use ipnetwork::Ipv4Network;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, bind, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use tempfile::TempDir;
+
+use crate::dissect::{Capture, Keep};
 
 /// Longest wait for something that must happen.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -46,13 +49,18 @@ pub fn ip(words: &str) {
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Makes `name`, up, with the address, and with the port `{name}p`; returns the port's far end, `{name}s`.
+/// Makes `name`, up, with the address, and with the port `{name}p`; returns the port's far end, `{name}s`. What the bridge's
+/// side sends is dissected when that is dropped.
 pub fn make_bridge(name: &str, address: &str) -> (Bridge, Wire) {
     ip(&format!("link add {name} type bridge"));
     ip(&format!("addr add {address} dev {name}"));
     ip(&format!("link set {name} up"));
     let station = attach(name, name);
-    (Bridge::find(&bridge_name(name), network(address)).unwrap(), Wire::open(&station))
+    let mut wire = Wire::open(&station);
+    let folder = tempfile::tempdir().unwrap();
+    let capture = Capture::start(name, &folder.path().join("bridge.pcap"), Keep::Beginnings);
+    wire.capture = Some((capture, folder));
+    (Bridge::find(&bridge_name(name), network(address)).unwrap(), wire)
 }
 
 /// Plugs a veth pair into the bridge; returns the name of the far end, which is up and says nothing by itself.
@@ -83,6 +91,17 @@ pub fn network(text: &str) -> Ipv4Network {
 pub struct Wire {
     socket: OwnedFd,
     pub mac: MacAddr,
+    capture: Option<(Capture, TempDir)>,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if let Some((capture, _folder)) = self.capture.take()
+            && !thread::panicking()
+        {
+            capture.insist();
+        }
+    }
 }
 
 impl Wire {
@@ -98,7 +117,13 @@ impl Wire {
         // The link address carries protocol 0: the one the socket was made with stays.
         bind(socket.as_raw_fd(), &link).unwrap();
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).unwrap();
-        Wire { socket, mac: MacAddr(link.addr().unwrap()) }
+        Wire { socket, mac: MacAddr(link.addr().unwrap()), capture: None }
+    }
+
+    /// For tests whose payloads are made up: tshark would find fault with them.
+    pub fn undissected(mut self) -> Wire {
+        self.capture = None;
+        self
     }
 
     pub fn send(&self, frame: &[u8]) {

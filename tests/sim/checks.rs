@@ -1,4 +1,5 @@
-//! What must hold after every step, whatever the network, the disk and the power did.
+//! What must hold after every step, whatever the network, the disk and the power did. (Timelines are looked at every
+//! [`TIMELINES_EVERY`] steps and at the end: each look copies all of them, and they grow by an event a step at most.)
 //!
 //! - no two clients use one address at once
 //! - an ACK leaves only after its lease was synced, or for what is left of a synced one; and a call's 200 only after its node was
@@ -25,6 +26,8 @@ use crate::disk::{Disk, QUEUE_MAX};
 
 /// How long a reply may have waited for the disk, at the most, since it was decided on.
 const WAITED_MAX: Duration = Duration::from_secs(60);
+/// Steps.
+pub const TIMELINES_EVERY: u64 = 64;
 const OPTION_REQUESTED_ADDRESS: u8 = 50;
 const OPTION_LEASE_TIME: u8 = 51;
 
@@ -42,7 +45,6 @@ struct Use {
 pub struct Checks {
     uses: BTreeMap<Ipv4Addr, Use>,
     forward_at: Option<u64>,
-    replies: u64,
     pub acks: u64,
     pub most_waiting: usize,
 }
@@ -95,9 +97,7 @@ impl Checks {
                 ));
             }
         }
-        self.replies += 1;
-        // Reading a timeline copies it.
-        if report.class.wants_boot() && self.replies.is_multiple_of(8) {
+        if report.class.wants_boot() {
             has_event(appliance, report)?;
         }
         Ok(())
@@ -222,6 +222,13 @@ impl Checks {
         if most > QUEUE_MAX {
             return Err(format!("{most} batches waited"));
         }
+        if appliance.transfers() > 0 && appliance.tftp_deadline().is_none() {
+            return Err("a TFTP transfer waits for nothing".to_owned());
+        }
+        Ok(())
+    }
+
+    pub fn timelines(&self, appliance: &Appliance) -> Result<(), String> {
         let mut events = 0;
         for node in appliance.registry.nodes() {
             let boots = appliance.registry.boots(node.id);
@@ -233,9 +240,6 @@ impl Checks {
         }
         if events > TIMELINE_EVENTS_MAX {
             return Err(format!("{events} events are kept"));
-        }
-        if appliance.transfers() > 0 && appliance.tftp_deadline().is_none() {
-            return Err("a TFTP transfer waits for nothing".to_owned());
         }
         Ok(())
     }

@@ -8,6 +8,20 @@
 //!                                         delays
 //! ```
 //!
+//! The appliance is the product's own cores, put together as it does: DHCP server, lease table and desk; registry with
+//! timelines and tokens; boot content and scripts; TFTP transfers; the agents' calls. What it is not, and who tests that:
+//!
+//! - sockets, threads, hyper and the wire format of HTTP: `tests/it`, `tests/http`, `tests/tftp`, `tests/conformance`
+//! - the guard of the bridge, rivals and asking by ARP before an offer: `tests/net`, `tests/it/guard.rs`, `tests/it/conflicts.rs`
+//! - the operator's API and page: `tests/it/operator.rs`, `tests/page`
+//! - installing a system: `tests/it/agent_install.rs`, `tests/lab`
+//! - SQLite and files: the disk is a model that keeps what SQLite promises. The store itself: `tests/faults/power.rs`,
+//!   `disk.rs`, `damage.rs`, and kills of the whole program in `tests/faults/crashes.rs`
+//!
+//! The power goes between two events, never inside one: an event is one call into a core, and cores do not wait. What
+//! waits is the disk, and the power goes while it does, with none, some or all of what was written kept. The clock jumps
+//! when the appliance starts, since that is when it reads it; `tests/faults/clock.rs` does that to the program.
+//!
 //! One number decides everything, so that a failure is had again with one command, which is printed. (Node ids and
 //! tokens are random all the same; nothing here depends on their value.)
 //!

@@ -78,7 +78,7 @@ impl Plan {
         Settings {
             mode: DhcpMode::Server,
             bootp: false,
-            strangers: StrangerLimits { share: 100, ..StrangerLimits::default() },
+            strangers: StrangerLimits::default(),
             network: ipnetwork::Ipv4Network::new(SERVER, 16).expect("a prefix"),
             gateway: None,
             dns: Vec::new(),

@@ -23,7 +23,7 @@ use farrier::storm::message::{self, Identity};
 use farrier::storm::random::Stream;
 
 use crate::appliance::{Appliance, Begun, Call};
-use crate::checks::Checks;
+use crate::checks::{Checks, TIMELINES_EVERY};
 use crate::disk::{Disk, Fate};
 use crate::plan::{Plan, below, pick};
 use crate::player::{Order, Player};
@@ -33,6 +33,10 @@ const PATIENCE: u64 = 45 * 60 * 1000;
 /// The wall clock of the first start.
 const EPOCH: u64 = 1_795_000_000_000;
 const TICK: u64 = 5000;
+/// By how much the wall clock is off after a restart, seconds: a step of NTP, a time zone, a battery that is empty.
+const JUMPS: [i64; 6] = [1, 60, 3600, 86_400, 31_536_000, TEN_YEARS];
+const TEN_YEARS: i64 = 315_576_000;
+const SKEW_MAX: i64 = TEN_YEARS * 1000;
 /// Nodes that could not be saved are saved by a tick; the last ones after the last machine was served.
 const SETTLING: u64 = 4 * TICK;
 /// Far beyond what any seed needs: a run that goes in circles is a finding.
@@ -219,6 +223,12 @@ impl World {
             self.step(next)?;
             self.settle()?;
             steps += 1;
+            if let Some(appliance) = &self.appliance {
+                self.checks.bounds(appliance, &self.disk)?;
+                if steps.is_multiple_of(TIMELINES_EVERY) {
+                    self.checks.timelines(appliance)?;
+                }
+            }
             if steps > STEPS_MAX {
                 return Err(format!("{STEPS_MAX} steps, and no end"));
             }
@@ -227,7 +237,9 @@ impl World {
             }
             if self.players.iter().all(Player::is_served) {
                 let since = *served_at.get_or_insert(self.now);
-                if self.now > since + SETTLING {
+                // Something may have been handed to the disk just now; it need not take as long again.
+                let settled = if self.waiting() == 0 { SETTLING } else { 2 * SETTLING };
+                if self.now > since + settled {
                     return self.conclude();
                 }
             } else {
@@ -242,15 +254,20 @@ impl World {
         Err("nothing more happens".to_owned())
     }
 
+    /// What waits for the disk.
+    fn waiting(&self) -> usize {
+        self.calls.len() + self.approvals.len() + self.disk.waiting()
+    }
+
     fn conclude(&mut self) -> Result<(), String> {
         self.say("all are served");
         if let Some(appliance) = &self.appliance {
-            let waiting = self.calls.len() + self.approvals.len() + self.disk.waiting();
+            let waiting = self.waiting();
             if waiting > 0 {
                 return Err(format!("{waiting} things still wait for the disk"));
             }
             self.checks.memory_is_on_disk(appliance, &self.disk)?;
-            self.checks.bounds(appliance, &self.disk)?;
+            self.checks.timelines(appliance)?;
         }
         // A last time, and nothing is in flight: what was acknowledged is found again.
         self.crash();
@@ -620,8 +637,9 @@ impl World {
             return Ok(());
         }
         if !self.calm && self.random.chance(self.plan.jumps) {
-            let size = pick(&mut self.random, &[1_i64, 60, 3600, 86_400, 31_536_000]) * 1000;
-            let ahead = self.random.chance(0.5);
+            let size = pick(&mut self.random, &JUMPS) * 1000;
+            // Not ten years back and ten years back again until it is 1970.
+            let ahead = if self.skew.abs() > SKEW_MAX { self.skew < 0 } else { self.random.chance(0.5) };
             self.skew += if ahead { size } else { -size };
             if ahead {
                 self.checks.clock_goes_forward(self.now);

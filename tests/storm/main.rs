@@ -59,7 +59,7 @@ fn stage<'a>(report: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn every_machine_of_every_firmware_enrolls() {
+fn r_10_every_machine_of_every_firmware_enrolls() {
     let directory = tempfile::tempdir().unwrap();
     let report = storm(directory.path(), &["--nodes", "9"]);
     assert_eq!((report["completed"].as_u64(), report["lost"].as_u64()), (Some(9), Some(0)));
@@ -119,7 +119,7 @@ fn the_signed_chain_loads_everything_by_tftp_and_enrolls() {
 }
 
 #[test]
-fn a_flood_of_strangers_holds_no_registered_machine_up_and_is_recovered_from() {
+fn r_11_a_flood_of_strangers_holds_no_registered_machine_up_and_is_recovered_from() {
     let directory = tempfile::tempdir().unwrap();
     let report = storm(
         directory.path(),

@@ -1,7 +1,8 @@
 //! The workbench: a network namespace with a bridge and the server, joined by a veth pair to one with the clients.
 //!
 //! A test starts itself again under `unshare`, with user namespaces where it is not root already; nothing of it
-//! reaches the machine's own network, and nothing needs to be cleaned up.
+//! reaches the machine's own network, and nothing needs to be cleaned up. When it is done, tshark dissects what the
+//! server sent.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,6 +20,8 @@ use farrier::telemetry::Tally;
 use farrier::tftp::network::{Doors, TftpHandle, start};
 use farrier::tftp::{FileSource, NotServed, Opened, Restraint, TransferReport};
 use nix::sched::{CloneFlags, setns};
+
+use crate::dissect::{Capture, Keep};
 
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 2);
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 100);
@@ -100,6 +103,7 @@ pub struct Bench {
     /// Keeps the clients' namespace alive until its standard input closes.
     holder: Child,
     server: Option<TftpHandle>,
+    capture: Option<Capture>,
 }
 
 impl Bench {
@@ -120,13 +124,16 @@ impl Bench {
         ip(&["link", "set", "bench0", "up"]);
         ip(&["link", "add", "port0", "type", "veth", "peer", "name", "nic0", "netns", &pid]);
         ip(&["link", "set", "port0", "master", "bench0", "up"]);
+        let directory = tempfile::tempdir().unwrap();
+        let capture = Capture::start("bench0", &directory.path().join("bench.pcap"), Keep::Beginnings);
         let bench = Self {
             bridge: Bridge::find(&BridgeName("bench0".to_owned()), "192.168.2.2/24".parse().unwrap())
                 .unwrap(),
             tally: Arc::default(),
-            directory: tempfile::tempdir().unwrap(),
+            directory,
             holder,
             server: None,
+            capture: Some(capture),
         };
         for arguments in ["addr add 192.168.2.100/24 dev nic0", "link set nic0 up", "link set lo up"] {
             bench.client("ip", "iproute2", &arguments.split(' ').collect::<Vec<_>>());
@@ -196,6 +203,11 @@ impl Drop for Bench {
     fn drop(&mut self) {
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
+        if let Some(capture) = self.capture.take()
+            && !std::thread::panicking()
+        {
+            capture.insist();
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 
 mod bench;
 mod datagrams;
+#[path = "../it/dissect.rs"]
+mod dissect;
 
 use std::process::Command;
 

@@ -245,6 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::boot::script::tests::anything;
     use crate::node::labels::parse_label;
 
     fn labels() -> Labels {
@@ -335,7 +336,13 @@ mod tests {
     proptest! {
         /// Whatever is accepted is filled as one inert word, or not at all.
         #[test]
-        fn what_is_accepted_is_filled_inert(text in "[ -~]{0,40}|(\\{(server|node.name|node.mac|metadata)\\}|[a-z=.]{0,5}){0,5}") {
+        fn what_is_accepted_is_filled_inert(
+            text in prop_oneof![
+                anything(),
+                "[ -~]{0,40}|(\\{(server|node.name|node.mac|metadata)\\}|[a-z=.]{0,5}){0,5}",
+                "(\\{(server|node.name|node.mac|metadata)\\}|[a-z=.]{0,5}){100,400}",
+            ],
+        ) {
             if let Ok(argument) = text.parse::<ProfileArgument>() {
                 prop_assert_eq!(argument.to_string(), text.clone());
                 if let Ok(word) = filled(&text, Some("anvil")) {

@@ -170,7 +170,9 @@ mod tests {
     use crate::boot::decision::ScriptPlan;
     use crate::boot::profile::BootProfile;
     use crate::boot::profile::testing::{efi, iso, kernel};
-    use crate::boot::script::tests::{Commands, Reader, Renderer, commands_of_grub, commands_of_ipxe};
+    use crate::boot::script::tests::{
+        Commands, Reader, Renderer, anything, commands_of_grub, commands_of_ipxe,
+    };
     use crate::boot::script::{render_grub, render_ipxe, render_pxelinux};
     use crate::net::MacAddr;
 
@@ -288,7 +290,7 @@ mod tests {
         /// loader's own rules, as the commands it is without them, and the words as they were filled.
         #[test]
         fn words_of_a_profile_read_back_as_they_were(
-            texts in proptest::collection::vec("[ -~]{1,24}|[a-z.]{1,9}=[!-~]{0,40}", 0..6),
+            texts in proptest::collection::vec(anything(), 0..6),
             initrds in 0_usize..4,
         ) {
             let arguments: Vec<KernelArgument> = texts.iter().filter_map(|text| text.parse().ok()).collect();

@@ -9,12 +9,9 @@ use crate::dhcp::lease::{Binding, BindingState, ClientKey};
 use crate::dhcp::reply::{self, Draft, Hearing};
 use crate::dhcp::request::{MessageKind, Request, RequestState};
 use crate::dhcp::server::probes::{self, Clearance};
-use crate::dhcp::server::strangers::{STRANGERS_MIN, Strangers, is_stranger};
+use crate::dhcp::server::strangers::{Strangers, is_stranger, offered_max};
 use crate::dhcp::server::{Destination, DhcpServer, Directory, Received, Reply, ReplyKind, Service, Silence};
 use crate::store::Change;
-
-/// Share of the pool that strangers may hold by offers alone: a flood of made-up MACs leaves the rest to known nodes.
-const STRANGER_SHARE: u32 = 4;
 
 /// One request with all that is known about its sender.
 pub(super) struct Visit<'a> {
@@ -195,8 +192,7 @@ impl DhcpServer {
     }
 
     fn stranger_offers_max(&self) -> u32 {
-        let size = self.table.pool_use().size;
-        (size / STRANGER_SHARE).max(STRANGERS_MIN)
+        offered_max(&self.settings.strangers, self.table.pool_use().size)
     }
 
     /// Whether nothing stands against this client having this address: it is one of ours to give, meant for no other

@@ -15,7 +15,10 @@ use crate::dhcp::server::{Directory, Silence};
 use crate::net::MacAddr;
 
 /// A pool of a few dozen addresses would otherwise turn away a rack that is switched on.
-pub(super) const STRANGERS_MIN: u32 = 16;
+const STRANGERS_MIN: u32 = 16;
+/// Of what strangers may hold, the part that may be offered and not yet taken: a flood of made-up MACs, which takes
+/// nothing, leaves the rest to strangers that are machines.
+const OFFERED_PART: u32 = 4;
 /// Counting anew who still holds what looks at the whole table: not oftener than this, however many are turned away.
 const RECOUNT_EVERY: Duration = Duration::from_secs(1);
 /// DISCOVERs of one MAC in [`ASKING_WINDOW`]; the hastiest firmware sends four.
@@ -48,6 +51,17 @@ pub(super) fn is_stranger(standing: &Standing) -> bool {
         Standing::Stranger => true,
         Standing::Known(node) => !node.proven && node.reserved.is_none(),
     }
+}
+
+/// How many addresses strangers may hold, all together.
+fn held_max(limits: &StrangerLimits, pool_size: u32) -> u32 {
+    let share = u64::from(pool_size) * u64::from(limits.share) / 100;
+    u32::try_from(share).unwrap_or(u32::MAX).max(STRANGERS_MIN)
+}
+
+/// How many of them by offers that they have not taken yet.
+pub(super) fn offered_max(limits: &StrangerLimits, pool_size: u32) -> u32 {
+    (held_max(limits, pool_size).min(pool_size) / OFFERED_PART).max(1)
 }
 
 impl Strangers {
@@ -89,8 +103,7 @@ impl Strangers {
         directory: &dyn Directory,
         now: Timestamp,
     ) -> Result<(), Silence> {
-        let share = u64::from(pool_size) * u64::from(limits.share) / 100;
-        let most = usize::try_from(share).unwrap_or(usize::MAX).max(STRANGERS_MIN as usize);
+        let most = held_max(limits, pool_size) as usize;
         let port = limits.per_port.and_then(|_| directory.behind(mac));
         let refused = |strangers: &Strangers| {
             let behind =

@@ -51,6 +51,7 @@ fn the_same_client_is_offered_the_same_address_again() {
 #[test]
 fn an_offer_keeps_its_address_from_others_until_it_lapses() {
     let mut world = World::with_pool(50, 50);
+    world.nodes.know(mac(2));
     assert_eq!(answer(&world.send(&discover(1))), "offer 192.168.2.50");
     assert_eq!(answer(&world.send(&discover(2))), "pool-exhausted");
     world.pass(OFFER_HOLD - SECOND);
@@ -116,6 +117,9 @@ fn the_network_broadcast_gateway_and_our_own_address_are_never_given() {
         },
         world.now,
     );
+    for last in 1..=3 {
+        world.nodes.know(mac(last));
+    }
     assert_eq!(answer(&world.send(&discover(1))), "offer 192.168.2.3");
     assert_eq!(answer(&world.send(&discover(2))), "offer 192.168.2.4");
     assert_eq!(answer(&world.send(&discover(3))), "pool-exhausted");
@@ -467,10 +471,11 @@ fn a_pool_without_a_free_address_is_silent_but_renews() {
 }
 
 #[test]
-fn strangers_hold_at_most_a_quarter_of_the_pool_by_offers() {
+fn strangers_hold_at_most_a_quarter_of_their_share_by_offers() {
     let mut world = World::new(settings());
     let offered = (0..=250).filter(|last| matches!(world.send(&discover(*last)).answer, Answer::Reply(_)));
-    assert_eq!(offered.count(), 201 / 4);
+    // Half of the pool is theirs.
+    assert_eq!(offered.count(), 201 / 2 / 4);
     assert_eq!(silence(&world.send(&discover(251))), Some(Silence::OfferLimit));
     world.nodes.know(mac(252));
     assert!(matches!(world.send(&discover(252)).answer, Answer::Reply(_)), "a known node is served");
@@ -484,7 +489,7 @@ fn strangers_hold_at_most_a_quarter_of_the_pool_by_offers() {
 #[test]
 fn a_stranger_that_never_came_for_its_address_makes_room_for_the_next() {
     let mut world = World::new(settings());
-    let limit = 201 / 4;
+    let limit = 201 / 2 / 4;
     for last in 0..limit {
         assert!(matches!(world.send(&discover(last)).answer, Answer::Reply(_)));
     }
@@ -498,10 +503,28 @@ fn a_stranger_that_never_came_for_its_address_makes_room_for_the_next() {
 }
 
 #[test]
+fn in_a_small_pool_too_a_quarter_of_their_share_is_offered_and_one_address_at_least() {
+    // Sixteen are theirs, whatever the share, or all there are.
+    for (size, most) in [(1, 1), (3, 1), (4, 1), (8, 2), (20, 4), (32, 4), (40, 5)] {
+        let mut world = World::with_pool(50, 50 + size - 1);
+        let offered = (0..40).filter(|last| matches!(world.send(&discover(*last)).answer, Answer::Reply(_)));
+        assert_eq!(offered.count(), most, "{size} addresses");
+        // As many machines as there are addresses for come through, one after the other.
+        let mut world = World::with_pool(50, 50 + size - 1);
+        for last in 0..size.min(16) {
+            world.bind(mac(last));
+        }
+    }
+}
+
+#[test]
 fn in_a_small_pool_too_who_never_came_makes_room() {
-    // Half of 32 is the share of all strangers, and as much as they may hold by offers: the first was asked before.
+    // Half of 32 is the share of all strangers: twelve took theirs, four were asked whether they want them.
     let mut world = World::with_pool(50, 81);
-    for last in 0..16 {
+    for last in 0..12 {
+        world.bind(mac(last));
+    }
+    for last in 12..16 {
         assert!(matches!(world.send(&discover(last)).answer, Answer::Reply(_)), "{last}");
     }
     world.pass(OFFER_HOLD_MIN / 2);
@@ -512,7 +535,7 @@ fn in_a_small_pool_too_who_never_came_makes_room() {
     // What was promised to who asks in time is kept; the oldest have lost theirs, and the limit holds.
     assert_eq!(reply(&world.send(&discover(100))).address, Some(first));
     assert_eq!(answer(&world.send(&ClientMessage::selecting(mac(100), first))), format!("ack {first}"));
-    assert_eq!(world.server.pool_use(), PoolUse { size: 32, bound: 1, offered: 15, quarantined: 0 });
+    assert_eq!(world.server.pool_use(), PoolUse { size: 32, bound: 13, offered: 3, quarantined: 0 });
 }
 
 #[test]

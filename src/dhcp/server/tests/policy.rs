@@ -70,6 +70,7 @@ fn a_reserved_address_is_never_given_to_others_even_when_its_lease_is_over() {
     world.bind(mac(1));
     world.pass(LEASE * 10);
     assert_eq!(answer(&world.send(&discover(3))), "offer 192.168.2.51");
+    world.nodes.know(mac(4));
     assert_eq!(answer(&world.send(&discover(4))), "pool-exhausted");
     assert_eq!(answer(&world.send(&discover(1))), "offer 192.168.2.50");
 }
