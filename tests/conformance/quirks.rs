@@ -135,6 +135,8 @@ fn p_20_quirks_are_set_by_api_and_command_line_told_everywhere_and_kept() {
             bed.farrier_json(&["node", "show", "wyse1"])["node"]["quirks"],
             json!({ "shim_fallback": true })
         );
+        drop(bed);
+        ground.booted();
     });
 }
 

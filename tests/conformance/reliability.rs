@@ -125,6 +125,7 @@ fn r_16_readiness_follows_what_can_be_served() {
         until("503", "br0");
         crate::support::run("ip", &["link", "set", "br0", "up"]);
         until("200", "\"ok\":true");
+        ground.booted();
     });
 }
 

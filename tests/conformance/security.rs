@@ -101,6 +101,8 @@ fn s_02_tokens_that_ended_are_wrong_or_forgotten_let_nobody_in() {
         bed.start_server();
         assert_eq!(ask("GET", "/api/v1/status", &admin, "").status, 401);
         assert_eq!(ask("GET", "/api/v1/status", "", "").status, 401);
+        drop(bed);
+        ground.booted();
     });
 }
 
