@@ -46,13 +46,14 @@ use crate::{dhcp, guard, net, operator};
 
 mod bridge_watch;
 mod disk_images;
+mod door;
 mod files;
 mod ground;
 mod installed;
 mod view;
 
 use bridge_watch::{BridgeWatch, Objection};
-use files::{Door, FileParts, FileServices, serve_files};
+use files::{FileParts, FileServices, serve_files};
 pub use ground::Ground;
 use view::View;
 
@@ -221,7 +222,7 @@ impl Appliance {
             tally: Arc::clone(&tally),
             clock,
         }));
-        let (files, door) = match files {
+        let files = match files {
             Some(doors) => {
                 let parts = FileParts {
                     installer: config.load().installer.answers.clone(),
@@ -233,12 +234,11 @@ impl Appliance {
                     tally: Arc::clone(&tally),
                     clock,
                 };
-                let (files, door) = serve_files(doors, &bridge, parts)?;
-                (Some(files), Some(door))
+                Some(serve_files(doors, &bridge, parts)?)
             }
             None => {
                 tracing::warn!("dhcp.mode = \"observe\": nobody on the bridge is answered");
-                (None, None)
+                None
             }
         };
 
@@ -290,7 +290,7 @@ impl Appliance {
             "serving"
         );
         drop(running);
-        let ticker = tokio::spawn(tick(Arc::clone(&registry), Arc::clone(&library), door, watch, clock));
+        let ticker = tokio::spawn(tick(Arc::clone(&registry), Arc::clone(&library), watch, clock));
         let images =
             tokio::spawn(disk_images::look_after(disks, Arc::clone(&library), Arc::clone(&registry), clock));
         Ok(Appliance {
@@ -334,8 +334,8 @@ impl Appliance {
         self.images.abort();
         drop(self.watchman);
         let (tftp, http) = match self.files {
-            Some(FileServices { tftp, http, advertiser }) => {
-                drop(advertiser);
+            Some(FileServices { tftp, http, door, advertiser }) => {
+                drop((advertiser, door));
                 (Some(tftp), Some(http))
             }
             None => (None, None),
@@ -403,13 +403,7 @@ fn say_what_is_missing(content: &BootContent) {
     }
 }
 
-async fn tick(
-    registry: Arc<Registry>,
-    library: Arc<Library>,
-    mut door: Option<Door>,
-    mut watch: BridgeWatch,
-    clock: Clock,
-) {
+async fn tick(registry: Arc<Registry>, library: Arc<Library>, mut watch: BridgeWatch, clock: Clock) {
     let mut looking: Option<JoinHandle<()>> = None;
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -425,9 +419,6 @@ async fn tick(
                     tracing::info!("boot profiles read again");
                 }
             }));
-        }
-        if let Some(door) = &mut door {
-            door.follow();
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `farrier`: argv → subcommand. The only place the process exits.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

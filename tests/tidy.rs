@@ -167,6 +167,33 @@ fn the_product_does_not_know_the_lab() {
 }
 
 #[test]
+fn unsafe_is_forbidden_to_all_but_one_file() {
+    let read = |name: &str| {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect("a file of the product")
+    };
+    let mut found = Vec::new();
+    for (name, exception) in [("src/lib.rs", "pub mod net;"), ("src/net/mod.rs", "pub mod sys;")] {
+        let text = read(name);
+        let lines: Vec<&str> = text.lines().collect();
+        let is_module =
+            |line: &str| line.ends_with(';') && (line.starts_with("pub mod ") || line.starts_with("mod "));
+        for pair in lines.windows(2).filter(|pair| is_module(pair[1]) && pair[1] != exception) {
+            if pair[0] != "#[forbid(unsafe_code)]" {
+                found.push(format!("{name}: {}", pair[1]));
+            }
+        }
+        assert!(lines.contains(&exception), "{name}");
+    }
+    let mut roots = vec!["src/main.rs".to_owned()];
+    roots.extend(sources().into_iter().map(|(name, _)| name).filter(|name| name.starts_with("src/bin/")));
+    assert!(roots.len() > 1, "{roots:?}");
+    found.extend(
+        roots.into_iter().filter(|name| !read(name).lines().any(|line| line == "#![forbid(unsafe_code)]")),
+    );
+    assert!(found.is_empty(), "invariant 11: these may say `allow`:\n{}", found.join("\n"));
+}
+
+#[test]
 fn unsafe_is_one_file_and_each_use_says_why() {
     let found = offences(|name, line| name != UNSAFE_FILE && line.contains("unsafe "));
     assert!(found.is_empty(), "invariant 11:\n{}", found.join("\n"));

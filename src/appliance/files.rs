@@ -26,6 +26,7 @@ use crate::tftp;
 use crate::tftp::network::TftpHandle;
 
 use super::StartError;
+use super::door::Door;
 use super::ground::FileDoors;
 use super::installed::InstalledSystems;
 
@@ -33,6 +34,7 @@ use super::installed::InstalledSystems;
 pub(super) struct FileServices {
     pub(super) tftp: TftpHandle,
     pub(super) http: BootPlaneHandle,
+    pub(super) door: Door,
     pub(super) advertiser: AdvertiserHandle,
 }
 
@@ -52,7 +54,7 @@ pub(super) fn serve_files(
     doors: FileDoors,
     bridge: &Bridge,
     parts: FileParts,
-) -> Result<(FileServices, Door), StartError> {
+) -> Result<FileServices, StartError> {
     let failed = |service| move |source| StartError::Service { service, source };
     let FileDoors { tftp, http: listener, link_local } = doors;
     let FileParts { content, disks, registry, addresses, metadata, installer, tally, clock } = parts;
@@ -60,7 +62,7 @@ pub(super) fn serve_files(
         .map_err(failed("TFTP"))?;
     let again = [Some(&listener), link_local.as_ref()].into_iter().flatten().map(TcpListener::try_clone);
     let listeners = again.collect::<Result<_, _>>().map_err(failed("HTTP"))?;
-    let door = Door { bridge: bridge.clone(), listeners };
+    let door = Door::keep(bridge.clone(), listeners).map_err(failed("HTTP"))?;
     let systems = Arc::new(InstalledSystems::new(Arc::clone(&registry), bridge.ip(), installer));
     let source = Arc::clone(&systems) as Arc<dyn MetadataSource>;
     let metadata = MetadataCalls::new(source, Arc::clone(&addresses), Arc::clone(&tally), clock, metadata)
@@ -85,28 +87,5 @@ pub(super) fn serve_files(
     };
     let http = bootplane::network::start(listener, parts).map_err(failed("HTTP"))?;
     let advertiser = net::advertise::start(bridge.clone(), tally).map_err(failed("router advertisement"))?;
-    Ok((FileServices { tftp, http, advertiser }, door))
-}
-
-/// The HTTP listeners once more, to move them to a bridge that was deleted and made anew. (DHCP, TFTP and the advertiser
-/// own threads that watch links and see to it themselves.)
-pub(super) struct Door {
-    bridge: Bridge,
-    listeners: Vec<TcpListener>,
-}
-
-impl Door {
-    pub(super) fn follow(&mut self) {
-        if self.bridge.link().is_some() {
-            return;
-        }
-        let Ok(found) = self.bridge.again() else { return };
-        match self.listeners.iter().try_for_each(|listener| found.rebind(listener)) {
-            Ok(()) => {
-                tracing::info!(bridge = %found.name, "HTTP is back on the bridge");
-                self.bridge = found;
-            }
-            Err(error) => tracing::error!(bridge = %found.name, %error, "HTTP cannot return to the bridge"),
-        }
-    }
+    Ok(FileServices { tftp, http, door, advertiser })
 }

@@ -14,7 +14,7 @@ use crate::net::bridge::Bridge;
 use crate::net::link_local::{self, LinkLocal};
 use crate::net::neighbours;
 use crate::operator::{HandedOver, Listeners};
-use crate::privileges::{self, Confinement, Reach};
+use crate::privileges::{self, Confinement, Keeper, Reach};
 use crate::store::place;
 use crate::tftp;
 
@@ -30,20 +30,20 @@ pub(super) struct FileDoors {
 }
 
 impl FileDoors {
-    fn open(bridge: &Bridge, metadata: MetadataConfig) -> Result<FileDoors, StartError> {
+    fn open(bridge: &Bridge, metadata: MetadataConfig, user: Option<&str>) -> Result<FileDoors, StartError> {
         let taken = |service| move |source| StartError::Service { service, source };
         Ok(FileDoors {
             tftp: tftp::network::Doors::open(bridge).map_err(taken("TFTP"))?,
             http: bridge.tcp_listener(HTTP_PORT).map_err(taken("HTTP"))?,
-            link_local: metadata.ec2.then(|| open_link_local(bridge)).flatten(),
+            link_local: if metadata.ec2 { open_link_local(bridge, &Keeper::prepare(user)?) } else { None },
         })
     }
 }
 
 /// Serving goes on without it: NoCloud, and EC2's tree at our own address, are there all the same.
-fn open_link_local(bridge: &Bridge) -> Option<TcpListener> {
+fn open_link_local(bridge: &Bridge, keeper: &Keeper) -> Option<TcpListener> {
     let way_out = "write ec2 = false under [metadata] if no node needs it";
-    if let Err(error) = LinkLocal::put_on(&bridge.name) {
+    if let Err(error) = LinkLocal::put_on(&bridge.name, || keeper.confine()) {
         tracing::warn!("{error}; {way_out}");
         return None;
     }
@@ -76,7 +76,9 @@ impl Ground {
         place::check(&config.store.path)?;
         let dhcp = dhcp::network::Doors::open(&bridge).map_err(StartError::Dhcp)?;
         let files = match config.dhcp.mode {
-            DhcpMode::Server | DhcpMode::Proxy => Some(FileDoors::open(&bridge, config.metadata)?),
+            DhcpMode::Server | DhcpMode::Proxy => {
+                Some(FileDoors::open(&bridge, config.metadata, config.user.as_deref())?)
+            }
             DhcpMode::Observe => None,
         };
         let loaders = table.files().map(|file| file.path.clone()).collect();

@@ -1,5 +1,7 @@
 //! `/init` of the deploy ramdisk; see [`farrier::agent`].
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

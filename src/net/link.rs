@@ -134,6 +134,11 @@ pub struct Netlink {
 }
 
 impl Netlink {
+    /// Open from the start, for whoever may not open one later.
+    pub(super) fn open() -> io::Result<Netlink> {
+        Ok(Netlink { socket: Mutex::new(Some(open()?)) })
+    }
+
     /// As the function of that name.
     pub(super) fn ask(&self, kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let mut kept = self.socket.lock().unwrap_or_else(PoisonError::into_inner);

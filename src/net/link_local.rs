@@ -12,21 +12,24 @@
 //! all of ours are, and to that address by `IP_TRANSPARENT`, for which CAP_NET_RAW is enough. A bridge that is deleted and
 //! made anew finds the rule again, which goes by its name.
 //!
-//! The rule takes CAP_NET_ADMIN, which is given up before we serve. [`LinkLocal::put_on`] therefore leaves a process
-//! behind that does nothing but wait until we are gone, however that comes about, and then takes the rule away.
+//! The rule takes CAP_NET_ADMIN, which is given up before we serve, and nothing else takes it away when we are gone: the
+//! kernel ends rules and routes with an interface, not with a process, and a socket opened while we had the capability is
+//! of no use to whoever has it no more. An interface that goes with its last descriptor (a tun device) would do for the
+//! route, at the price of a device that everybody sees, of `/dev/net/tun`, and of a rule that stays all the same.
+//! [`LinkLocal::put_on`] therefore leaves a process behind that does nothing but wait until we are gone, however that comes
+//! about, and then takes the rule away. It is made as bare as that allows, and only then do we go on:
+//! [`Keeper`](crate::privileges::Keeper).
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 
-use caps::{CapSet, Capability, CapsHashSet};
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{close, pipe2, read, setsid};
+use nix::unistd::{close, setsid};
 
 use crate::config::BridgeName;
-use crate::net::link::{self, Link};
+use crate::net::link::{self, Link, Netlink};
 use crate::net::sys;
 
 /// Where EC2's instances look for their metadata, and cloud-init everywhere.
@@ -48,7 +51,7 @@ pub enum LinkLocalError {
         "{ADDRESS} cannot be taken from {bridge}: {source} (it takes CAP_NET_ADMIN at the start and policy routing in the kernel)"
     )]
     Rule { bridge: BridgeName, source: io::Error },
-    #[error("nobody would take the rule for {ADDRESS} away in the end")]
+    #[error("nobody would take the rule for {ADDRESS} away in the end: {source}")]
     Keeper { source: io::Error },
 }
 
@@ -57,48 +60,81 @@ pub enum LinkLocalError {
 pub struct LinkLocal;
 
 impl LinkLocal {
-    /// Must be called while the process has one thread, and may make others.
-    pub fn put_on(bridge: &BridgeName) -> Result<LinkLocal, LinkLocalError> {
+    /// Must be called while the process has one thread, and may make others. `confine` is carried out in the process that
+    /// is left behind; it must leave it CAP_NET_ADMIN and the use of what is open.
+    pub fn put_on<E: std::fmt::Display>(
+        bridge: &BridgeName,
+        confine: impl FnOnce() -> Result<(), E>,
+    ) -> Result<LinkLocal, LinkLocalError> {
         let refused = |source| LinkLocalError::Rule { bridge: bridge.clone(), source };
         add_route().map_err(refused)?;
         add_rule(bridge).map_err(refused)?;
-        let name = bridge.clone();
-        let kept = leave_behind(move |we_are_gone| {
-            let needed = CapsHashSet::from([Capability::CAP_NET_ADMIN]);
-            for set in [CapSet::Effective, CapSet::Permitted] {
-                let _ = caps::set(None, set, &needed);
-            }
-            we_are_gone();
-            let _ = take_off(&name);
-        });
-        match kept {
+        match leave_behind(bridge, confine) {
             Ok(()) => Ok(LinkLocal),
             Err(source) => {
                 // Rather none than one that stays.
-                let _ = take_off(bridge);
+                let _ = take_off(&Netlink::default(), bridge);
                 Err(LinkLocalError::Keeper { source })
             }
         }
     }
 }
 
-/// Makes a process that does `task`, whose argument returns once this one is gone, however that comes about. It hears no
-/// signal but SIGKILL and has no file of ours open. To be called while there is one thread.
-fn leave_behind(task: impl FnOnce(&dyn Fn())) -> io::Result<()> {
-    let (gone, ours) = pipe2(OFlag::O_CLOEXEC)?;
-    // Ours is closed by the kernel, with everything else we have.
-    let _ = ours.into_raw_fd();
-    if !sys::fork()? {
-        return Ok(());
+/// What the process that is left behind says once it is confined; anything else is the reason why it is not.
+const CONFINED: u8 = b'\n';
+
+/// Makes the process that takes the rule away once this one is gone, however that comes about. It hears no signal but
+/// SIGKILL and has no file of ours open. To be called while there is one thread.
+fn leave_behind<E: std::fmt::Display>(
+    bridge: &BridgeName,
+    confine: impl FnOnce() -> Result<(), E>,
+) -> io::Result<()> {
+    let (mut ours, theirs) = UnixStream::pair()?;
+    if sys::fork()? {
+        keep(bridge, theirs, confine);
+        std::process::exit(0)
     }
+    drop(theirs);
+    let mut said = [0];
+    match ours.read(&mut said)? {
+        1 if said == [CONFINED] => {
+            // Closed by the kernel, with everything else we have.
+            let _ = ours.into_raw_fd();
+            Ok(())
+        }
+        told => {
+            let mut reason = said[..told].to_vec();
+            ours.read_to_end(&mut reason)?;
+            Err(io::Error::other(String::from_utf8_lossy(&reason).into_owned()))
+        }
+    }
+}
+
+/// The life of that process. `them` is the one it waits for.
+fn keep<E: std::fmt::Display>(
+    bridge: &BridgeName,
+    mut them: UnixStream,
+    confine: impl FnOnce() -> Result<(), E>,
+) {
     let _ = setsid();
     let deaf_to = SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM]);
     let _ = deaf_to.thread_block();
-    for file in open_files().into_iter().filter(|file| *file != gone.as_raw_fd()) {
+    for file in open_files().into_iter().filter(|file| *file != them.as_raw_fd()) {
         let _ = close(file);
     }
-    task(&|| while matches!(read(&gone, &mut [0]), Ok(1..) | Err(Errno::EINTR)) {});
-    std::process::exit(0)
+    let confined = Netlink::open().map_err(|error| error.to_string());
+    let confined =
+        confined.and_then(|netlink| confine().map(|()| netlink).map_err(|error| error.to_string()));
+    match confined {
+        Ok(netlink) => {
+            let _ = them.write_all(&[CONFINED]);
+            // Nothing is ever said; it ends when they do.
+            while matches!(them.read(&mut [0]), Ok(1..)) {}
+            let _ = take_off(&netlink, bridge);
+        }
+        // They take the rule away themselves.
+        Err(reason) => drop(them.write_all(reason.as_bytes())),
+    }
 }
 
 fn open_files() -> Vec<RawFd> {
@@ -109,8 +145,8 @@ fn open_files() -> Vec<RawFd> {
 }
 
 /// The table stays: another appliance's rule may lead there, and without one nothing does.
-fn take_off(bridge: &BridgeName) -> io::Result<()> {
-    ask(libc::RTM_DELRULE, 0, &rule(bridge))
+fn take_off(netlink: &Netlink, bridge: &BridgeName) -> io::Result<()> {
+    netlink.ask(libc::RTM_DELRULE, libc::NLM_F_ACK, &rule(bridge)).map(drop)
 }
 
 fn add_rule(bridge: &BridgeName) -> io::Result<()> {

@@ -14,23 +14,38 @@
 //! - `overheard`: what other DHCP servers say there
 //! - `tap`: packet sockets that hear some frames of a link, and the filters that choose them
 //! - `urgency`: which packets leave first when the link is full
-//! - `sys`: the raw socket calls; the only file of the crate with `unsafe`
+//! - `sys`: the raw socket calls; the only file of the crate with `unsafe`; it is forbidden to all others
 
+#[forbid(unsafe_code)]
 pub mod advertise;
+#[forbid(unsafe_code)]
 pub mod arp;
+#[forbid(unsafe_code)]
 pub mod bridge;
+#[forbid(unsafe_code)]
 pub mod descriptors;
+#[forbid(unsafe_code)]
 pub mod frame;
+#[forbid(unsafe_code)]
 pub mod hazards;
+#[forbid(unsafe_code)]
 pub mod link;
+#[forbid(unsafe_code)]
 pub mod link_local;
+#[forbid(unsafe_code)]
 pub mod mac;
+#[forbid(unsafe_code)]
 pub mod neighbours;
+#[forbid(unsafe_code)]
 pub mod overheard;
+#[forbid(unsafe_code)]
 pub mod pace;
+#[forbid(unsafe_code)]
 pub mod ports;
 pub mod sys;
+#[forbid(unsafe_code)]
 pub mod tap;
+#[forbid(unsafe_code)]
 pub mod urgency;
 
 pub use bridge::Bridge;

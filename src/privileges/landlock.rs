@@ -25,7 +25,17 @@ const READ: [&str; 6] = ["/etc/passwd", "/etc/group", "/dev/random", "/dev/urand
 
 /// `full`, `partial` (an older kernel) or `off`.
 pub(super) fn restrict(reach: &Reach<'_>) -> &'static str {
-    match enforce(reach) {
+    told(enforce(reach))
+}
+
+/// The same without a single file.
+pub(super) fn restrict_to_nothing() -> &'static str {
+    let ruled = nothing_yet(Scope::from_all(KNOWN)).and_then(RulesetCreated::restrict_self);
+    told(ruled.map(|restricted| restricted.ruleset))
+}
+
+fn told(ruled: Result<RulesetStatus, RulesetError>) -> &'static str {
+    match ruled {
         Ok(RulesetStatus::FullyEnforced) => "full",
         Ok(RulesetStatus::PartiallyEnforced) => "partial",
         Ok(RulesetStatus::NotEnforced) => "off",
@@ -40,12 +50,7 @@ fn enforce(reach: &Reach<'_>) -> Result<RulesetStatus, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let own = AccessFs::from_all(KNOWN)
         & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    let mut rules = Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(KNOWN))?
-        .handle_access(AccessNet::from_all(KNOWN))?
-        .scope(Scope::Signal)?
-        .create()?;
+    let mut rules = nothing_yet(Scope::Signal.into())?;
     rules = beneath(rules, &reach.config.store.path, own)?;
     // A library that several appliances share is a link to somewhere else.
     for name in ["images", "loaders"] {
@@ -61,6 +66,16 @@ fn enforce(reach: &Reach<'_>) -> Result<RulesetStatus, RulesetError> {
         rules = beneath(rules, directory, AccessFs::RemoveFile.into())?;
     }
     Ok(rules.restrict_self()?.ruleset)
+}
+
+/// Rules that allow nothing, before something is added.
+fn nothing_yet(scope: BitFlags<Scope>) -> Result<RulesetCreated, RulesetError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))?
+        .handle_access(AccessNet::from_all(KNOWN))?
+        .scope(scope)?
+        .create()
 }
 
 fn beneath(

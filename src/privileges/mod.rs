@@ -20,7 +20,8 @@
 //! What is not, though it looks needed:
 //! - `CAP_NET_BIND_SERVICE`: ports below 1024 are bound once, before; afterwards those sockets are moved, never reopened.
 //! - `CAP_NET_ADMIN`: the length of receive queues takes it, and a socket keeps its queue when it is moved; and the rule for
-//!   169.254.169.254, which another process takes away in the end ([`link_local`](crate::net::link_local)).
+//!   169.254.169.254, which another process takes away in the end ([`link_local`](crate::net::link_local)). That one has
+//!   this capability alone, and no file, no path and next to no system call ([`Keeper`]).
 //! - `CAP_CHOWN`: the operator's socket has been given to its group by then.
 //! - `CAP_SYS_NICE`: this thread puts itself before others while it may, and those it makes inherit that. DHCP and the store
 //!   keep it; every other one goes back to its place, which takes nothing.
@@ -38,10 +39,12 @@ use nix::unistd::Uid;
 use crate::config::Config;
 
 mod files;
+mod keeper;
 mod landlock;
 mod system_calls;
 mod user;
 
+pub use keeper::Keeper;
 pub use user::UserError;
 
 /// See the top of the file.
@@ -96,16 +99,16 @@ pub fn give_up(reach: &Reach<'_>) -> Result<Confinement, PrivilegeError> {
     }
     files::keep_to_ourselves(state);
     // While we are still root: afterwards the bounding set cannot be changed.
-    bound_capabilities();
+    bound_capabilities(&KEPT);
     if let Some(user) = &wanted {
         user::become_user(user)?;
     }
-    keep_capabilities()?;
-    prctl::set_no_new_privs().map_err(|errno| PrivilegeError::NoNewPrivileges { source: errno.into() })?;
+    keep_capabilities(&KEPT)?;
+    gain_nothing()?;
     let landlock = landlock::restrict(reach);
     let (user, capabilities) = (own_name(), held_capabilities());
     let no_new_privileges = prctl::get_no_new_privs().unwrap_or(false);
-    let seccomp = system_calls::restrict()?;
+    let seccomp = system_calls::restrict_appliance()?;
     let confinement =
         Confinement { user, capabilities, no_new_privileges, landlock: landlock.to_owned(), seccomp };
     tell(&confinement);
@@ -133,23 +136,28 @@ fn tell(confinement: &Confinement) {
 
 /// What no program we could ever start may have either; there is none to start, so this may fail quietly where
 /// CAP_SETPCAP is lacking.
-fn bound_capabilities() {
+fn bound_capabilities(kept: &[Capability]) {
     for capability in caps::all() {
-        if !KEPT.contains(&capability) {
+        if !kept.contains(&capability) {
             let _ = caps::drop(None, CapSet::Bounding, capability);
         }
     }
 }
 
-fn keep_capabilities() -> Result<(), PrivilegeError> {
+fn keep_capabilities(wanted: &[Capability]) -> Result<(), PrivilegeError> {
     let failed = |error: caps::errors::CapsError| PrivilegeError::Capabilities { reason: error.to_string() };
     let permitted = caps::read(None, CapSet::Permitted).map_err(failed)?;
-    let kept: CapsHashSet = KEPT.into_iter().filter(|capability| permitted.contains(capability)).collect();
+    let kept: CapsHashSet =
+        wanted.iter().copied().filter(|capability| permitted.contains(capability)).collect();
     // A kernel without ambient capabilities has none to clear.
     let _ = caps::clear(None, CapSet::Ambient);
     caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(failed)?;
     caps::clear(None, CapSet::Inheritable).map_err(failed)
+}
+
+fn gain_nothing() -> Result<(), PrivilegeError> {
+    prctl::set_no_new_privs().map_err(|errno| PrivilegeError::NoNewPrivileges { source: errno.into() })
 }
 
 fn held_capabilities() -> Vec<String> {

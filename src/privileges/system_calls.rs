@@ -162,15 +162,45 @@ const OLDER_CALLS: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER_CALLS: &[c_long] = &[];
 
+/// What is left to a process that waits for one descriptor, then says one thing by another, and ends ([`super::Keeper`]).
+const KEEPER_CALLS: &[c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_close,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
 /// The wire, operators, the bridge's state; nothing else speaks to us, or we to it.
 const FAMILIES: [libc::c_int; 5] =
     [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET];
 
 /// False where the processor's filters cannot be written.
-pub(super) fn restrict() -> Result<bool, PrivilegeError> {
+pub(super) fn restrict_appliance() -> Result<bool, PrivilegeError> {
+    restrict([new_clone(), listed().map_err(|error| failed(&error))?])
+}
+
+pub(super) fn restrict_keeper() -> Result<bool, PrivilegeError> {
+    restrict([keepers().map_err(|error| failed(&error))?])
+}
+
+fn failed(error: &dyn std::fmt::Display) -> PrivilegeError {
+    PrivilegeError::Seccomp { reason: error.to_string() }
+}
+
+fn restrict(filters: impl IntoIterator<Item = Filter>) -> Result<bool, PrivilegeError> {
     let Ok(architecture) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(false) };
-    let failed = |error: &dyn std::fmt::Display| PrivilegeError::Seccomp { reason: error.to_string() };
-    for filter in [new_clone(), listed().map_err(|error| failed(&error))?] {
+    for filter in filters {
         let (rules, otherwise, matched) = filter;
         let filter = SeccompFilter::new(rules, otherwise, matched, architecture);
         let program: BpfProgram =
@@ -207,6 +237,15 @@ fn listed() -> Result<Filter, seccompiler::BackendError> {
     Ok((rules, denied(libc::EPERM), SeccompAction::Allow))
 }
 
+fn keepers() -> Result<Filter, seccompiler::BackendError> {
+    let mut rules: BTreeMap<c_long, Vec<SeccompRule>> =
+        KEEPER_CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    // Memory, but none that could be executed.
+    let executable = number(libc::PROT_EXEC);
+    rules.insert(libc::SYS_mmap, vec![argument(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
+    Ok((rules, denied(libc::EPERM), SeccompAction::Allow))
+}
+
 fn argument(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?])
 }
@@ -218,6 +257,19 @@ fn number(value: libc::c_int) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_keeps_a_rule_opens_nothing_and_does_nothing_that_the_appliance_may_not() {
+        let (appliance, ..) = listed().unwrap();
+        let (rules, otherwise, _) = keepers().unwrap();
+        assert_eq!(otherwise, SeccompAction::Errno(1));
+        assert!(rules.keys().all(|call| appliance.contains_key(call)));
+        assert!(!rules[&libc::SYS_mmap].is_empty());
+        for call in [libc::SYS_openat, libc::SYS_socket, libc::SYS_clone, libc::SYS_mprotect, libc::SYS_ioctl]
+        {
+            assert!(!rules.contains_key(&call), "{call}");
+        }
+    }
 
     #[test]
     fn what_takes_a_machine_over_is_not_in_the_list() {

@@ -4,20 +4,17 @@ use std::fs;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::count;
-use crate::load::{POOL, bind, mac_text, plug_relay, renew};
+use crate::load::{POOL, SHORTLY, bind, mac_text, plug_relay, renew};
 use crate::support::{
     ClientMachine, PATIENCE, Process, TestBed, eventually, farrier_program, in_namespace, run,
 };
-
-/// Long enough for an answer, short enough to be sure of silence many times over.
-const SHORTLY: Duration = Duration::from_millis(600);
 
 /// `GET /readyz` on the operators' socket: its status line and its text.
 fn readiness(bed: &TestBed) -> (bool, String) {
@@ -157,25 +154,39 @@ fn r_05_on_a_full_disk_nothing_is_promised_and_what_is_stored_is_confirmed() {
     });
 }
 
-/// What fails, and how. `fdatasync` and `fsync` are what a commit waits for; the rest leads there.
-const FAILURES: [(&str, &str); 9] = [
+/// What fails, and how. `fsync` is what a commit waits for; the rest leads there. A running appliance
+/// neither renames a file nor makes one by `write`: those are for a start.
+const FAILURES: [(&str, &str); 10] = [
     ("pwrite64", "ENOSPC"),
     ("pwrite64", "EIO"),
-    ("fdatasync", "EIO"),
     ("fsync", "EIO"),
     ("ftruncate", "EIO"),
     ("openat", "EMFILE"),
+    ("openat", "ENOSPC"),
     ("pwrite64", "EINTR"),
-    ("fdatasync", "ENOSPC"),
+    ("fsync", "EINTR"),
+    ("fsync", "ENOSPC"),
     ("unlink", "EIO"),
 ];
 
-/// Attached to the running appliance, so that it ends with the fault and not with the appliance.
-fn inject(bed: &TestBed, call: &str, errno: &str, when: usize) -> Process {
-    let pid = bed.server_pid().to_string();
-    let strace = Command::new("strace")
+/// As long as one of these lasts, there is no commit.
+const COMMIT_FAILURES: [(&str, &str); 4] =
+    [("pwrite64", "ENOSPC"), ("pwrite64", "EIO"), ("fsync", "EIO"), ("fsync", "ENOSPC")];
+
+/// Attached to the running appliance, so that it ends with the fault and not with the appliance. `when`: which calls of
+/// each thread fail, as strace says it.
+fn inject(bed: &TestBed, call: &str, errno: &str, when: &str) -> Process {
+    let mut strace = Command::new("strace");
+    strace
         .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"])
-        .arg(format!("inject={call}:error={errno}:when={when}..{}", when + 2))
+        .arg(format!("inject={call}:error={errno}:when={when}"));
+    attach(bed, strace)
+}
+
+/// Every thread of the running appliance is traced from here on.
+fn attach(bed: &TestBed, mut strace: Command) -> Process {
+    let pid = bed.server_pid().to_string();
+    let strace = strace
         .args(["-p", &pid])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
@@ -183,8 +194,12 @@ fn inject(bed: &TestBed, call: &str, errno: &str, when: usize) -> Process {
         .expect("strace (.ci/packages.txt)");
     let strace = Process(strace);
     eventually("strace is attached", || {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the appliance");
-        (!status.contains("TracerPid:\t0\n")).then_some(())
+        let mut threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the appliance").flatten();
+        // One that has ended meanwhile is not waited for.
+        let status =
+            |thread: fs::DirEntry| fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        let is_free = |thread| status(thread).contains("TracerPid:\t0\n");
+        (!threads.any(is_free)).then_some(())
     });
     strace
 }
@@ -206,7 +221,7 @@ fn r_04_whichever_call_fails_nothing_acknowledged_is_lost_and_service_returns() 
         let mut refused = 0;
         for when in 1..=depth {
             for (call, errno) in FAILURES {
-                let strace = inject(&bed, call, errno, when);
+                let strace = inject(&bed, call, errno, &format!("{when}..{}", when + 2));
                 for number in 0..6 {
                     let client = (when * 7 + number) % 150;
                     match relay.inside(|| bind(client, SHORTLY)) {
@@ -245,39 +260,90 @@ fn r_04_whichever_call_fails_nothing_acknowledged_is_lost_and_service_returns() 
 }
 
 #[test]
+fn r_04_while_no_commit_succeeds_readiness_says_so_and_nothing_is_acknowledged() {
+    const NAME: &str = "disk::r_04_while_no_commit_succeeds_readiness_says_so_and_nothing_is_acknowledged";
+    in_namespace(NAME, || {
+        let mut bed = TestBed::start(POOL);
+        let relay: ClientMachine = plug_relay(&mut bed);
+        let (address, _) = relay.inside(|| bind(1, PATIENCE)).expect("an ACK");
+        for (case, (call, errno)) in COMMIT_FAILURES.into_iter().enumerate() {
+            assert!(readiness(&bed).0, "{call} {errno}: before");
+            let strace = inject(&bed, call, errno, "1+");
+            let newcomer = 20 + case;
+            assert_eq!(relay.inside(|| bind(newcomer, SHORTLY)), None, "{call} {errno}");
+            eventually("readiness says so", || {
+                let (ready, told) = readiness(&bed);
+                (!ready && told.contains("503")).then_some(())
+            });
+            // What is stored is confirmed as it stands.
+            assert_eq!(relay.inside(|| renew(1, address, PATIENCE)).expect("its lease runs").0, address);
+            let_go(strace);
+            let ended = Instant::now();
+            eventually("ready again", || readiness(&bed).0.then_some(()));
+            assert!(relay.inside(|| bind(newcomer, PATIENCE)).is_some(), "{call} {errno}: served again");
+            assert!(ended.elapsed() <= Duration::from_secs(5), "{call} {errno}: {:?}", ended.elapsed());
+        }
+    });
+}
+
+/// A start during which this call fails, ended after so many seconds; how it ended and what it said.
+fn start_with(bed: &TestBed, call: &str, errno: &str, when: &str, seconds: &str) -> (ExitStatus, String) {
+    let output = Command::new("timeout")
+        .args(["--signal=TERM", seconds, "strace", "-f", "-qq", "-o", "/dev/null", "-e"])
+        .arg(format!("trace={call}"))
+        .arg("-e")
+        .arg(format!("inject={call}:error={errno}:when={when}"))
+        .arg(farrier_program())
+        .args(["serve", "--config"])
+        .arg(bed.path("farrier.toml"))
+        .output()
+        .expect("strace");
+    (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// The one moment at which the appliance renames something of its store.
+#[test]
+fn r_04_a_damaged_store_that_cannot_be_set_aside_is_left_as_it_is() {
+    in_namespace("disk::r_04_a_damaged_store_that_cannot_be_set_aside_is_left_as_it_is", || {
+        let mut bed = TestBed::start(POOL);
+        let relay = plug_relay(&mut bed);
+        relay.inside(|| bind(1, PATIENCE)).expect("an ACK");
+        bed.kill_server();
+        let database = bed.state().join("farrier.db");
+        let checkpoint = rusqlite::Connection::open(&database).expect("the store");
+        checkpoint.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").expect("no WAL is left");
+        drop(checkpoint);
+        let mut bytes = fs::read(&database).expect("the store");
+        bytes[..64].fill(0x55);
+        fs::write(&database, &bytes).expect("damage");
+        // The first one puts the operators' socket in its place.
+        for errno in ["EIO", "ENOSPC", "EACCES"] {
+            let (status, said) = start_with(&bed, "rename", errno, "2+", "20");
+            assert_eq!(status.code(), Some(1), "{errno}: {said}");
+            assert!(said.contains("farrier: ") && said.contains("farrier.db"), "{errno}: {said}");
+            assert!(!said.contains("panicked"), "{errno}: {said}");
+            assert_eq!(fs::read(&database).expect("it is there"), bytes, "{errno}");
+        }
+        bed.start_server();
+        assert!(bed.log().contains("set aside"), "{}", bed.log());
+        assert!(relay.inside(|| bind(2, PATIENCE)).is_some());
+    });
+}
+
+#[test]
 fn r_04_a_start_whose_calls_fail_starts_or_says_why_and_harms_nothing() {
     in_namespace("disk::r_04_a_start_whose_calls_fail_starts_or_says_why_and_harms_nothing", || {
         let mut bed = TestBed::start(POOL);
         let relay = plug_relay(&mut bed);
         let (address, _) = relay.inside(|| bind(1, PATIENCE)).expect("an ACK");
         bed.kill_server();
-        let calls = [
-            ("openat", "EIO"),
-            ("openat", "EMFILE"),
-            ("pwrite64", "ENOSPC"),
-            ("fdatasync", "EIO"),
-            ("rename", "EIO"),
-        ];
+        let calls = [("openat", "EIO"), ("openat", "EMFILE"), ("pwrite64", "ENOSPC"), ("fdatasync", "EIO")];
         for when in (1..=count("FAULTS_INJECTIONS", 1) * 9).step_by(3) {
             for (call, errno) in calls {
-                let output = Command::new("timeout")
-                    .args(["--signal=TERM", "0.7", "strace", "-f", "-qq", "-o", "/dev/null", "-e"])
-                    .arg(format!("trace={call}"))
-                    .arg("-e")
-                    .arg(format!("inject={call}:error={errno}:when={when}"))
-                    .arg(farrier_program())
-                    .args(["serve", "--config"])
-                    .arg(bed.path("farrier.toml"))
-                    .output()
-                    .expect("strace");
-                let said = String::from_utf8_lossy(&output.stderr);
+                let (status, said) = start_with(&bed, call, errno, &when.to_string(), "0.7");
                 // It serves until the time is up, or it has said what it lacks and how that is mended.
                 let served = said.contains("serving");
-                assert!(
-                    served || said.contains("farrier: "),
-                    "{call} {errno} {when}: {:?} {said}",
-                    output.status
-                );
+                assert!(served || said.contains("farrier: "), "{call} {errno} {when}: {status} {said}");
                 assert!(!said.contains("panicked"), "{call} {errno} {when}: {said}");
             }
         }

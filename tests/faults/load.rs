@@ -15,6 +15,8 @@ pub const RELAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 254);
 pub const POOL: &str = "[dhcp]\npool = \"192.168.77.10-192.168.77.250\"\n";
 /// Fewer than the pool has addresses, so that everybody can be served.
 pub const CLIENTS: usize = 200;
+/// Long enough for an answer, short enough to be sure of silence many times over.
+pub const SHORTLY: Duration = Duration::from_millis(600);
 /// Answers later than this are not waited for.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 

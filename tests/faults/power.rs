@@ -240,7 +240,7 @@ fn r_02_whenever_the_power_goes_the_store_opens_with_all_that_was_acknowledged()
     let operations = record(directory.path());
     let promised = operations.iter().filter(|operation| matches!(operation, Operation::Durable(_))).count();
     assert_eq!(promised, 240, "every promise is in the record");
-    let cuts = count("FAULTS_POWER_CUTS", 60);
+    let cuts = count("FAULTS_POWER_CUTS", 200);
     let mut dice = Dice(0xfa88_1e85);
     let moments: BTreeSet<usize> =
         (0..cuts * 2).map(|_| dice.below(operations.len() as u64) as usize).take(cuts).collect();

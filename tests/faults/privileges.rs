@@ -14,31 +14,77 @@ fn field(pid: i32, name: &str) -> String {
 }
 
 /// linux/capability.h
+const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_NET_RAW: u64 = 1 << 13;
 
-fn assert_confined(bed: &TestBed) {
-    let pid = bed.server_pid();
-    // Every thread, for each has its own.
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten() {
-        let thread: i32 = thread.file_name().to_string_lossy().parse().expect("a number");
-        for set in ["CapEff", "CapPrm", "CapBnd"] {
-            let mask = u64::from_str_radix(&field(thread, set), 16).expect("a mask");
-            assert_eq!(mask, CAP_NET_RAW, "{set} of thread {thread}");
-        }
-        for set in ["CapInh", "CapAmb"] {
-            assert_eq!(u64::from_str_radix(&field(thread, set), 16), Ok(0), "{set}");
-        }
-        assert_eq!(field(thread, "NoNewPrivs"), "1");
-        assert_eq!(field(thread, "Seccomp"), "2", "a filter");
+/// Entries of this folder of /proc that are numbers.
+fn numbers_in(folder: &str) -> Vec<i32> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder}: {error}")).flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Every process whose parent this one is.
+fn children(parent: i32) -> Vec<i32> {
+    let is_child = |pid: &i32| {
+        // One that ended meanwhile is none.
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line == format!("PPid:\t{parent}"))
+    };
+    numbers_in("/proc").into_iter().filter(is_child).collect()
+}
+
+/// This thread has that one capability, can get no other, and cannot make every system call.
+fn assert_bare(thread: i32, capability: u64) {
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        let mask = u64::from_str_radix(&field(thread, set), 16).expect("a mask");
+        assert_eq!(mask, capability, "{set} of thread {thread}");
     }
+    for set in ["CapInh", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&field(thread, set), 16), Ok(0), "{set}");
+    }
+    assert_eq!(field(thread, "NoNewPrivs"), "1");
+    assert_eq!(field(thread, "Seccomp"), "2", "a filter");
+}
+
+/// The one process that is left behind, to take 169.254.169.254 away in the end.
+fn assert_keeper_is_bare(bed: &TestBed) {
+    let made = children(bed.server_pid());
+    let [keeper] = made[..] else { panic!("one child, not {made:?}") };
+    assert_eq!(children(keeper), Vec::<i32>::new());
+    assert_eq!(field(keeper, "Threads"), "1");
+    assert_bare(keeper, CAP_NET_ADMIN);
+    for who in ["Uid", "Gid", "Groups"] {
+        assert_eq!(field(keeper, who), field(bed.server_pid(), who), "{who}: the appliance's own");
+    }
+    // What it waits for, and what it will say its one thing by; no file, no log, no socket of the bridge's.
+    let open = format!("/proc/{keeper}/fd");
+    let open: Vec<_> =
+        numbers_in(&open).into_iter().map(|file| fs::read_link(format!("{open}/{file}"))).collect();
+    let is_socket = |target: &std::io::Result<std::path::PathBuf>| {
+        target.as_ref().is_ok_and(|target| target.to_string_lossy().starts_with("socket:["))
+    };
+    assert!(open.len() == 2 && open.iter().all(is_socket), "{open:?}");
+}
+
+fn assert_confined(bed: &TestBed) {
+    // Every thread, for each has its own.
+    for thread in numbers_in(&format!("/proc/{}/task", bed.server_pid())) {
+        assert_bare(thread, CAP_NET_RAW);
+    }
+    assert_keeper_is_bare(bed);
     let process = &bed.farrier_json(&["status"])["process"];
     assert_eq!(process["capabilities"], serde_json::json!(["CAP_NET_RAW"]));
     assert_eq!(process["no_new_privileges"], true);
     assert_eq!(process["seccomp"], true);
-    let has_landlock =
-        fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|list| list.contains("landlock"));
-    assert!(!has_landlock || process["landlock"] != "off", "{process}");
+    assert!(!has_landlock() || process["landlock"] != "off", "{process}");
     assert!(bed.log().contains("privileges given up"), "{}", bed.log());
+}
+
+/// Whether the kernel takes Landlock's rules at all.
+fn has_landlock() -> bool {
+    use landlock::{AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
+    let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    rules.handle_access(AccessFs::ReadFile).and_then(Ruleset::create).is_ok()
 }
 
 fn mode(path: &std::path::Path) -> u32 {
@@ -129,6 +175,38 @@ fn s_14_the_appliance_becomes_the_user_it_is_told() {
         bed.kill_server();
         bed.start_server();
         assert_eq!(machine.boot_udhcpc(), address);
+    });
+}
+
+#[test]
+fn s_14_files_elsewhere_are_out_of_reach_whatever_their_modes_say() {
+    in_namespace("privileges::s_14_files_elsewhere_are_out_of_reach_whatever_their_modes_say", || {
+        let mut bed = TestBed::new("");
+        let elsewhere = tempfile::tempdir().expect("another directory");
+        let open_to_all = |path: &std::path::Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("open to all");
+        };
+        let (named, kept) = (bed.path("farrier.toml"), elsewhere.path().join("kept.toml"));
+        fs::rename(&named, &kept).expect("it is moved");
+        std::os::unix::fs::symlink(&kept, &named).expect("a link to it");
+        open_to_all(elsewhere.path(), 0o755);
+        open_to_all(&kept, 0o644);
+        bed.publish("metal", b"kernel", b"ramdisk");
+        // Nothing but Landlock is in the way: before it is on, the file is read.
+        bed.start_server();
+        bed.signal(nix::sys::signal::Signal::SIGHUP);
+        let says = |words: &str| eventually(words, || bed.log().contains(words).then_some(()));
+        if has_landlock() {
+            says("configuration not reloaded");
+            says("Permission denied");
+        } else {
+            says("configuration reloaded");
+        }
+        // A file of its own that is no link is read as ever.
+        fs::remove_file(&named).expect("the link goes");
+        fs::copy(&kept, &named).expect("a file again");
+        bed.signal(nix::sys::signal::Signal::SIGHUP);
+        eventually("reloaded", || bed.log().contains("configuration reloaded").then_some(()));
     });
 }
 

@@ -16,7 +16,7 @@ fn r_13_machines_that_were_loading_during_a_restart_get_home() {
         );
         bed.publish("metal", &pattern(1 << 20), &pattern(6 << 20));
         bed.start_server();
-        let storm = |profile: &str, seed: &str, over: &str| {
+        let storm = |profile: &str, seed: &str| {
             let child = Command::new(farrier_program())
                 .args([
                     "--json",
@@ -28,7 +28,7 @@ fn r_13_machines_that_were_loading_during_a_restart_get_home() {
                     "--profile",
                     profile,
                 ])
-                .args(["--seed", seed, "--over", over, "--patience", "5m"])
+                .args(["--seed", seed, "--over", "300ms", "--patience", "5m"])
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
                 .spawn()
@@ -36,7 +36,8 @@ fn r_13_machines_that_were_loading_during_a_restart_get_home() {
             Process(child)
         };
         // The one fetches its loader by TFTP, the other everything by HTTP.
-        let mut storms = [storm("bios", "1", "300ms"), storm("uefi-http", "2", "300ms")];
+        let (kinds, seeds) = (["bios", "uefi-http"], ["1", "2"]);
+        let mut storms = [0, 1].map(|number| storm(kinds[number], seeds[number]));
         for restart in 0..3 {
             eventually("transfers are under way", || {
                 let status = bed.farrier_json(&["status"]);
@@ -50,24 +51,28 @@ fn r_13_machines_that_were_loading_during_a_restart_get_home() {
             bed.kill_server();
             bed.start_server();
         }
-        let mut completed = 0;
-        for mut storm in storms {
+        let lost_in = |mut storm: Process| {
             let stdout = storm.0.stdout.take().expect("a pipe");
             let report: Value = serde_json::from_reader(stdout).expect("a report");
-            completed += report["completed"].as_u64().expect("a number");
             println!("lost: {}", report["losses"]);
-        }
+            let number = |name: &str| report[name].as_u64().expect("a number");
+            assert_eq!(number("completed") + number("lost"), each as u64, "{report}");
+            number("lost")
+        };
+        let lost = storms.map(lost_in);
         let all = 2 * each as u64;
-        println!("{completed} of {all} machines got home across 3 restarts");
+        let (at_first, mut in_the_end) = (all - lost.iter().sum::<u64>(), all);
         // iPXE does not ask again when a connection breaks off under it: who had one open when the appliance was killed is
-        // switched on once more, and gets home then.
-        assert!(completed * 100 >= all * 80, "{completed} of {all} at the first attempt");
-        let lost = all - completed;
-        if lost > 0 {
-            let mut again = storm("uefi-http", "3", "300ms");
-            let again: Value =
-                serde_json::from_reader(again.0.stdout.take().expect("a pipe")).expect("a report");
-            assert_eq!(again["lost"], 0, "{again}");
+        // switched on once more. Of one seed come the same machines, so those that were lost are among these; the others
+        // find their way again as well. Side by side, as they were.
+        let again = [0, 1].map(|number| (lost[number] > 0).then(|| storm(kinds[number], seeds[number])));
+        for storm in again.into_iter().flatten() {
+            in_the_end -= lost_in(storm);
         }
+        println!(
+            "{at_first} of {all} machines got home across 3 restarts at the first attempt, {in_the_end} in the end"
+        );
+        assert!(at_first * 100 >= all * 80, "{at_first} of {all} at the first attempt");
+        assert!(in_the_end * 100 >= all * 99, "{in_the_end} of {all} in the end");
     });
 }

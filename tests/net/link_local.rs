@@ -5,10 +5,18 @@ use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use farrier::net::link_local::{ADDRESS, LinkLocal};
+use farrier::config::BridgeName;
+use farrier::net::link_local::{ADDRESS, LinkLocal, LinkLocalError};
 use farrier::net::sys::die_with_parent;
+use farrier::privileges::Keeper;
 
 use crate::support::{Machine, Wire, attach, bridge_name, eventually, exchange, ip, isolated, make_bridge};
+
+/// With a keeper as the appliance has it.
+fn put_on(bridge: &BridgeName) -> Result<LinkLocal, LinkLocalError> {
+    let keeper = Keeper::prepare(None).unwrap();
+    LinkLocal::put_on(bridge, || keeper.confine())
+}
 
 fn told_by(words: &str) -> String {
     let output = Command::new("ip").args(words.split_whitespace()).output().expect("iproute2 is needed");
@@ -49,8 +57,8 @@ fn machines_on_the_bridge_reach_it_and_nobody_else_hears_of_it() {
     ip("link set wan up");
     ip("link set wans up");
     let outside = Wire::open("wans");
-    LinkLocal::put_on(&bridge.name).unwrap();
-    LinkLocal::put_on(&bridge.name).expect("what a killed run left is taken over");
+    put_on(&bridge.name).unwrap();
+    put_on(&bridge.name).expect("what a killed run left is taken over");
     let listener = bridge.link_local_listener(80).unwrap();
     listener.set_nonblocking(false).unwrap();
 
@@ -98,7 +106,7 @@ fn it_goes_with_the_appliance_however_that_ends() {
     const TEST: &str = "link_local::it_goes_with_the_appliance_however_that_ends";
     const HOLDER: &str = "FARRIER_TEST_HOLDER";
     if std::env::var_os(HOLDER).is_some() {
-        LinkLocal::put_on(&bridge_name("br0")).unwrap();
+        put_on(&bridge_name("br0")).unwrap();
         // Until killed.
         loop {
             thread::park();
@@ -109,6 +117,9 @@ fn it_goes_with_the_appliance_however_that_ends() {
     }
     ip("link set lo up");
     ip("link add br0 type bridge");
+    let refused = LinkLocal::put_on(&bridge_name("br0"), || Err("it may not be confined")).unwrap_err();
+    assert!(refused.to_string().contains("it may not be confined"), "{refused}");
+    assert!(!is_ruled(), "rather no rule than one that stays");
     for signal in ["-KILL", "-TERM"] {
         let mut holder = Command::new(std::env::current_exe().unwrap());
         holder.args(["--exact", TEST, "--nocapture", "--test-threads=1"]).env(HOLDER, "1");

@@ -110,14 +110,19 @@ fn a_file_that_is_no_database_is_kept_aside() {
     }
 }
 
+/// A store of 80 leases and 8 nodes, in one file.
+fn sound_file(directory: &Path) -> Vec<u8> {
+    let sound = directory.join("sound.db");
+    fill(&sound, 80, 8);
+    Connection::open(&sound).unwrap().execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    std::fs::read(&sound).unwrap()
+}
+
 /// Whatever byte is damaged, the appliance starts, and says so or has everything.
 #[test]
 fn r_03_damage_anywhere_never_prevents_the_start() {
     let directory = tempfile::tempdir().unwrap();
-    let sound = directory.path().join("sound.db");
-    fill(&sound, 80, 8);
-    Connection::open(&sound).unwrap().execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    let bytes = std::fs::read(&sound).unwrap();
+    let bytes = sound_file(directory.path());
     let mut most_rescued = 0;
     for offset in (0..bytes.len()).step_by(64) {
         let path = directory.path().join(format!("{offset}/farrier.db"));
@@ -137,11 +142,23 @@ fn r_03_damage_anywhere_never_prevents_the_start() {
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }
     assert_eq!(most_rescued, 80, "damage elsewhere costs no lease");
-    for keep in [1, 100, 511, 512, 4096, 5000, bytes.len() / 2, bytes.len() - 1] {
-        let path = directory.path().join(format!("cut-{keep}.db"));
+}
+
+/// Wherever the file ends, the appliance starts, and says what is missing.
+#[test]
+fn r_03_a_file_that_ends_anywhere_never_prevents_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = sound_file(directory.path());
+    // An empty file is a new store; of less than that something is missing wherever it ends.
+    for keep in (64..bytes.len()).step_by(64).chain([1, 511, bytes.len() - 1]) {
+        let path = directory.path().join(format!("cut-{keep}/farrier.db"));
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
         std::fs::write(&path, &bytes[..keep]).unwrap();
-        let snapshot = SqliteStore::open(&path).unwrap().load().unwrap();
+        let store = SqliteStore::open(&path).unwrap_or_else(|error| panic!("cut to {keep}: {error}"));
+        let snapshot = store.load().unwrap_or_else(|error| panic!("cut to {keep}: {error}"));
         assert!(!snapshot.damage.is_empty(), "cut to {keep}");
+        drop(store);
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }
 }
 
