@@ -129,7 +129,8 @@ fn keep<E: std::fmt::Display>(
         Ok(netlink) => {
             let _ = them.write_all(&[CONFINED]);
             // Nothing is ever said; it ends when they do.
-            while matches!(them.read(&mut [0]), Ok(1..)) {}
+            let interrupted = |error: io::Error| error.kind() == io::ErrorKind::Interrupted;
+            while them.read(&mut [0]).map_or_else(interrupted, |count| count > 0) {}
             let _ = take_off(&netlink, bridge);
         }
         // They take the rule away themselves.
