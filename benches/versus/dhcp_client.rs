@@ -1,6 +1,7 @@
 //! Many DHCP clients behind one relay agent, at a steady rate, each exchange timed.
 //!
-//! The acceptance checks that are about rates use it as well. perfdhcp tells averages and extremes; service levels are percentiles. Open loop: a slow answer delays no request.
+//! perfdhcp tells averages and extremes; service levels are percentiles. Open loop: a slow answer delays no request. The
+//! acceptance checks that are about rates use it as well.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;

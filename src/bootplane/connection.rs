@@ -350,7 +350,7 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes in the middle of a body as well.
-        if !self.line.sends_from_file() {
+        if self.corked && !self.line.sends_from_file() {
             self.cork(false);
         }
         Pin::new(&mut self.socket).poll_flush(context)
