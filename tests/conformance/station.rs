@@ -42,6 +42,8 @@ impl Station {
         let (near, far) = (format!("sp{number}"), format!("st{number}"));
         run("ip", &["link", "add", &near, "type", "veth", "peer", "name", &far]);
         run("ip", &["link", "set", &far, "arp", "off", "addrgenmode", "none", "up"]);
+        // As on a wire, where a card has cut what the kernel took as one packet (UDP_SEGMENT): a frame is a datagram.
+        run("ip", &["link", "set", &near, "gso_max_segs", "1"]);
         run("ip", &["link", "set", &near, "addrgenmode", "none", "master", bridge, "up"]);
         eventually("the port forwards", || {
             let told = run("bridge", &["link", "show", "dev", &near]);
