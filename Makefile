@@ -29,7 +29,7 @@ demo:            ## four machines, one per firmware, netboot and enroll; ONCE=1 
 test:            ## every test: parsers to real firmware
 	@.ci/packages test
 	$(CARGO) build --release --bins
-	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test
+	FARRIER_BINARIES=$(CURDIR)/$(RELEASE) $(CARGO) test --no-fail-fast
 
 test-install:    ## what `make test` leaves out for its length: Debian 12 built and booted, and by its own installer; plugs pulled and appliances killed, 10 times each
 	@.ci/packages test

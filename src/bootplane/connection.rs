@@ -9,11 +9,6 @@
 //! ready meanwhile has had a go. A permit given back in the same go would be free whenever another download asks for it,
 //! and a script would stand behind all that are ready; so, however many there are, only one of them is ahead of it.
 //!
-//! # Whole packets
-//! While a file is under way the socket is corked: an acknowledgement that arrives in the middle of a sendfile(2) would
-//! otherwise have the kernel send what it has of the last packet at once, since Nagle's algorithm is off for the sake of
-//! scripts. Cut up like that the same bytes are more packets, and more work at both ends.
-//!
 //! # Pace
 //! An answer to a machine that is to be sent files slowly is written a few milliseconds' worth at a time
 //! ([`pace`](crate::net::pace)).
@@ -176,8 +171,6 @@ struct Stream {
     sent_this_turn: usize,
     /// As the socket has it: prompt, like its listener, until it sends a file.
     urgency: Urgency,
-    /// As the socket has it.
-    corked: bool,
     write_closed: bool,
 }
 
@@ -194,7 +187,6 @@ impl Stream {
             pause: None,
             sent_this_turn: 0,
             urgency,
-            corked: false,
             write_closed: false,
         }
     }
@@ -257,15 +249,6 @@ impl Stream {
         if self.urgency != urgency {
             self.urgency = urgency;
             urgency.set_on(&self.socket);
-        }
-    }
-
-    /// Has the kernel keep, or let go of, the part of a packet at the end of what it was given.
-    fn cork(&mut self, corked: bool) {
-        if self.corked != corked {
-            self.corked = corked;
-            // Failing to only costs speed: what is corked leaves after 200 ms at the latest.
-            let _ = socket2::SockRef::from(&self.socket).set_tcp_cork(corked);
         }
     }
 
@@ -334,7 +317,6 @@ impl AsyncWrite for Stream {
             }
             Some(part) => {
                 self.hurry(Urgency::Bulk);
-                self.cork(true);
                 ready!(self.poll_send_part(context, slices, &part))?
             }
         };
@@ -349,10 +331,6 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper flushes in the middle of a body as well.
-        if self.corked && !self.line.sends_from_file() {
-            self.cork(false);
-        }
         Pin::new(&mut self.socket).poll_flush(context)
     }
 
@@ -521,24 +499,6 @@ mod tests {
         first.line.end_turn();
         assert_eq!(write(&mut second, &[&mapped.bytes[..4]]).await.unwrap(), 4);
         assert!(second.line.has_turn() && !first.line.has_turn());
-    }
-
-    #[tokio::test]
-    async fn packets_are_whole_while_a_file_is_under_way_and_nothing_is_kept_back_after_it() {
-        let (mut stream, mut peer) = connected().await;
-        let corked = |stream: &Stream| socket2::SockRef::from(&stream.socket).tcp_cork().unwrap();
-        let mapped = mapped();
-        stream.line.sending_from(Some(mapped.clone()));
-        assert_eq!(write(&mut stream, &[b"head, ", &mapped.bytes[..4]]).await.unwrap(), 10);
-        poll_fn(|context| Pin::new(&mut stream).poll_flush(context)).await.unwrap();
-        assert!(corked(&stream), "more of the file follows");
-        assert_eq!(write(&mut stream, &[&mapped.bytes[4..]]).await.unwrap(), 9);
-        stream.line.sending_from(None);
-        poll_fn(|context| Pin::new(&mut stream).poll_flush(context)).await.unwrap();
-        assert!(!corked(&stream));
-        let mut received = [0; 19];
-        peer.read_exact(&mut received).await.unwrap();
-        assert_eq!(&received, b"head, from the file");
     }
 
     #[tokio::test]

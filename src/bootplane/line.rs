@@ -57,10 +57,6 @@ impl Line {
         *self.lock() = mapped;
     }
 
-    pub fn sends_from_file(&self) -> bool {
-        self.lock().is_some()
-    }
-
     pub fn paced_by(&self, pace: Option<Arc<Pace>>) {
         *self.lock_pace() = pace;
     }
