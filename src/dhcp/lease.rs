@@ -41,6 +41,7 @@ pub struct Binding {
     /// Option 12 after filtering to host name characters.
     pub hostname: Option<String>,
     pub state: BindingState,
+    /// When it was last acknowledged. The latest of all tells until when the server ran at least (`server/restart.rs`).
     pub granted_at: Timestamp,
     pub expires_at: Timestamp,
 }

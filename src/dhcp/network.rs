@@ -276,7 +276,13 @@ pub fn start_at<N: Nodes + 'static>(doors: Doors, parts: DhcpParts<N>) -> Result
             addresses.set(binding.address, binding.mac);
         }
     }
-    let mut server = DhcpServer::new(Settings::new(&config, loaders), bindings, clock.now());
+    let mut server = DhcpServer::restarted(Settings::new(&config, loaders), bindings, clock.now());
+    if mode == DhcpMode::Server && server.carried_over() > 0 {
+        tracing::info!(
+            leases = server.carried_over(),
+            "nobody could renew leases since the last was given, or the clock was set: what was left of each then is left of it now"
+        );
+    }
     // Who gives no addresses asks nobody for them; an observer is not heard at all.
     if mode == DhcpMode::Server {
         server.ask_the_wire();

@@ -8,7 +8,8 @@
 //!                          └─ port 4011 ────────────────────── ACK with boot data only
 //! ```
 //!
-//! The caller makes [`Outcome::changes`] durable before [`Outcome::answer`] leaves; offers carry none. If the commit
+//! The caller makes [`Outcome::changes`] durable, [with what comes before them](DhcpServer::store_first), before
+//! [`Outcome::answer`] leaves; offers carry none. If the commit
 //! fails it calls [`DhcpServer::forget`] and drops the answer, unless that confirms a lease which is on disk all the
 //! same: then it says for how long, and extends nothing.
 //!
@@ -40,6 +41,7 @@ use crate::dhcp::server::declines::Declines;
 use crate::dhcp::server::elsewhere::Elsewhere;
 use crate::dhcp::server::handling::Visit;
 use crate::dhcp::server::probes::Probes;
+use crate::dhcp::server::restart::Carried;
 use crate::dhcp::server::strangers::Strangers;
 use crate::dhcp::wire::Message;
 use crate::net::MacAddr;
@@ -50,6 +52,7 @@ mod elsewhere;
 mod handling;
 mod probes;
 mod proxy;
+mod restart;
 mod silence;
 mod strangers;
 
@@ -266,13 +269,15 @@ pub struct DhcpServer {
     elsewhere: Elsewhere,
     probes: Probes,
     strangers: Strangers,
+    /// Bindings that were set to the clock, and are to be stored that way.
+    carried: Carried,
     /// Another server answers on the bridge, and until it is quiet we do not.
     held: bool,
 }
 
 impl DhcpServer {
-    pub fn new(settings: Settings, mut bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
-        set_to_clock(&mut bindings, settings.lease, now);
+    /// A server that knows these bindings and has been told the time all along.
+    pub fn new(settings: Settings, bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
         let table = LeaseTable::new(settings.pool, bindings, now);
         DhcpServer {
             settings,
@@ -281,8 +286,25 @@ impl DhcpServer {
             elsewhere: Elsewhere::default(),
             probes: Probes::default(),
             strangers: Strangers::default(),
+            carried: Carried::default(),
             held: false,
         }
+    }
+
+    /// A server that was down, for a time that nobody knows: the clock may have been set meanwhile.
+    pub fn restarted(settings: Settings, bindings: Vec<Binding>, now: Timestamp) -> DhcpServer {
+        let carried = restart::set_to_clock(&bindings, settings.lease, now);
+        let mut server = DhcpServer::new(settings, bindings, now);
+        for binding in &carried {
+            server.table.carry_over(binding, now);
+        }
+        server.carried = Carried::new(&carried);
+        server
+    }
+
+    /// Bindings whose times were moved at the start, because nobody could renew them or the clock was set.
+    pub fn carried_over(&self) -> usize {
+        self.carried.count()
     }
 
     /// From now on addresses that are fresh to a client are asked for on the wire: the caller can.
@@ -412,9 +434,15 @@ impl DhcpServer {
         vec![self.table.quarantine(address, &squatter, station, now)]
     }
 
+    /// These changes are about to be stored: what has to be stored before them is put in front.
+    pub fn store_first(&mut self, changes: &mut Vec<Change>, now: Timestamp) {
+        self.carried.ride_with(changes, &self.table, now);
+    }
+
     /// The commit of these changes failed and nobody was told of them. What is left of earlier promises may be told
     /// ([`Reply::without_extension`]).
     pub fn forget(&mut self, changes: &[Change], now: Timestamp) -> Vec<StillStored> {
+        self.carried.missed(changes);
         self.table.forget(changes, now)
     }
 
@@ -455,21 +483,6 @@ impl DhcpServer {
             DhcpMode::Server => self.table.pool_use(),
             DhcpMode::Proxy | DhcpMode::Observe => PoolUse::default(),
         }
-    }
-}
-
-/// A lease that was granted in the future tells that the clock was set back. What was left of it then is still left of it, and
-/// no more: else addresses of machines that never come again would be held for as long as the clock was set back.
-///
-/// Not all of them need be by the same clock: some may have been granted since, and the clock set back again. So the end
-/// is counted from each one's own beginning, and is no later than a period from now, or than the latest clock would have it.
-fn set_to_clock(bindings: &mut [Binding], period: Duration, now: Timestamp) {
-    let latest = bindings.iter().map(|binding| binding.granted_at).max().unwrap_or_default();
-    let back = latest.since(now);
-    for binding in bindings.iter_mut().filter(|binding| binding.granted_at > now) {
-        let most = binding.expires_at.since(latest).max(period);
-        binding.expires_at = now.plus(binding.expires_at.since(binding.granted_at).min(most));
-        binding.granted_at = binding.granted_at.minus(back);
     }
 }
 

@@ -34,35 +34,39 @@ fn assert_renewed(relay: &ClientMachine, held: &[Ipv4Addr], forward: i64) {
 }
 
 /// With room to spare nobody sees what becomes of leases that look expired. Here there is none: a newcomer could only be
-/// given an address that a machine on the bridge goes on using. It is not, because such an address is asked for on the wire
-/// before it is offered to somebody else. (Behind a relay nobody can ask. Who is gone and does not come back loses its
-/// address after one period: the unit test of this id.)
+/// given an address that another machine goes on using. It waits, on the bridge and behind a relay agent, and each machine
+/// that boots anew meanwhile has its own address.
 #[test]
 fn r_06_with_a_full_pool_a_newcomer_is_turned_away_rather_than_given_anothers_address() {
     const NAME: &str =
         "clock::r_06_with_a_full_pool_a_newcomer_is_turned_away_rather_than_given_anothers_address";
     in_namespace(NAME, || {
-        let mut bed = TestBed::start("[dhcp]\npool = \"192.168.77.10-192.168.77.11\"\nlease = \"1h\"\n");
+        let mut bed = TestBed::start("[dhcp]\npool = \"192.168.77.10-192.168.77.13\"\nlease = \"1h\"\n");
+        let relay = plug_relay(&mut bed);
         let machines = [1, 2].map(|number| bed.plug(&format!("02:00:00:00:06:0{number}")));
         let newcomer = bed.plug("02:00:00:00:06:ff");
         let held: Vec<Ipv4Addr> = machines.iter().map(ClientMachine::boot_udhcpc).collect();
-        // The last one is the one after which all leases look expired.
-        for forward in [-HOUR_MS, -TEN_YEARS_MS, TEN_YEARS_MS] {
+        let bound = |client| relay.inside(|| bind(client, PATIENCE)).expect("an ACK").0;
+        let relayed: Vec<Ipv4Addr> = (0..2).map(bound).collect();
+        for (case, forward) in [-HOUR_MS, -TEN_YEARS_MS, 2 * HOUR_MS, TEN_YEARS_MS].into_iter().enumerate() {
             bed.kill_server();
-            put_clock_forward(&bed, forward, held.len());
+            put_clock_forward(&bed, forward, held.len() + relayed.len());
             bed.start_server();
             let asked = newcomer
                 .output("udhcpc", &["-i", "eth0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-s", "/bin/true"]);
             let said = String::from_utf8_lossy(&asked.stderr);
             assert!(!asked.status.success(), "{forward} ms: a newcomer, of {held:?}: {said}");
+            let behind_the_relay = relay.inside(|| bind(100 + case, Duration::from_secs(2)));
+            assert!(behind_the_relay.is_none(), "{forward} ms: {behind_the_relay:?}, of {relayed:?}");
             // Heard, and turned away for that reason.
             let counted = bed.farrier_json(&["status"])["counters"].to_string();
             assert!(counted.contains("pool-exhausted"), "{forward} ms: {counted}");
-            if forward < 0 {
-                for (machine, address) in machines.iter().zip(&held) {
-                    assert_eq!(machine.boot_udhcpc(), *address, "{forward} ms");
-                }
-            }
+            // One of each place comes back; the other has not yet when the clock is set again.
+            assert_eq!(machines[case % 2].boot_udhcpc(), held[case % 2], "{forward} ms");
+            assert_eq!(bound(case % 2), relayed[case % 2], "{forward} ms");
+        }
+        for (machine, address) in machines.iter().zip(&held) {
+            assert_eq!(machine.boot_udhcpc(), *address);
         }
     });
 }

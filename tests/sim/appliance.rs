@@ -180,7 +180,7 @@ impl Appliance {
             clock,
             InstallParts::none(),
         );
-        let server = DhcpServer::new(settings, bindings, now);
+        let server = DhcpServer::restarted(settings, bindings, now);
         let desk = Desk {
             mode: DhcpMode::Server,
             guard: Arc::new(Guard::new(OnRival::Warn).expect("randomness")),
@@ -231,7 +231,7 @@ impl Appliance {
         let outbox = Arc::clone(&self.outbox);
         let parcels = batch.parcels.len();
         outbox.waiting.fetch_add(parcels, Ordering::Relaxed);
-        self.desk.submit(batch, hatch(true), move |failed| {
+        self.desk.submit(batch, hatch(true), now, move |failed| {
             outbox.failed.lock().expect("the outbox").push((failed, parcels));
         });
     }

@@ -31,20 +31,16 @@ pub const TIMELINES_EVERY: u64 = 64;
 const OPTION_REQUESTED_ADDRESS: u8 = 50;
 const OPTION_LEASE_TIME: u8 = 51;
 
-/// An address in use: by whom, until when in true time and by the appliance's clock.
+/// An address in use: by whom, and until when in true time, whatever the appliance's clock says.
 #[derive(Clone, Copy, Debug)]
 struct Use {
     mac: MacAddr,
     until: u64,
-    until_wall: Timestamp,
-    /// The appliance's clock went forward since it was asked for: a lease renewed in between may end early.
-    outpaced: bool,
 }
 
 #[derive(Default)]
 pub struct Checks {
     uses: BTreeMap<Ipv4Addr, Use>,
-    forward_at: Option<u64>,
     pub acks: u64,
     pub most_waiting: usize,
 }
@@ -103,25 +99,12 @@ impl Checks {
         Ok(())
     }
 
-    pub fn takes(
-        &mut self,
-        mac: MacAddr,
-        address: Ipv4Addr,
-        (asked_at, until): (u64, u64),
-        now: u64,
-        wall_of: impl Fn(u64) -> Timestamp,
-    ) -> Result<(), String> {
-        let (until_wall, now_wall) = (wall_of(until), wall_of(now));
-        if let Some(other) = self.uses.get(&address).filter(|it| it.mac != mac)
-            // By both clocks: one that was set forward takes leases away early, and nobody can help that.
-            && other.until > now
-            && other.until_wall > now_wall
-        {
+    pub fn takes(&mut self, mac: MacAddr, address: Ipv4Addr, until: u64, now: u64) -> Result<(), String> {
+        if let Some(other) = self.uses.get(&address).filter(|it| it.mac != mac && it.until > now) {
             return Err(format!("{address} is used by {} and by {mac}", other.mac));
         }
         self.gives_up(mac);
-        let outpaced = self.forward_at.is_some_and(|at| at >= asked_at);
-        self.uses.insert(address, Use { mac, until, until_wall, outpaced });
+        self.uses.insert(address, Use { mac, until });
         Ok(())
     }
 
@@ -136,11 +119,6 @@ impl Checks {
         self.uses.retain(|_, it| it.mac != mac);
     }
 
-    pub fn clock_goes_forward(&mut self, now: u64) {
-        self.forward_at = Some(now);
-        self.uses.values_mut().for_each(|it| it.outpaced = true);
-    }
-
     /// The appliance has just started. `wall_of`: its clock at a true time.
     pub fn nothing_acknowledged_is_lost(
         &self,
@@ -148,19 +126,21 @@ impl Checks {
         now: u64,
         wall_of: impl Fn(u64) -> Timestamp,
     ) -> Result<(), String> {
-        let now_wall = wall_of(now);
         let leases = appliance.desk.server.leases();
-        for (address, held) in self.uses.iter().filter(|(_, it)| it.until > now && it.until_wall > now_wall) {
+        for (address, held) in self.uses.iter().filter(|(_, it)| it.until > now) {
             let known = leases.iter().any(|lease| {
                 lease.address == *address
                     && lease.mac == held.mac
                     && lease.state == LeaseState::Bound
-                    // Renewed after the clock was set back, a lease ends earlier by the clock, and no earlier in truth.
-                    && (held.outpaced
-                        || lease.expires_at.plus(WAITED_MAX) >= held.until_wall.min(wall_of(held.until)))
+                    && lease.expires_at.plus(WAITED_MAX) >= wall_of(held.until)
             });
             if !known {
-                return Err(format!("{} uses {address} by an ACK, and a start does not know it", held.mac));
+                let told: Vec<_> = leases.iter().filter(|lease| lease.address == *address).collect();
+                return Err(format!(
+                    "{} uses {address} by an ACK until {}, and a start does not know it: {told:?}",
+                    held.mac,
+                    wall_of(held.until)
+                ));
             }
         }
         Ok(())

@@ -23,7 +23,6 @@ pub enum Order {
     /// It uses this address from now on, by a lease it asked for then.
     Takes {
         address: Ipv4Addr,
-        asked_at: u64,
         until: u64,
     },
     GivesUp,
@@ -141,9 +140,9 @@ impl Player {
         match claim {
             Claim::Same => {}
             Claim::Takes(address) => {
-                let (asked_at, until) = system.lease();
+                let until = system.lease_ends();
                 self.address = Some(address);
-                orders.push(Order::Takes { address, asked_at, until });
+                orders.push(Order::Takes { address, until });
             }
             Claim::GivesUp => {
                 self.address = None;
@@ -179,8 +178,8 @@ impl Player {
                 Action::SolicitRouter => orders.push(Order::SolicitRouter),
                 Action::Bind(address) => {
                     self.address = Some(address);
-                    let (asked_at, until) = (self.asked_at, self.asked_at + self.lease_millis);
-                    orders.push(Order::Takes { address, asked_at, until });
+                    let until = self.asked_at + self.lease_millis;
+                    orders.push(Order::Takes { address, until });
                 }
                 Action::Fetch(fetch) => orders.extend(self.fetch(fetch, instant)),
             }

@@ -77,9 +77,9 @@ impl System {
         matches!(self.state, State::Bound(_) | State::Renewing(_) | State::Rebinding(_))
     }
 
-    /// When its lease was asked for, and until when it uses it.
-    pub fn lease(&self) -> (u64, u64) {
-        (self.leased_at, self.until)
+    /// Until when it uses its address.
+    pub fn lease_ends(&self) -> u64 {
+        self.until
     }
 
     pub fn wake(&mut self, now: u64, out: &mut Vec<Sent>) -> Claim {

@@ -540,11 +540,10 @@ impl World {
                         self.after(20, Next::RouterSeen(player, life));
                     }
                 }
-                Order::Takes { address, asked_at, until } => {
+                Order::Takes { address, until } => {
                     let mac = self.players[player].identity.mac;
                     self.say(format_args!("{mac} uses {address}"));
-                    let skew = self.skew;
-                    self.checks.takes(mac, address, (asked_at, until), self.now, |time| wall(skew, time))?;
+                    self.checks.takes(mac, address, until, self.now)?;
                 }
                 Order::GivesUp => self.checks.gives_up(self.players[player].identity.mac),
                 Order::Wake(at) => self.at(at, Next::Wake(player, life)),
@@ -641,9 +640,6 @@ impl World {
             // Not ten years back and ten years back again until it is 1970.
             let ahead = if self.skew.abs() > SKEW_MAX { self.skew < 0 } else { self.random.chance(0.5) };
             self.skew += if ahead { size } else { -size };
-            if ahead {
-                self.checks.clock_goes_forward(self.now);
-            }
             self.say(format_args!("the clock goes {} by {size} ms", if ahead { "forward" } else { "back" }));
         }
         self.disk = Arc::new(self.disk.reopened());

@@ -160,6 +160,19 @@ impl LeaseTable {
         self.slots.insert(address, slot);
     }
 
+    /// Takes other times for a binding that was loaded: the clock was set. They are not on disk yet.
+    pub fn carry_over(&mut self, binding: &Binding, now: Timestamp) {
+        let Some(slot) = self.slots.get_mut(&binding.address) else { return };
+        slot.promised = Promised::default();
+        if let Some(stored) = slot.binding.replace(binding.clone())
+            && stored.state == BindingState::Bound
+        {
+            slot.promised.push(stored.expires_at.min(binding.expires_at));
+        }
+        slot.acknowledged_until = binding.expires_at;
+        self.reindex(binding.address, now);
+    }
+
     /// Takes a new pool; bindings stay on record wherever they are.
     pub fn set_pool(&mut self, pool: PoolRange, now: Timestamp) {
         self.pool = pool;
@@ -199,6 +212,11 @@ impl LeaseTable {
         let address = self.clients.get(key)?.offered?;
         let offer = self.slots.get(&address)?.offer.as_ref()?;
         (offer.until > now && offer.key == *key).then_some(address)
+    }
+
+    /// What is on record for this address.
+    pub fn binding_at(&self, address: Ipv4Addr) -> Option<&Binding> {
+        self.slots.get(&address)?.binding.as_ref()
     }
 
     #[cfg(test)]
@@ -412,6 +430,8 @@ impl LeaseTable {
         let Some((binding, _)) = slot.vacated.take_if(|(_, until)| *until > now) else { return };
         self.clients.entry(binding.key.clone()).or_default().bound = Some(address);
         slot.binding = Some(binding);
+        // The disk refused, and may have dropped it all the same.
+        slot.promised = Promised::default();
         self.reindex(address, now);
     }
 

@@ -332,11 +332,13 @@ impl Desk {
     /// Hands the batch to the store; its replies leave once it is durable. If it cannot be, `failed` runs on the store's
     /// thread, and has to bring what it is given to [`Desk::take_back`]; else it is dropped when the replies have left.
     pub fn submit(
-        &self,
-        batch: Batch,
+        &mut self,
+        mut batch: Batch,
         post: Arc<dyn Post>,
+        now: Timestamp,
         failed: impl FnOnce(FailedBatch) + Send + 'static,
     ) {
+        self.server.store_first(&mut batch.changes, now);
         let store_fails = Arc::clone(&self.said.store_fails);
         self.store.submit(
             batch.changes.clone(),

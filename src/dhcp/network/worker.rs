@@ -346,7 +346,7 @@ impl Worker {
             .is_some_and(|mac| matches!(self.desk.registry.standing(MacAddr(mac), now), Standing::Stranger))
     }
 
-    fn submit(&self, batch: Batch, outbound: &Arc<Outbound>) {
+    fn submit(&mut self, batch: Batch, outbound: &Arc<Outbound>) {
         if batch.changes.is_empty() && batch.parcels.is_empty() {
             return;
         }
@@ -360,7 +360,8 @@ impl Worker {
         };
         let commands = self.commands.clone();
         let post = Arc::clone(outbound);
-        self.desk.submit(batch, post, move |failed| {
+        let now = self.clock.now();
+        self.desk.submit(batch, post, now, move |failed| {
             let waker = Arc::clone(&done.waker);
             let _ = commands.send(Command::CommitFailed(failed, done));
             let _ = waker.write(1);

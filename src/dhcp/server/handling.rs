@@ -429,7 +429,6 @@ impl DhcpServer {
     }
 
     fn binding(&self, visit: &Visit<'_>, address: Ipv4Addr) -> Binding {
-        let live = self.table.live_binding(&visit.key, visit.now);
         Binding {
             address,
             key: visit.key.clone(),
@@ -437,9 +436,7 @@ impl DhcpServer {
             client_id: visit.request.client_id.map(<[u8]>::to_vec),
             hostname: visit.request.hostname(),
             state: BindingState::Bound,
-            granted_at: live
-                .filter(|binding| binding.address == address)
-                .map_or(visit.now, |binding| binding.granted_at),
+            granted_at: visit.now,
             expires_at: visit.now.plus(self.settings.lease),
         }
     }

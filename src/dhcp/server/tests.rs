@@ -208,14 +208,13 @@ fn returning_clients_get_what_their_record_says() {
 fn renewing_moves_the_end_and_answers_the_client_directly() {
     let mut world = World::new(settings());
     let current = world.bind(mac(1));
-    let granted_at = world.now;
     world.pass(LEASE / 2);
     let outcome = world.send(&ClientMessage::renewing(mac(1), current));
     let ack = reply(&outcome);
     assert_eq!(ack.destination, Destination::Unicast(SocketAddrV4::new(current, 68)));
     assert_eq!((parsed(&outcome).ciaddr(), parsed(&outcome).yiaddr()), (current, current));
     let [Change::PutBinding(binding)] = &outcome.changes[..] else { panic!("{:?}", outcome.changes) };
-    assert_eq!((binding.granted_at, binding.expires_at), (granted_at, world.now.plus(LEASE)));
+    assert_eq!((binding.granted_at, binding.expires_at), (world.now, world.now.plus(LEASE)));
 }
 
 #[test]
@@ -689,7 +688,7 @@ fn r_06_a_clock_that_jumped_before_a_restart_takes_no_address_away() {
         let stored: Vec<Binding> = world.server.table.bindings().cloned().collect();
         assert_eq!(stored.len(), 5);
         world.now = jump(world.now);
-        world.server = DhcpServer::new(world.server.settings.clone(), stored, world.now);
+        world.server = DhcpServer::restarted(world.server.settings.clone(), stored, world.now);
         // Newcomers come first, and still nobody's address is given to them.
         for client in 6..=11 {
             let address = world.bind(mac(client));
@@ -707,11 +706,11 @@ fn r_06_a_clock_that_jumped_before_a_restart_takes_no_address_away() {
     world.bind(mac(1));
     let mut stored: Vec<Binding> = world.server.table.bindings().cloned().collect();
     world.now = world.now.minus(TEN_YEARS);
-    world.server = DhcpServer::new(world.server.settings.clone(), stored.clone(), world.now);
+    world.server = DhcpServer::restarted(world.server.settings.clone(), stored.clone(), world.now);
     let address = world.bind(mac(2));
     stored.extend(world.server.table.bindings().filter(|binding| binding.address == address).cloned());
     world.pass(SECOND);
-    world.server = DhcpServer::new(world.server.settings.clone(), stored, world.now);
+    world.server = DhcpServer::restarted(world.server.settings.clone(), stored, world.now);
     assert_eq!(world.server.leases().iter().filter(|lease| lease.state == LeaseState::Bound).count(), 2);
     assert_ne!(world.bind(mac(3)), address);
     // Who does not come back loses its address after one period, also when the clock went back by ten years.
@@ -719,9 +718,91 @@ fn r_06_a_clock_that_jumped_before_a_restart_takes_no_address_away() {
     world.bind(mac(1));
     let stored: Vec<Binding> = world.server.table.bindings().cloned().collect();
     world.now = world.now.minus(TEN_YEARS);
-    world.server = DhcpServer::new(world.server.settings.clone(), stored, world.now);
+    world.server = DhcpServer::restarted(world.server.settings.clone(), stored, world.now);
     world.pass(LEASE - SECOND);
     assert_eq!(answer(&world.send(&discover(2))), "pool-exhausted");
     world.pass(SECOND * 2);
     assert_eq!(answer(&world.send(&discover(2))), "offer 192.168.2.50");
+    // Nor does one that went forward hold it for longer.
+    let mut world = World::with_pool(50, 50);
+    world.bind(mac(1));
+    world.now = world.now.plus(TEN_YEARS);
+    restart(&mut world);
+    world.pass(LEASE - SECOND);
+    assert_eq!(answer(&world.send(&discover(2))), "pool-exhausted");
+    world.pass(SECOND * 2);
+    assert_eq!(answer(&world.send(&discover(2))), "offer 192.168.2.50");
+}
+
+/// As if the appliance had stored all of this and started again.
+fn restart(world: &mut World) {
+    let stored: Vec<Binding> = world.server.table.bindings().cloned().collect();
+    world.server = DhcpServer::restarted(world.server.settings.clone(), stored, world.now);
+}
+
+#[test]
+fn r_06_with_no_address_to_spare_a_newcomer_waits_for_one_period_whatever_the_clock_did() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    for forward in [LEASE + SECOND, DAY, DAY * 3650] {
+        let mut world = World::with_pool(50, 52);
+        let held: Vec<Ipv4Addr> = (1..=3).map(|client| world.bind(mac(client))).collect();
+        world.now = world.now.plus(forward);
+        restart(&mut world);
+        assert_eq!(world.server.carried_over(), 3);
+        assert_eq!(answer(&world.send(&discover(4))), "pool-exhausted", "{forward:?}");
+        // Two come back, and the clock is put forward once more: the third still has its address.
+        for client in 1..=2 {
+            world.send(&ClientMessage::renewing(mac(client), held[usize::from(client) - 1]));
+        }
+        world.now = world.now.plus(forward);
+        restart(&mut world);
+        assert_eq!(answer(&world.send(&discover(4))), "pool-exhausted", "{forward:?}, again");
+        assert_eq!(answer(&world.send(&discover(3))), format!("offer {}", held[2]), "{forward:?}");
+    }
+    // What had ended while the server was there to renew it has ended.
+    let mut world = World::with_pool(50, 51);
+    world.bind(mac(1));
+    world.pass(LEASE + SECOND);
+    let second = world.bind(mac(2));
+    world.pass(LEASE + SECOND);
+    restart(&mut world);
+    assert_eq!(world.server.carried_over(), 1);
+    assert_ne!(world.bind(mac(3)), second);
+}
+
+#[test]
+fn r_06_times_set_to_the_clock_are_stored_with_whatever_is_stored_first() {
+    let mut world = World::with_pool(50, 60);
+    for client in 1..=3 {
+        world.bind(mac(client));
+    }
+    world.now = world.now.plus(LEASE * 10);
+    restart(&mut world);
+    let mut store = |changes: &[Change]| {
+        let mut changes = changes.to_vec();
+        world.server.store_first(&mut changes, world.now);
+        changes
+    };
+    assert_eq!(store(&[]), [], "nothing is stored for their sake");
+    let change = Change::DropBinding { address: Ipv4Addr::new(192, 168, 2, 60) };
+    let first = store(std::slice::from_ref(&change));
+    assert_eq!(first.len(), 4);
+    assert_eq!(first.last(), Some(&change), "they come first");
+    for carried in &first[..3] {
+        let Change::PutBinding(binding) = carried else { panic!("{carried:?}") };
+        assert_eq!((binding.granted_at, binding.expires_at), (world.now, world.now.plus(LEASE)));
+    }
+    // Once, unless that failed.
+    assert_eq!(store(std::slice::from_ref(&change)).len(), 1);
+    world.server.forget(&first, world.now);
+    world.pass(SECOND);
+    let renewed = world.send(&ClientMessage::renewing(mac(2), Ipv4Addr::new(192, 168, 2, 51)));
+    assert_eq!(answer(&renewed), "ack 192.168.2.51");
+    let mut again = vec![change];
+    world.server.store_first(&mut again, world.now);
+    // Of the second client there is something newer by now.
+    assert_eq!(again.len(), 4);
+    assert_eq!(again[..3].iter().filter(|change| first.contains(change)).count(), 2);
+    // What failed took nothing from those it was about.
+    assert_eq!(world.server.pool_use().bound, 3);
 }

@@ -20,6 +20,7 @@ pub struct LeaseEntry {
     pub node_name: Option<NodeName>,
     pub hostname: Option<String>,
     pub state: LeaseState,
+    /// When it was last acknowledged.
     pub granted_at: Option<Timestamp>,
     pub expires_at: Timestamp,
 }

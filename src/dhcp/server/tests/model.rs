@@ -84,7 +84,10 @@ impl Model {
             ReplyKind::Offer => {
                 prop_assert!(outcome.changes.is_empty());
                 self.offered.retain(|_, (owner, _)| *owner != mac);
-                self.offered.insert(address, (mac, now.plus(OFFER_HOLD)));
+                // What a newcomer is offered makes room for others that ask.
+                let known = self.disk.values().any(|binding| binding.mac == mac);
+                let holds = if known { OFFER_HOLD } else { OFFER_HOLD_MIN };
+                self.offered.insert(address, (mac, now.plus(holds)));
             }
             ReplyKind::Ack => {
                 let rests_on = |change: &Change| matches!(change, Change::PutBinding(it) if it.address == address && it.mac == mac);
@@ -144,7 +147,7 @@ fn run(steps: &[(u8, Step)]) -> Result<(), TestCaseError> {
             Step::Pass { secs } => world.pass(Duration::from_secs(*secs)),
             Step::Restart => {
                 let bindings = model.disk.values().cloned().collect();
-                world.server = DhcpServer::new(settings.clone(), bindings, world.now);
+                world.server = DhcpServer::restarted(settings.clone(), bindings, world.now);
                 model.offered.clear();
             }
             Step::Reserve { wanted } => {
