@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use crate::bootplane::line::{Line, Mapped};
+use crate::bootplane::line::{Line, Mapped, Source};
 
 /// Bytes the socket is offered at a time, and so the most a connection sends before others have their turn. With 128
 /// downloads a quarter of it costs half as much processor time again per byte; a script waits for two of them, some
@@ -43,7 +43,7 @@ impl AnswerBody {
 
     /// A file or a part of it; `mapped` if there is one on disk that `bytes` lies in.
     pub fn file(bytes: Bytes, mapped: Option<Mapped>, line: Arc<Line>, when_done: WhenDone) -> AnswerBody {
-        line.sending_from(mapped);
+        line.sending_from(mapped.map(|mapped| Source { mapped, answer: bytes.clone() }));
         AnswerBody { unsent: Some(Unsent { rest: bytes, sent: 0, line, when_done: Some(when_done) }) }
     }
 }

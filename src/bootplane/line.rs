@@ -23,7 +23,7 @@ pub struct Line {
     pub pulse: Pulse,
     /// What the answer under way is sent from. Answers follow one another: hyper asks for the next one only when
     /// all of this one is with the kernel.
-    mapped: Mutex<Option<Mapped>>,
+    source: Mutex<Option<Source>>,
     /// The worker's permit to send files, while this connection has it.
     turn: Mutex<Option<OwnedSemaphorePermit>>,
     /// How fast the answer under way may be sent, if that is bounded.
@@ -37,13 +37,29 @@ pub struct Mapped {
     pub bytes: Bytes,
 }
 
+/// What an answer is sent from: it lies in the mapping, or is no part of it at all.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub mapped: Mapped,
+    pub answer: Bytes,
+}
+
+/// A part of a file that is to be sent.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub file: Arc<File>,
+    pub offset: u64,
+    /// Bytes of the answer from here on.
+    pub left: usize,
+}
+
 impl Line {
     pub fn new(now: Instant) -> Line {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Line {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             pulse: Pulse::new(now),
-            mapped: Mutex::new(None),
+            source: Mutex::new(None),
             turn: Mutex::new(None),
             pace: Mutex::new(None),
         }
@@ -53,8 +69,12 @@ impl Line {
         self.number
     }
 
-    pub fn sending_from(&self, mapped: Option<Mapped>) {
-        *self.lock() = mapped;
+    pub fn sending_from(&self, source: Option<Source>) {
+        *self.lock() = source;
+    }
+
+    pub fn sends_from_file(&self) -> bool {
+        self.lock().is_some()
     }
 
     pub fn paced_by(&self, pace: Option<Arc<Pace>>) {
@@ -79,14 +99,18 @@ impl Line {
     }
 
     /// The file that `slice` is a part of, and where in it; `None` for memory that is no file.
-    pub fn place_of(&self, slice: &[u8]) -> Option<(Arc<File>, u64)> {
-        let mapped = self.lock();
-        let mapped = mapped.as_ref()?;
+    pub fn place_of(&self, slice: &[u8]) -> Option<Place> {
+        let source = self.lock();
+        let Source { mapped, answer } = source.as_ref()?;
         let within = mapped.bytes.as_ptr_range();
         let part = slice.as_ptr_range();
         let inside = !slice.is_empty() && within.start <= part.start && part.end <= within.end;
-        // No larger than the mapping.
-        inside.then(|| (Arc::clone(&mapped.file), (part.start.addr() - within.start.addr()) as u64))
+        inside.then(|| Place {
+            file: Arc::clone(&mapped.file),
+            // No larger than the mapping.
+            offset: (part.start.addr() - within.start.addr()) as u64,
+            left: answer.as_ptr_range().end.addr().saturating_sub(part.start.addr()),
+        })
     }
 
     fn lock_turn(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
@@ -97,8 +121,8 @@ impl Line {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Mapped>> {
-        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Source>> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,11 +136,12 @@ mod tests {
         let bytes = Bytes::from(vec![7; 100]);
         assert!(line.place_of(&bytes).is_none(), "no file is being sent");
         let file = Arc::new(tempfile::tempfile().unwrap());
-        line.sending_from(Some(Mapped { file, bytes: bytes.slice(10..90) }));
-        let place = |part: &[u8]| line.place_of(part).map(|(_, offset)| offset);
-        assert_eq!(place(&bytes[10..90]), Some(0));
-        assert_eq!(place(&bytes[50..51]), Some(40));
-        assert_eq!(place(&bytes[89..90]), Some(79));
+        let mapped = Mapped { file, bytes: bytes.slice(10..90) };
+        line.sending_from(Some(Source { mapped, answer: bytes.slice(10..70) }));
+        let place = |part: &[u8]| line.place_of(part).map(|place| (place.offset, place.left));
+        assert_eq!(place(&bytes[10..90]), Some((0, 60)));
+        assert_eq!(place(&bytes[50..51]), Some((40, 20)));
+        assert_eq!(place(&bytes[89..90]), Some((79, 0)));
         for outside in [&bytes[9..90], &bytes[10..91], &bytes[0..5], &bytes[95..], &bytes[50..50], &[7; 10]] {
             assert_eq!(place(outside), None);
         }
