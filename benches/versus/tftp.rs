@@ -23,7 +23,7 @@ const LOSSES: [(u32, f64); 3] = [(1, 2.0), (5, 10.0), (20, 120.0)];
 /// How long a peer may take over it: it is known that they take minutes, and how many is nobody's concern.
 const PEER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a crowd may take; a rate is known by then.
-const CROWD_PATIENCE: Duration = Duration::from_secs(15);
+const CROWD_PATIENCE: Duration = Duration::from_secs(60);
 /// A machine runs one loader; of one address no more than this are served at once by farrier, and none needs more.
 const CLIENTS_PER_ADDRESS: usize = 8;
 
