@@ -8,47 +8,20 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
 use crate::net::bridge::Bridge;
 use crate::net::link::LinkWatch;
-use crate::net::sys::run_like_others;
+use crate::net::link_thread::LinkThread;
 
 /// While there is no bridge to be on we also look unasked, in milliseconds: what failed may succeed without a change.
 const RETRY_MS: u16 = 1000;
 
-/// Stays where it is when dropped.
-pub(super) struct Door {
-    waker: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        let _ = self.waker.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Door {
-    pub(super) fn keep(bridge: Bridge, listeners: Vec<TcpListener>) -> io::Result<Door> {
-        let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
-        let watch = LinkWatch::open()?;
-        let thread = {
-            let waker = Arc::clone(&waker);
-            thread::Builder::new().name("farrier-door".to_owned()).spawn(move || {
-                run_like_others();
-                follow(bridge, &listeners, &waker, &watch);
-            })?
-        };
-        Ok(Door { waker, thread: Some(thread) })
-    }
+/// Follows the bridge until what it gives is dropped.
+pub(super) fn keep(bridge: Bridge, listeners: Vec<TcpListener>) -> io::Result<LinkThread> {
+    LinkThread::start("farrier-door", move |waker, watch| follow(bridge, &listeners, waker, watch))
 }
 
 fn follow(mut bridge: Bridge, listeners: &[TcpListener], waker: &EventFd, watch: &LinkWatch) {

@@ -18,15 +18,15 @@ use crate::image::disk::shelf::DiskShelf;
 use crate::metadata::document::Installer;
 use crate::metadata::source::MetadataSource;
 use crate::net;
-use crate::net::advertise::AdvertiserHandle;
 use crate::net::bridge::Bridge;
+use crate::net::link_thread::LinkThread;
 use crate::node::registry::Registry;
 use crate::telemetry::Tally;
 use crate::tftp;
 use crate::tftp::network::TftpHandle;
 
 use super::StartError;
-use super::door::Door;
+use super::door;
 use super::ground::FileDoors;
 use super::installed::InstalledSystems;
 
@@ -34,8 +34,8 @@ use super::installed::InstalledSystems;
 pub(super) struct FileServices {
     pub(super) tftp: TftpHandle,
     pub(super) http: BootPlaneHandle,
-    pub(super) door: Door,
-    pub(super) advertiser: AdvertiserHandle,
+    pub(super) door: LinkThread,
+    pub(super) advertiser: LinkThread,
 }
 
 /// What they answer from.
@@ -62,7 +62,7 @@ pub(super) fn serve_files(
         .map_err(failed("TFTP"))?;
     let again = [Some(&listener), link_local.as_ref()].into_iter().flatten().map(TcpListener::try_clone);
     let listeners = again.collect::<Result<_, _>>().map_err(failed("HTTP"))?;
-    let door = Door::keep(bridge.clone(), listeners).map_err(failed("HTTP"))?;
+    let door = door::keep(bridge.clone(), listeners).map_err(failed("HTTP"))?;
     let systems = Arc::new(InstalledSystems::new(Arc::clone(&registry), bridge.ip(), installer));
     let source = Arc::clone(&systems) as Arc<dyn MetadataSource>;
     let metadata = MetadataCalls::new(source, Arc::clone(&addresses), Arc::clone(&tally), clock, metadata)

@@ -17,16 +17,16 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::net::link::{self, LinkLocalState, LinkWatch};
+use crate::net::link_thread::LinkThread;
 use crate::net::sys::{self, Frame};
 use crate::net::{Bridge, MacAddr};
 use crate::telemetry::Tally;
@@ -49,33 +49,10 @@ const SOLICITATIONS_PER_TURN: usize = 64;
 /// How long to wait before looking again for a bridge that is gone, in case its return went unnoticed.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Stops the advertiser when dropped.
-pub struct AdvertiserHandle {
-    waker: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for AdvertiserHandle {
-    fn drop(&mut self) {
-        let _ = self.waker.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Starts advertising on the bridge. A system without IPv6 is reported once in the log and left alone.
-pub fn start(bridge: Bridge, tally: Arc<Tally>) -> io::Result<AdvertiserHandle> {
-    let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
-    let watch = LinkWatch::open()?;
-    let thread = {
-        let waker = Arc::clone(&waker);
-        thread::Builder::new().name("advertise".to_owned()).spawn(move || {
-            sys::run_like_others();
-            run(bridge, &tally, &waker, &watch);
-        })?
-    };
-    Ok(AdvertiserHandle { waker, thread: Some(thread) })
+/// Starts advertising on the bridge, until what it gives is dropped. A system without IPv6 is reported once in the log and
+/// left alone.
+pub fn start(bridge: Bridge, tally: Arc<Tally>) -> io::Result<LinkThread> {
+    LinkThread::start("advertise", move |waker, watch| run(bridge, &tally, waker, watch))
 }
 
 fn run(mut bridge: Bridge, tally: &Tally, waker: &EventFd, watch: &LinkWatch) {

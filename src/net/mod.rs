@@ -2,6 +2,7 @@
 //!
 //! - `mac`: Ethernet addresses
 //! - `link`: links and addresses as the kernel tells them
+//! - `link_thread`: a thread that sleeps until a link changes
 //! - `bridge`: the one interface we serve, what must be true of it, and sockets that cannot leave it
 //! - `frame`: IPv4/UDP frames to clients that have no address yet
 //! - `arp`: whether anybody answers at an address
@@ -32,6 +33,8 @@ pub mod hazards;
 pub mod link;
 #[forbid(unsafe_code)]
 pub mod link_local;
+#[forbid(unsafe_code)]
+pub mod link_thread;
 #[forbid(unsafe_code)]
 pub mod mac;
 #[forbid(unsafe_code)]
