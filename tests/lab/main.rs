@@ -7,6 +7,9 @@ mod beside;
 mod claimed;
 mod console;
 mod crashes;
+#[path = "../it/dissect.rs"]
+#[expect(dead_code, reason = "shared with tests that capture by themselves")]
+mod dissect;
 mod enrolls;
 mod grub;
 mod installer;

@@ -23,6 +23,8 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
+use crate::dissect;
+
 /// A machine that has not come where it should by then never will: four at once in TCG on two busy cores take 60 s.
 pub const BOOTS_WITHIN: Duration = Duration::from_secs(240);
 
@@ -251,6 +253,24 @@ impl Case {
         appliance.process.unwrap().signal(signal).unwrap();
     }
 
+    /// Insists that tshark finds no fault with what the appliance sent.
+    fn dissect(&self) {
+        let capture = self.state.root().join("capture.pcap");
+        if !capture.exists() {
+            return;
+        }
+        let sent =
+            ["-Y", &format!("ip.src == {}", self.config.address.ip()), "-T", "fields", "-e", "eth.src"];
+        let told = Command::new("tshark").args(["-n", "-r"]).arg(&capture).args(sent).output();
+        let told = told.expect("tshark (.ci/packages.txt names the Debian package)");
+        let told = String::from_utf8_lossy(&told.stdout);
+        let senders = told.lines().filter_map(|line| line.parse().ok()).collect();
+        match dissect::dissect(&capture, &senders) {
+            Ok(frames) => eprintln!("case {}: tshark finds no fault with {frames} frames", self.name),
+            Err(fault) => panic!("case {}: {fault}\nkept in {}", self.name, self.state.root().display()),
+        }
+    }
+
     /// Everything the appliance recorded of the machines, for whoever looks into a failure.
     fn write_timelines(&self) {
         let Ok(socket) = self.state.short_operator_socket() else { return };
@@ -286,6 +306,7 @@ impl Drop for Case {
             eprintln!("case {} failed; kept in {}:", self.name, self.state.root().display());
             eprintln!("  machines/*/serial.log  capture.pcap  timeline-*.json  appliance.log  lab.log");
         } else {
+            self.dissect();
             fs::remove_dir_all(self.state.root()).unwrap();
         }
     }
