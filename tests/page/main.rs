@@ -7,6 +7,9 @@
 
 mod accessible;
 mod browser;
+#[path = "../it/dissect.rs"]
+#[expect(dead_code, reason = "shared with tests that capture by themselves")]
+mod dissect;
 mod inert;
 mod lab;
 mod many;
