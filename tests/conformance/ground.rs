@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use farrier::net::MacAddr;
 
 use crate::station::{BRIDGE, Station};
-use crate::support::dissect::{Capture, Keep, dissect};
+use crate::support::dissect::{Capture, EVERYTHING, Keep, dissect};
 use crate::support::{ClientMachine, TestBed, pattern, run};
 
 const GROUP: &str = "FARRIER_TEST_GROUP";
@@ -149,7 +149,7 @@ fn run_inside(group: &str, names: &[String], capture: &Path) -> String {
 /// How many frames the appliance sent, or what is wrong with them; nothing at all is wrong, too.
 fn dissected(capture: &Path) -> Result<usize, String> {
     // Its MAC and not its address: it also sends from 169.254.169.254, by ARP and by IPv6.
-    match dissect(capture, &BTreeSet::from([BRIDGE]))? {
+    match dissect(capture, &BTreeSet::from([BRIDGE]), EVERYTHING)? {
         0 => Err("nothing that the appliance sent was captured".to_owned()),
         frames => Ok(frames),
     }

@@ -37,6 +37,8 @@ const BYTES_MAX: usize = 16 << 20;
 const PORTS_END: usize = 38;
 /// DHCP, TFTP's requests and PXE's own port: never bulk.
 const PORTS_KEPT: [u16; 4] = [67, 68, 69, 4011];
+/// A filter of tshark's.
+pub const EVERYTHING: &str = "frame";
 /// `_ws.expert.severity`
 const EXPERT_ERROR: &str = "8388608";
 
@@ -78,7 +80,7 @@ impl Capture {
     /// Ends it and insists that nothing that this side sent is wrong; gives how many frames that were.
     pub fn insist(self) -> usize {
         let (file, senders) = self.end();
-        dissect(&file, &senders).unwrap_or_else(|text| panic!("{text}"))
+        dissect(&file, &senders, EVERYTHING).unwrap_or_else(|text| panic!("{text}"))
     }
 }
 
@@ -190,8 +192,9 @@ fn transfer(frame: &[u8]) -> Option<[u8; 13]> {
     Some(key)
 }
 
-/// How many frames these senders sent; the text of those that tshark marks as malformed or as an error.
-pub fn dissect(capture: &Path, senders: &BTreeSet<MacAddr>) -> Result<usize, String> {
+/// How many frames these senders sent; the text of those that tshark marks as malformed or as an error. `of`: tshark's
+/// filter for those that are looked at; what is left of a connection of which parts were not kept is malformed to it.
+pub fn dissect(capture: &Path, senders: &BTreeSet<MacAddr>, of: &str) -> Result<usize, String> {
     let tshark = |filter: &str, arguments: &[&str]| {
         let output = Command::new("tshark")
             .args(["-n", "-r"])
@@ -213,7 +216,7 @@ pub fn dissect(capture: &Path, senders: &BTreeSet<MacAddr>) -> Result<usize, Str
         return Ok(0);
     }
     let ours: Vec<String> = senders.iter().map(|sender| format!("eth.src == {sender}")).collect();
-    let ours = ours.join(" || ");
+    let ours = format!("({}) && ({of})", ours.join(" || "));
     let fields = ["-e", "frame.number", "-e", "frame.protocols", "-e", "_ws.expert.severity"];
     let told = tshark(&ours, &[&["-T", "fields"], &fields[..]].concat())?;
     let is_wrong = |line: &&str| line.contains("_ws.malformed") || line.contains(EXPERT_ERROR);
