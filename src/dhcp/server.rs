@@ -302,9 +302,10 @@ impl DhcpServer {
         server
     }
 
-    /// Bindings whose times were moved at the start, because nobody could renew them or the clock was set.
+    /// Bindings whose times were moved at the start, because nobody could renew them or the clock was set, and are not
+    /// stored yet.
     pub fn carried_over(&self) -> usize {
-        self.carried.count()
+        self.carried.waiting()
     }
 
     /// From now on addresses that are fresh to a client are asked for on the wire: the caller can.

@@ -263,13 +263,18 @@ fn d_17_a_declined_address_is_withheld_until_its_probation_is_over() {
         station.disown(address);
         await_state(ground, address, "quarantined");
         // Withheld: the other address goes out, then nothing is left, and nobody who asks for it gets it.
-        assert_ne!(client.bind().yiaddr, address);
+        let second = client.bind().yiaddr;
+        assert_ne!(second, address);
         let discover = other.message(DISCOVER).with(50, address.octets());
         other.send(&discover);
         other.is_silent();
         // The hour passes while the appliance is off: its record of it is moved into the past.
         pass_time(ground, QUARANTINE + Duration::from_secs(1));
         assert_eq!(other.offer().yiaddr, address);
+        // Against a lease that time is not counted: its client declines what it has.
+        assert_eq!(lease_of(ground, second).expect("a lease")["state"], "bound");
+        decline(&mut client, second);
+        await_state(ground, second, "quarantined");
     });
 }
 

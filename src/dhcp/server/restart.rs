@@ -56,7 +56,6 @@ pub fn set_to_clock(bindings: &[Binding], period: Duration, now: Timestamp) -> V
 pub struct Carried {
     waiting: Vec<Ipv4Addr>,
     riding: Option<Riding>,
-    count: usize,
 }
 
 /// Given out to be stored, which may fail.
@@ -70,13 +69,12 @@ struct Riding {
 
 impl Carried {
     pub fn new(bindings: &[Binding]) -> Carried {
-        let waiting = bindings.iter().map(|binding| binding.address).collect();
-        Carried { waiting, riding: None, count: bindings.len() }
+        Carried { waiting: bindings.iter().map(|binding| binding.address).collect(), riding: None }
     }
 
-    /// So many there were at the start.
-    pub fn count(&self) -> usize {
-        self.count
+    /// How many have not been given out to be stored.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// Whatever is stored first takes them along, in front of itself. They are told as the table has them: what a failed
