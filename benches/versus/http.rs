@@ -47,13 +47,13 @@ pub fn start(bed: &Bed, files: &Files, kind: Kind) -> Running {
     let running = Start { bed, job: Job::Http, state: &files.state, files: &files.tree }.run(kind);
     for profile in ["small", "large"] {
         let path = format!("/{}", kernel_name(profile));
-        bed::wait_for(&path, || bed.first().inside(|| is_served(&path)).unwrap_or(false));
+        bed::wait_for(&path, || bed.first().inside(|| is_served(kind, &path)).unwrap_or(false));
     }
     running
 }
 
-fn is_served(path: &str) -> io::Result<bool> {
-    let mut stream = TcpStream::connect(SocketAddrV4::new(bed::SERVER, 80))?;
+fn is_served(kind: Kind, path: &str) -> io::Result<bool> {
+    let mut stream = TcpStream::connect(SocketAddrV4::new(bed::SERVER, kind.http_port()))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "HEAD {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", bed::SERVER)?;
     let mut head = String::new();
@@ -67,8 +67,8 @@ pub fn script_path(mac: MacAddr) -> String {
 }
 
 /// `connections` spread over machines, at most 16 on each, all for `seconds`.
-pub fn wrk(bed: &Bed, seconds: u64, connections: u32, path: impl Fn(MacAddr) -> String) -> Wrk {
-    wrk_at_most(bed, seconds, connections, 16, path)
+pub fn wrk(bed: &Bed, seconds: u64, connections: u32, port: u16, path: impl Fn(MacAddr) -> String) -> Wrk {
+    wrk_at_most(bed, seconds, connections, 16, port, path)
 }
 
 pub fn wrk_at_most(
@@ -76,6 +76,7 @@ pub fn wrk_at_most(
     seconds: u64,
     connections: u32,
     per_machine: u32,
+    port: u16,
     path: impl Fn(MacAddr) -> String,
 ) -> Wrk {
     let machines = connections.div_ceil(per_machine);
@@ -86,7 +87,7 @@ pub fn wrk_at_most(
             let path = path(machine_mac(machine.address));
             let mut command = machine.command("wrk");
             command.args(["-t1", "-c", &(connections / machines).to_string(), "-d", &format!("{seconds}s")]);
-            command.args(["--latency", "--timeout", "10s", &format!("http://{}{path}", bed::SERVER)]);
+            command.args(["--latency", "--timeout", "10s", &format!("http://{}:{port}{path}", bed::SERVER)]);
             command.stdout(Stdio::piped()).spawn().expect("wrk (package wrk) starts")
         })
         .collect();
@@ -133,13 +134,63 @@ fn with_unit(text: &str, units: &[(&str, f64)]) -> f64 {
     matching.and_then(|(number, factor)| Some(number.parse::<f64>().ok()? * factor)).unwrap_or(0.0)
 }
 
+/// One measurement: GB/s, and the server's CPU seconds per GiB.
+fn download(
+    bed: &Bed,
+    plan: &Plan,
+    server: &Running,
+    connections: u32,
+    label: &str,
+    path: impl Fn(MacAddr) -> String,
+) -> (f64, f64) {
+    let before = server.used();
+    let done = wrk(bed, plan.seconds, connections, server.kind.http_port(), path);
+    let used = server.used().since(before);
+    let (rate, cpu) = (done.bytes / done.seconds / 1e9, used / (done.bytes / GIB));
+    println!("  {} {label}: {} GB/s, {} CPU s/GiB", server.kind.name(), digits(rate), digits(cpu));
+    if plan.verbose {
+        println!("    {done:?}, {used:.2} s");
+    }
+    (rate, cpu)
+}
+
+/// What TCP's connections begin with that are made meanwhile, in this namespace.
+struct CongestionControl {
+    before: String,
+}
+
+impl CongestionControl {
+    const PATH: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+
+    fn set(name: &str) -> CongestionControl {
+        let before = CongestionControl::default();
+        std::fs::write(CongestionControl::PATH, name).expect("a congestion control that everybody may use");
+        CongestionControl { before }
+    }
+
+    fn default() -> String {
+        std::fs::read_to_string(CongestionControl::PATH).expect("Linux").trim().to_owned()
+    }
+}
+
+impl Drop for CongestionControl {
+    fn drop(&mut self) {
+        let _ = std::fs::write(CongestionControl::PATH, &self.before);
+    }
+}
+
 pub fn run(bed: &Bed, plan: &Plan) {
     let mut section = Section::new(
         "HTTP",
         "wrk, up to 16 connections a machine; both servers read the same files from the page cache and log every \
-         request. GB/s (10⁹), and the server's CPU seconds per GiB.",
+         request. They run side by side and are loaded in turns, measurement by measurement. GB/s (10⁹), and the server's CPU seconds per GiB.",
     );
     section.say(&plan.versions(&KINDS));
+    section.say(&format!(
+        "This system's congestion control is {}. farrier replaces BBR by Reno on its own link (`src/net/congestion.rs`); \
+         nginx has no setting for it, and is shown as well on a system whose default is Reno.",
+        CongestionControl::default()
+    ));
     let files = prepare(bed);
     let settings: Vec<(&str, &str, u32)> = [("14 MB kernel", "small"), ("1 GiB image", "large")]
         .into_iter()
@@ -147,37 +198,43 @@ pub fn run(bed: &Bed, plan: &Plan) {
         .collect();
     let mut rates: Vec<[Figure; 2]> = settings.iter().map(|_| Default::default()).collect();
     let mut cpus = rates.clone();
+    let mut without_timers: Vec<[Figure; 2]> = rates.clone();
     let mut memory: [Figure; 2] = Default::default();
     let (mut scripts, mut script_p99, mut script_cpu) =
         (Figure::default(), Figure::default(), Figure::default());
-    for _ in 0..plan.rounds {
-        for (place, kind) in KINDS.into_iter().enumerate().filter(|(_, kind)| !plan.skips(*kind)) {
-            let server = start(bed, &files, kind);
-            for (index, (_, profile, connections)) in settings.iter().enumerate() {
-                let before = server.used();
-                let done = wrk(bed, plan.seconds, *connections, |_| format!("/{}", kernel_name(profile)));
-                let cpu = server.used().since(before);
-                rates[index][place].push(done.bytes / done.seconds / 1e9);
-                cpus[index][place].push(cpu / (done.bytes / GIB));
-                println!(
-                    "  {} {profile} {connections}: {} GB/s, {} CPU s/GiB",
-                    kind.name(),
-                    digits(done.bytes / done.seconds / 1e9),
-                    digits(cpu / (done.bytes / GIB))
-                );
-                if plan.verbose {
-                    println!("    {done:?}, {cpu:.2} s");
-                }
+    for round in 0..plan.rounds {
+        // Both run all the time, so that what is compared lies seconds apart; the one that is not asked does nothing.
+        let wanted = KINDS.into_iter().enumerate().filter(|(_, kind)| !plan.skips(*kind));
+        let mut servers: Vec<(usize, Running)> =
+            wanted.map(|(place, kind)| (place, start(bed, &files, kind))).collect();
+        for (index, (_, profile, connections)) in settings.iter().enumerate() {
+            if round % 2 == 1 {
+                servers.reverse();
             }
-            if kind == Kind::Farrier {
+            let label = format!("{profile} {connections}");
+            let path = |_| format!("/{}", kernel_name(profile));
+            for (place, server) in &servers {
+                let (rate, cpu) = download(bed, plan, server, *connections, &label, path);
+                rates[index][*place].push(rate);
+                cpus[index][*place].push(cpu);
+            }
+            if let Some((_, nginx)) = servers.iter().find(|(_, server)| server.kind == Kind::Nginx) {
+                let _reno = CongestionControl::set("reno");
+                let (rate, cpu) = download(bed, plan, nginx, *connections, &format!("(reno) {label}"), path);
+                without_timers[index][0].push(rate);
+                without_timers[index][1].push(cpu);
+            }
+        }
+        for (place, server) in servers {
+            if server.kind == Kind::Farrier {
                 let before = server.used();
-                let done = wrk(bed, plan.seconds, 64, script_path);
+                let done = wrk(bed, plan.seconds, 64, server.kind.http_port(), script_path);
                 scripts.push(done.requests / done.seconds);
                 script_p99.push(done.p99);
                 script_cpu.push(server.used().since(before) * 1e6 / done.requests.max(1.0));
                 println!(
                     "  {} scripts: {} /s, p99 {} ms",
-                    kind.name(),
+                    server.kind.name(),
                     digits(done.requests / done.seconds),
                     digits(done.p99)
                 );
@@ -195,7 +252,16 @@ pub fn run(bed: &Bed, plan: &Plan) {
         section.at_least(&what, ours.median(), 1.0, theirs.median(), "nginx");
         let cpu = format!("{what}: CPU s per GiB");
         section.at_most(&cpu, our_cpu.median(), 1.0, their_cpu.median(), "nginx");
-        rows.push(vec![what, ours.show(), theirs.show(), our_cpu.show(), their_cpu.show()]);
+        let [their_rate, their_work] = &without_timers[index];
+        rows.push(vec![
+            what,
+            ours.show(),
+            theirs.show(),
+            their_rate.show(),
+            our_cpu.show(),
+            their_cpu.show(),
+            their_work.show(),
+        ]);
     }
     rows.push(vec![
         "peak MiB, mapped files included".to_owned(),
@@ -203,8 +269,21 @@ pub fn run(bed: &Bed, plan: &Plan) {
         memory[1].show(),
         String::new(),
         String::new(),
+        String::new(),
+        String::new(),
     ]);
-    section.table(&["", "farrier GB/s", "nginx GB/s", "farrier CPU s/GiB", "nginx CPU s/GiB"], &rows);
+    section.table(
+        &[
+            "",
+            "farrier GB/s",
+            "nginx GB/s",
+            "nginx, Reno GB/s",
+            "farrier CPU s/GiB",
+            "nginx CPU s/GiB",
+            "nginx, Reno CPU s/GiB",
+        ],
+        &rows,
+    );
     let (rate, p99) = (scripts.median(), script_p99.median());
     section.say(&format!(
         "Scripts rendered per request, 64 connections: {} /s, p99 {} ms, {} µs CPU each.",

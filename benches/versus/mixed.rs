@@ -123,7 +123,8 @@ fn measure(bed: &Bed, plan: &Plan, link: Link, server: &Running, figures: &mut F
             time_scripts(timed, plan.duration())
         });
         let path = |_| format!("/{}", kernel_name("large"));
-        let downloads = http::wrk_at_most(bed, seconds, DOWNLOADS, DOWNLOADS_PER_MACHINE, path);
+        let port = server.kind.http_port();
+        let downloads = http::wrk_at_most(bed, seconds, DOWNLOADS, DOWNLOADS_PER_MACHINE, port, path);
         (downloads, dhcp.join().expect("DHCP"), scripts.join().expect("scripts"))
     });
     let busy = server.used().since(before) / downloads.seconds;

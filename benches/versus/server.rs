@@ -50,6 +50,11 @@ impl Kind {
         }
     }
 
+    /// nginx has a port of its own, so that both can be up at once.
+    pub fn http_port(self) -> u16 {
+        if self == Kind::Nginx { 8080 } else { 80 }
+    }
+
     pub fn version(self) -> String {
         let package = match self {
             Kind::Farrier => return concat!("farrier ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -131,7 +136,7 @@ impl Start<'_> {
                 Job::Dhcp => udp_port_is_bound(67),
                 Job::Tftp => udp_port_is_bound(69),
                 Job::Http => {
-                    let address = SocketAddrV4::new(SERVER, 80).into();
+                    let address = SocketAddrV4::new(SERVER, kind.http_port()).into();
                     TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
                 }
             }

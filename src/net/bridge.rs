@@ -19,8 +19,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::config::BridgeName;
 use crate::net::hazards::{self, Allowed, Hazard};
 use crate::net::link::{self, Link};
-use crate::net::link_local;
-use crate::net::{MacAddr, Urgency};
+use crate::net::{MacAddr, Urgency, congestion, link_local};
 
 /// Connections the kernel completes before we accept them. Past it a SYN is dropped, and its sender waits a second, then
 /// two: a storm of a thousand machines did with 1024. The kernel cuts this down to `net.core.somaxconn`, 4096 by default.
@@ -186,12 +185,13 @@ impl Bridge {
     }
 
     /// A TCP listener on our address and this device; does not block. Accepted connections send at once, and before bulk
-    /// data (`TCP_NODELAY` and the priority are inherited from the listener).
+    /// data (`TCP_NODELAY`, the priority and the congestion control are inherited from the listener).
     pub fn tcp_listener(&self, port: u16) -> io::Result<TcpListener> {
         let socket = self.socket(Type::STREAM, Protocol::TCP)?;
         // A restart must not wait for connections of the previous run to leave TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_tcp_nodelay(true)?;
+        congestion::choose_for(&socket)?;
         Urgency::Prompt.set_on(&socket);
         socket.bind(&SocketAddr::from((self.ip(), port)).into())?;
         socket.listen(TCP_BACKLOG)?;

@@ -4,6 +4,7 @@
 //! - `link`: links and addresses as the kernel tells them
 //! - `link_thread`: a thread that sleeps until a link changes
 //! - `bridge`: the one interface we serve, what must be true of it, and sockets that cannot leave it
+//! - `congestion`: how TCP finds out what the link carries
 //! - `frame`: IPv4/UDP frames to clients that have no address yet
 //! - `arp`: whether anybody answers at an address
 //! - `advertise`: IPv6 router advertisements that tell netbooting firmware not to wait for a router
@@ -23,6 +24,8 @@ pub mod advertise;
 pub mod arp;
 #[forbid(unsafe_code)]
 pub mod bridge;
+#[forbid(unsafe_code)]
+mod congestion;
 #[forbid(unsafe_code)]
 pub mod descriptors;
 #[forbid(unsafe_code)]
