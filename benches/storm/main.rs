@@ -263,9 +263,14 @@ fn judge(section: &mut Section, ours: &Side, theirs: &Side) {
         &format!("{} MiB", digits(memory)),
         memory * 1.048_576 <= 150.0,
     );
-    let (wall, work) = (ours.wall.median(), "wall time, enrolled against ramdisk fetched");
-    section.at_most(work, wall, 0.5, theirs.wall.median(), "dnsmasq + nginx");
-    section.say(&format!("To the ramdisk alone farrier took {} s.", digits(ours.ramdisk_at.median())));
+    // As far as both can come. What follows on farrier is the start of a kernel, and then milliseconds.
+    let (ramdisk, work) = (ours.ramdisk_at.median(), "wall time to the last ramdisk");
+    section.at_most(work, ramdisk, 0.5, theirs.ramdisk_at.median(), "dnsmasq + nginx");
+    section.say(&format!(
+        "The last machine is enrolled after {} s: its kernel takes up to 2.5 s to start, which the machines of the other \
+         server are spared.",
+        digits(ours.wall.median())
+    ));
 }
 
 /// Ten thousand machines as far as their script.
