@@ -163,12 +163,12 @@ impl CongestionControl {
     const PATH: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 
     fn set(name: &str) -> CongestionControl {
-        let before = CongestionControl::default();
+        let before = CongestionControl::current();
         std::fs::write(CongestionControl::PATH, name).expect("a congestion control that everybody may use");
         CongestionControl { before }
     }
 
-    fn default() -> String {
+    fn current() -> String {
         std::fs::read_to_string(CongestionControl::PATH).expect("Linux").trim().to_owned()
     }
 }
@@ -183,13 +183,14 @@ pub fn run(bed: &Bed, plan: &Plan) {
     let mut section = Section::new(
         "HTTP",
         "wrk, up to 16 connections a machine; both servers read the same files from the page cache and log every \
-         request. They run side by side and are loaded in turns, measurement by measurement. GB/s (10⁹), and the server's CPU seconds per GiB.",
+         request. They run side by side and are loaded in turns, measurement by measurement. GB/s (10⁹), and the \
+         server's CPU seconds per GiB.",
     );
     section.say(&plan.versions(&KINDS));
     section.say(&format!(
         "This system's congestion control is {}. farrier replaces BBR by Reno on its own link (`src/net/congestion.rs`); \
          nginx has no setting for it, and is shown as well on a system whose default is Reno.",
-        CongestionControl::default()
+        CongestionControl::current()
     ));
     let files = prepare(bed);
     let settings: Vec<(&str, &str, u32)> = [("14 MB kernel", "small"), ("1 GiB image", "large")]
@@ -207,10 +208,10 @@ pub fn run(bed: &Bed, plan: &Plan) {
         let wanted = KINDS.into_iter().enumerate().filter(|(_, kind)| !plan.skips(*kind));
         let mut servers: Vec<(usize, Running)> =
             wanted.map(|(place, kind)| (place, start(bed, &files, kind))).collect();
+        if round % 2 == 1 {
+            servers.reverse();
+        }
         for (index, (_, profile, connections)) in settings.iter().enumerate() {
-            if round % 2 == 1 {
-                servers.reverse();
-            }
             let label = format!("{profile} {connections}");
             let path = |_| format!("/{}", kernel_name(profile));
             for (place, server) in &servers {
