@@ -124,10 +124,12 @@ impl Browser {
         }
     }
 
-    /// Waits until the script's value is true; the page is looked at in short turns.
+    /// Waits until the script's value is true; the page is looked at in short turns. What the script looks at may not be
+    /// there yet, or be about to be replaced.
     pub async fn until(&self, what: &str, script: &str) {
+        let script = format!("try {{ {script} }} catch (missing) {{ return String(missing) }}");
         let waiting = async {
-            while self.script(script).await != Value::Bool(true) {
+            while self.script(&script).await != Value::Bool(true) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
