@@ -13,7 +13,8 @@
 //! While more of a file is under way than the kernel queues, the socket is corked: an acknowledgement that arrives in the
 //! middle of a sendfile(2) would otherwise have the kernel send what it has of the last packet at once, since Nagle's
 //! algorithm is off for the sake of scripts. Cut up like that the same bytes are more packets, and more work at both ends.
-//! The end of a file is not: corked to its last byte, a file of a kernel's size took half as long again (`benches`).
+//! The end of a file is not: corked to its last byte, a file of a kernel's size took half as long again. (Measured with
+//! BBR; with Reno, which our link has instead, neither could be told from the spread.)
 //!
 //! # Pace
 //! An answer to a machine that is to be sent files slowly is written a few milliseconds' worth at a time

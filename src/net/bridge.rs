@@ -191,7 +191,7 @@ impl Bridge {
         // A restart must not wait for connections of the previous run to leave TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_tcp_nodelay(true)?;
-        congestion::choose_for(&socket)?;
+        congestion::choose_for(&socket);
         Urgency::Prompt.set_on(&socket);
         socket.bind(&SocketAddr::from((self.ip(), port)).into())?;
         socket.listen(TCP_BACKLOG)?;

@@ -135,7 +135,8 @@ impl Browser {
         };
         if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
             panic!(
-                "waited {PATIENCE:?} in vain: {what}\n{}",
+                "waited {PATIENCE:?} in vain: {what}: {}\n{}",
+                self.script(&script).await,
                 self.script("return document.body.innerText").await
             );
         }
