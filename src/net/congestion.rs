@@ -3,8 +3,9 @@
 //! BBR, which some systems have as their default, sends at the rate that it reckons the path to have, by a timer for
 //! every connection. On a link of our own there is nothing to reckon, and the timers cost more than the sending: over a
 //! virtual wire files take two to three times the processor time, and on many connections nearly twice as long (nginx both
-//! ways in `benches/RESULTS.md`; a single large file may be quicker with them). There files go by Reno (RFC 5681), which every Linux has and lets everybody use: it fills the link, and gives way when
-//! packets are lost. What else a system has as its default stays as it is: it was chosen, or does no harm.
+//! ways in `benches/RESULTS.md`; a single large file may be quicker with them). There files go by Reno (RFC 5681), which
+//! every Linux has and lets everybody use: it fills the link, and gives way when packets are lost. What else a system has
+//! as its default stays as it is: it was chosen, or does no harm.
 
 use socket2::Socket;
 

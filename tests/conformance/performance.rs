@@ -15,7 +15,7 @@ mod support;
 use std::fmt::Debug;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
@@ -96,6 +96,8 @@ fn run_load(agent: &Agent, load: Load) -> Answers {
 }
 
 const NGINX: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 3);
+/// As its configuration has it.
+const NGINX_PORT: u16 = 8080;
 const IMAGE_SIZE: usize = 64 * MEBIBYTE;
 /// Times the image in one round, over one connection.
 const FETCHES: usize = 4;
@@ -116,7 +118,7 @@ fn nginx(bed: &TestBed, files: &Path) -> Process {
     let log = fs::File::create(bed.path("nginx.log")).expect("a log");
     command.arg("-c").arg(bed.path("nginx.conf")).stderr(log);
     let process = Process(command.spawn().expect("nginx (.ci/packages.txt names the Debian package)"));
-    eventually("nginx serves", || TcpStream::connect((NGINX, 80)).ok());
+    eventually("nginx serves", || TcpStream::connect((NGINX, NGINX_PORT)).ok());
     process
 }
 
@@ -156,7 +158,8 @@ fn h_13_an_image_comes_about_as_fast_and_as_cheaply_as_from_nginx() {
         let peer = nginx(&bed, &bed.path("tree"));
         let machine = bed.plug("02:00:00:00:00:01");
         machine.boot_udhcpc();
-        let servers = [(SERVER, bed.server_pid().cast_unsigned()), (NGINX, peer.0.id())];
+        let ours = (SocketAddrV4::new(SERVER, 80), bed.server_pid().cast_unsigned());
+        let servers = [ours, (SocketAddrV4::new(NGINX, NGINX_PORT), peer.0.id())];
         let (mut rates, mut costs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for round in 0..=ROUNDS {
             for (place, (address, pid)) in servers.into_iter().enumerate() {

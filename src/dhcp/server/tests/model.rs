@@ -1,6 +1,6 @@
 //! Random conversations against a model that knows one rule: what one client was promised, no other gets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -53,12 +53,21 @@ struct Model {
     /// Address → whom it was last offered to, until when.
     offered: BTreeMap<Ipv4Addr, (MacAddr, Timestamp)>,
     disk: BTreeMap<Ipv4Addr, Binding>,
+    /// Clients of which the server may remember less than the disk: it gave their ended lease away, or moved them, and
+    /// could not store that.
+    forgotten: BTreeSet<MacAddr>,
 }
 
 impl Model {
     fn current(&self, mac: MacAddr, now: Timestamp) -> Option<Ipv4Addr> {
         let live = self.leased.iter().find(|(_, (owner, until))| *owner == mac && *until > now);
         live.map(|(address, _)| *address)
+    }
+
+    /// Whether the server remembers a lease of its. An address it declined is none.
+    fn is_known(&self, mac: MacAddr) -> bool {
+        let its_lease = |binding: &Binding| binding.mac == mac && binding.state == BindingState::Bound;
+        self.disk.values().any(its_lease) && !self.forgotten.contains(&mac)
     }
 
     fn check(
@@ -70,6 +79,8 @@ impl Model {
     ) -> Result<(), TestCaseError> {
         if durable {
             self.store(&outcome.changes);
+        } else {
+            self.miss(&outcome.changes);
         }
         let Answer::Reply(reply) = &outcome.answer else { return Ok(()) };
         let Some(address) = reply.address else {
@@ -85,8 +96,7 @@ impl Model {
                 prop_assert!(outcome.changes.is_empty());
                 self.offered.retain(|_, (owner, _)| *owner != mac);
                 // What a newcomer is offered makes room for others that ask.
-                let known = self.disk.values().any(|binding| binding.mac == mac);
-                let holds = if known { OFFER_HOLD } else { OFFER_HOLD_MIN };
+                let holds = if self.is_known(mac) { OFFER_HOLD } else { OFFER_HOLD_MIN };
                 self.offered.insert(address, (mac, now.plus(holds)));
             }
             ReplyKind::Ack => {
@@ -103,10 +113,22 @@ impl Model {
         Ok(())
     }
 
+    fn miss(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let Change::PutBinding(binding) = change {
+                self.forgotten.insert(binding.mac);
+                self.forgotten.extend(self.disk.get(&binding.address).map(|earlier| earlier.mac));
+            }
+        }
+    }
+
     fn store(&mut self, changes: &[Change]) {
         for change in changes {
             match change {
-                Change::PutBinding(binding) => drop(self.disk.insert(binding.address, binding.clone())),
+                Change::PutBinding(binding) => {
+                    self.forgotten.remove(&binding.mac);
+                    self.disk.insert(binding.address, binding.clone());
+                }
                 Change::DropBinding { address } => drop(self.disk.remove(address)),
                 other => panic!("not a change of DHCP: {other:?}"),
             }
@@ -149,6 +171,7 @@ fn run(steps: &[(u8, Step)]) -> Result<(), TestCaseError> {
                 let bindings = model.disk.values().cloned().collect();
                 world.server = DhcpServer::restarted(settings.clone(), bindings, world.now);
                 model.offered.clear();
+                model.forgotten.clear();
             }
             Step::Reserve { wanted } => {
                 if !world.nodes.reserved.contains_key(&address(*wanted)) {
