@@ -580,6 +580,22 @@ pub fn read_partitions_again(device: &impl AsFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// A stream socket is ready to read once so many bytes wait, or its end (`SO_RCVLOWAT`, socket(7)).
+pub fn ready_from(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads a live c_int.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const bytes).cast(),
+            mem::size_of_val(&bytes) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Lets a raw ICMPv6 socket see router solicitations and nothing else.
 pub fn admit_router_solicitations_only(socket: &impl AsFd) -> io::Result<()> {
     let mut blocked = [u32::MAX; 8];
