@@ -2,10 +2,14 @@
 //!
 //! Both boot the same kernel and ramdisk on the same QEMU machine, one machine at a time, from fresh firmware. The clock
 //! starts when the machine is switched on. It ends for us with the `enrolled` stage of the timeline, for the peer with
-//! the log line of the agent's inventory call. `ROUNDS=n` sets the rounds, `FARRIER_BINARIES` the binaries.
+//! the log line of the agent's inventory call. `ROUNDS=n` sets the rounds, `FARRIER_BINARIES` the binaries. Writes its
+//! section of `benches/RESULTS.md`.
 
 mod farrier_run;
 mod peer_run;
+#[path = "../versus/report.rs"]
+#[allow(dead_code, reason = "shared with the other benches, which need all of it")]
+mod report;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,12 +17,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use farrier::cli::table::Table;
-use farrier::cli::text::{Style, Tone};
 use farrier::image::build::progress_bar;
 use farrier::lab::accel;
 use farrier::lab::config::{LabConfig, LabFirmware};
 use farrier::lab::{needs, prepare};
+
+use report::{Figure, Section, ratio};
 
 /// Fewer say nothing about the spread.
 const ROUNDS_MIN: usize = 3;
@@ -46,6 +50,19 @@ impl Contender {
     }
 }
 
+/// What the report wants to know of a run.
+struct Plan {
+    /// The machine, in a line.
+    machine: String,
+}
+
+impl Plan {
+    /// All servers take part.
+    fn is_partial(&self) -> bool {
+        false
+    }
+}
+
 /// Where everything is.
 struct Bench {
     farrier: PathBuf,
@@ -54,6 +71,7 @@ struct Bench {
     /// Emptied before every run.
     scratch: PathBuf,
     config: LabConfig,
+    accelerator: &'static str,
 }
 
 impl Bench {
@@ -76,7 +94,8 @@ impl Bench {
         let choice = accel::choose(config.accel, &scratch);
         println!("machines run with {} ({})", choice.accel.as_str(), choice.reason);
         config.accel = choice.accel.into();
-        Ok(Bench { farrier: binaries.join("farrier"), images, scratch, config })
+        let accelerator = choice.accel.as_str();
+        Ok(Bench { farrier: binaries.join("farrier"), images, scratch, config, accelerator })
     }
 
     /// The lab with only the machine of this firmware.
@@ -118,7 +137,9 @@ fn compare() -> anyhow::Result<bool> {
     let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS_MIN);
     let rounds = rounds.max(ROUNDS_MIN);
     let bench = Bench::prepare()?;
-    let mut taken: BTreeMap<(LabFirmware, Contender), Vec<Duration>> = BTreeMap::new();
+    let run = format!("{rounds} rounds; machines run with {}", bench.accelerator);
+    let plan = Plan { machine: report::machine(&run) };
+    let mut taken: BTreeMap<(LabFirmware, Contender), Figure> = BTreeMap::new();
     for round in 1..=rounds {
         for (firmware, _) in TARGETS {
             for contender in Contender::ALL {
@@ -130,62 +151,32 @@ fn compare() -> anyhow::Result<bool> {
                     contender.name(),
                     took.as_secs_f64()
                 );
-                taken.entry((firmware, contender)).or_default().push(took);
+                taken.entry((firmware, contender)).or_default().push(took.as_secs_f64());
             }
         }
     }
     std::fs::remove_dir_all(&bench.scratch)?;
-    println!("\npower-on to enrolled, {rounds} rounds in turns, one machine at a time:\n");
-    Ok(print_results(&taken))
+    Ok(tell(&taken, &plan))
 }
 
-fn print_results(taken: &BTreeMap<(LabFirmware, Contender), Vec<Duration>>) -> bool {
-    let style = Style::of_stdout();
-    let mut table = Table::new(&["FIRMWARE", "SERVED BY", ">MEDIAN", ">FASTEST", ">SLOWEST"]);
-    let mut verdicts = Vec::new();
-    for (firmware, target) in TARGETS {
-        let mut medians = Vec::new();
-        for contender in Contender::ALL {
-            let spread = Spread::of(&taken[&(firmware, contender)]);
-            medians.push(spread.median);
-            table.row(
-                Tone::Plain,
-                [
-                    firmware.to_string(),
-                    contender.name().to_owned(),
-                    format!("{:.2} s", spread.median),
-                    format!("{:.2} s", spread.fastest),
-                    format!("{:.2} s", spread.slowest),
-                ],
-            );
-        }
-        verdicts.push((firmware, medians[0] / medians[1], target));
+/// True if every target is met.
+fn tell(taken: &BTreeMap<(LabFirmware, Contender), Figure>, plan: &Plan) -> bool {
+    let mut section = Section::new(
+        "Boot",
+        "Power-on to enrolled: the same kernel and ramdisk on the same virtual machine, one at a time and from fresh \
+         firmware. The clock ends with the `enrolled` stage of farrier's timeline, and with the log line of the agent's \
+         last call where dnsmasq + nginx serve it.",
+    );
+    let peer = Contender::Pile.name();
+    let (mut rows, mut all_met) = (Vec::new(), true);
+    for (firmware, bound) in TARGETS {
+        let [ours, theirs] = Contender::ALL.map(|contender| &taken[&(firmware, contender)]);
+        let (our_time, their_time) = (ours.median(), theirs.median());
+        rows.push(vec![firmware.to_string(), ours.show(), theirs.show(), ratio(our_time, their_time)]);
+        section.at_most(&format!("{firmware}, seconds"), our_time, bound, their_time, peer);
+        all_met &= our_time <= bound * their_time;
     }
-    print!("{}", table.render(style));
-    println!();
-    for (firmware, ratio, target) in &verdicts {
-        let met = ratio <= target;
-        let (tone, word) = if met { (Tone::Good, "met") } else { (Tone::Bad, "MISSED") };
-        let text =
-            format!("{firmware}: {ratio:.2} of the peer's time; at most {target:.1} is the target: {word}");
-        println!("{}", style.paint(tone, &text));
-    }
-    verdicts.iter().all(|(_, ratio, target)| ratio <= target)
-}
-
-/// In seconds.
-struct Spread {
-    median: f64,
-    fastest: f64,
-    slowest: f64,
-}
-
-impl Spread {
-    fn of(durations: &[Duration]) -> Spread {
-        let mut secs: Vec<f64> = durations.iter().map(Duration::as_secs_f64).collect();
-        secs.sort_by(f64::total_cmp);
-        let middle = secs.len() / 2;
-        let median = if secs.len() % 2 == 1 { secs[middle] } else { (secs[middle - 1] + secs[middle]) / 2.0 };
-        Spread { median, fastest: secs[0], slowest: secs[secs.len() - 1] }
-    }
+    section.table(&["firmware", "farrier, s", &format!("{peer}, s"), "ratio"], &rows);
+    section.write(plan);
+    all_met
 }

@@ -48,7 +48,7 @@ impl Plan {
             binaries: binaries
                 .expect("FARRIER_BINARIES names the release binaries; `make bench-storm` sets it"),
             scratch: scratch.canonicalize().expect("it is there"),
-            machine: machine(),
+            machine: report::machine("shared by server and machines"),
         }
     }
 
@@ -60,19 +60,6 @@ impl Plan {
     pub fn is_partial(&self) -> bool {
         self.only.is_some()
     }
-}
-
-fn machine() -> String {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    format!(
-        "{cores} cores of {}, shared by server and machines; Linux {}; load average before: {}.",
-        model.trim_start_matches([' ', '\t', ':']),
-        read("/proc/sys/kernel/osrelease").trim(),
-        read("/proc/loadavg").split(' ').next().unwrap_or_default()
-    )
 }
 
 /// Runs `farrier storm` with these arguments; its report, whether machines were lost or not.

@@ -30,7 +30,6 @@ mod state;
 mod tftp;
 mod tftp_client;
 
-use std::fs;
 use std::time::Duration;
 
 use server::Kind;
@@ -59,7 +58,7 @@ impl Plan {
             seconds: seconds.max(1),
             verbose: std::env::var_os("VERBOSE").is_some(),
             only: only.map(|names| names.split(',').map(|name| name.trim().to_owned()).collect()),
-            machine: machine(rounds, seconds),
+            machine: report::machine(&format!("{rounds} rounds of {seconds} s")),
         }
     }
 
@@ -81,23 +80,6 @@ impl Plan {
         let versions: Vec<String> = kinds.iter().map(|kind| kind.version()).collect();
         format!("Compared: {}.", versions.join(", "))
     }
-}
-
-fn machine(rounds: u64, seconds: u64) -> String {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let model = model.trim_start_matches([' ', '\t', ':']);
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib: u64 = memory.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or(0);
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    format!(
-        "{cores} cores of {model}, {:.1} GiB, Linux {}; {rounds} rounds of {seconds} s; load average before: {}.",
-        kib as f64 / 1024.0 / 1024.0,
-        kernel.trim(),
-        load.split(' ').next().unwrap_or_default()
-    )
 }
 
 fn main() {

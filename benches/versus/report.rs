@@ -60,6 +60,22 @@ pub fn ratio(ours: f64, theirs: f64) -> String {
     if ratio.is_finite() { format!("{ratio:.2}×") } else { "–".to_owned() }
 }
 
+/// This machine in a line, with what else there is to know of a run.
+pub fn machine(run: &str) -> String {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let (cpuinfo, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let kib: u64 = memory.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or(0);
+    format!(
+        "{} cores of {}, {:.1} GiB, Linux {}; {run}; load average before: {}.",
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        model.trim_start_matches([' ', '\t', ':']),
+        kib as f64 / 1024.0 / 1024.0,
+        read("/proc/sys/kernel/osrelease").trim(),
+        read("/proc/loadavg").split(' ').next().unwrap_or_default()
+    )
+}
+
 /// The value at this share of the sorted samples.
 pub fn percentile(samples: &mut [f64], share: f64) -> f64 {
     if samples.is_empty() {

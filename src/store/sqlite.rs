@@ -291,12 +291,7 @@ impl Writer {
         Ok(self.database.insert(database))
     }
 
-    fn account(
-        &self,
-        group: &[Batch],
-        took: Duration,
-        result: &Result<(), CommitError>,
-    ) {
+    fn account(&self, group: &[Batch], took: Duration, result: &Result<(), CommitError>) {
         if let Some(tally) = self.shared.tally.get() {
             tally.took(Timed::StoreCommit, took);
         }
