@@ -41,7 +41,7 @@ pub const GROUP_MAX: usize = 512;
 const LEASE_COMMIT_PERIOD: Duration = Duration::from_millis(2);
 /// How long a batch that nobody waits for may wait for company. A machine that boots leaves some ten of them, each with
 /// the disk's sync to pay for.
-const BACKGROUND_WAIT_MAX: Duration = Duration::from_millis(25);
+const BACKGROUND_WAIT_MAX: Duration = Duration::from_millis(3);
 /// Batches that may wait; beyond it the disk is too slow to promise anything and callers are told so at once.
 pub const QUEUE_MAX: usize = 16_384;
 /// 16 MiB of WAL: the writer stops for a checkpoint even under load, so that the file stays small.
@@ -370,7 +370,7 @@ fn await_company(
     messages: &Receiver<Message>,
 ) -> Option<SyncSender<Result<Snapshot, LoadError>>> {
     let until = Instant::now() + BACKGROUND_WAIT_MAX;
-    while group.len() < GROUP_MAX && group.iter().all(|batch| !batch.is_awaited) {
+    while group.len() < GROUP_MAX && group.last().is_some_and(|batch| !batch.is_awaited) {
         match messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Message::Batch(batch)) => group.push(batch),
             Ok(Message::Load(reply)) => return Some(reply),
