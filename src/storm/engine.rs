@@ -21,7 +21,8 @@ use crate::storm::random::Stream;
 use crate::storm::report::{Circumstances, FloodReport, Report};
 use crate::storm::schedule::{Flood, Order, Part, Schedule};
 use crate::storm::wire::{
-    Addresses, Counters, Tap, datagrams_dropped, dhcp_frame, interface_index, solicitation_frame,
+    Addresses, Counters, Tap, announcement_frame, datagrams_dropped, dhcp_frame, interface_called,
+    solicitation_frame,
 };
 
 mod flood;
@@ -85,6 +86,8 @@ pub struct Engine {
     frames: Vec<(MacAddr, Vec<u8>)>,
     poll: Poll,
     interface: String,
+    /// Of the interface.
+    mac: MacAddr,
     dhcp: Tap,
     routers: Tap,
     stop: Stop,
@@ -119,7 +122,7 @@ fn newcomers(seed: u64, nodes: usize, flood: Option<Flood>) -> impl Iterator<Ite
 impl Engine {
     /// `interface`: our end of the cable, in the namespace this thread is in.
     pub fn open(interface: &str, order: &Order, stop: Stop) -> io::Result<Engine> {
-        let index = interface_index(interface)?;
+        let (index, mac) = interface_called(interface)?;
         let poll = Poll::new()?;
         let (dhcp, routers) = (Tap::open_dhcp(index)?, Tap::open_routers(index)?);
         for (fd, token) in
@@ -148,6 +151,7 @@ impl Engine {
             frames: Vec::new(),
             poll,
             interface: interface.to_owned(),
+            mac,
             dhcp,
             routers,
             stop,
@@ -426,7 +430,11 @@ impl Engine {
             self.holders.remove(&before);
             self.addresses.remove(before)?;
         }
-        self.addresses.add(address)
+        self.addresses.add(address)?;
+        // A server that met the last holder of this address, of an earlier storm perhaps, would go on sending there. At once:
+        // what the machine fetches next is asked for by the kernel, which does not wait for our frames.
+        self.drops += self.dhcp.send(&[announcement_frame(self.mac, address)]);
+        Ok(())
     }
 
     // --- the wire ---------------------------------------------------------------------------------------------------

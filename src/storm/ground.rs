@@ -24,6 +24,9 @@ use crate::storm::report::Report;
 use crate::storm::schedule::Order;
 
 const OUR_END: &str = "storm0";
+/// Of our port. A bridge that was given no address of its own has the lowest of its ports', and with it every client's notion
+/// of where the server is: this one is the highest that can be. Two storms share it, so that neither takes it along.
+const PORT_ADDRESS: &str = "fe:ff:ff:ff:ff:ff";
 /// A machine has one socket at a time, and there is the odd one besides.
 const DESCRIPTORS_SPARE: u64 = 256;
 
@@ -169,7 +172,7 @@ fn plug(bridge: &str, thread: Pid) -> anyhow::Result<()> {
     // Names end at 15 bytes; two storms on one bridge have two process ids.
     let (port, far) = (format!("storm{}", process % 100_000), format!("stormf{}", process % 100_000));
     ip_batch(&format!(
-        "link add {port} type veth peer name {far}\n\
+        "link add {port} address {PORT_ADDRESS} type veth peer name {far}\n\
          link set {far} netns /proc/{process}/task/{thread}/ns/net name {OUR_END}\n\
          link set {port} master {bridge} addrgenmode none up\n"
     ))

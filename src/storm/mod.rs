@@ -17,9 +17,10 @@
 //! stations as there are machines; answers, unicast or broadcast, are read off the cable in promiscuous mode. TFTP and
 //! HTTP use the kernel's UDP and TCP, each socket bound to the machine's leased address: when a machine is bound, that
 //! one address becomes local to the storm's namespace (a `local` route, one netlink message) and the kernel answers
-//! ARP for it; no other address of the subnet is ever claimed. All machines thus share one MAC for IP traffic; a server
-//! that looks at layer 3, as TFTP and HTTP servers do, sees no difference. A TCP of our own per machine would be
-//! more faithful in that one point and cost the CPU that is wanted for the server, on the same machine, under test.
+//! ARP for it, which is announced, for the address may have been another station's a moment ago; no other address of the
+//! subnet is ever claimed. All machines thus share one MAC for IP traffic; a server that looks at layer 3, as TFTP and HTTP
+//! servers do, sees no difference. A TCP of our own per machine would be more faithful in that one point and cost the CPU
+//! that is wanted for the server, on the same machine, under test.
 //!
 //! Linux keeps 1 024 neighbours unless told otherwise, for all namespaces together. So that a storm needs no setting of
 //! the machine's own changed, its end of the cable may hold one address beside the machines' ([`ground::Ground::gateway`]),

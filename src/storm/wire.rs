@@ -127,6 +127,17 @@ pub fn solicitation_frame(from: MacAddr) -> (MacAddr, Vec<u8>) {
     (ALL_ROUTERS, ethernet(ALL_ROUTERS, from, ETHERTYPE_IPV6, &[header, message].concat()))
 }
 
+/// An ARP announcement (RFC 5227 §1.1): whoever knows another station by this address forgets it.
+pub fn announcement_frame(from: MacAddr, address: Ipv4Addr) -> (MacAddr, Vec<u8>) {
+    let mut request = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    for (hardware, protocol) in [(from.0, address), ([0; 6], address)] {
+        request.extend_from_slice(&hardware);
+        request.extend_from_slice(&protocol.octets());
+    }
+    let to = MacAddr::BROADCAST;
+    (to, ethernet(to, from, libc::ETH_P_ARP as u16, &request))
+}
+
 fn ethernet(to: MacAddr, from: MacAddr, ethertype: u16, packet: &[u8]) -> Vec<u8> {
     [&to.0[..], &from.0, &ethertype.to_be_bytes(), packet].concat()
 }
@@ -258,11 +269,11 @@ fn udp_figure(text: &str, name: &str) -> Option<u64> {
     figures.split_ascii_whitespace().nth(at)?.parse().ok()
 }
 
-/// Index of an interface of this namespace.
-pub fn interface_index(name: &str) -> io::Result<u32> {
-    let link = Link::find(name)?;
-    link.map(|link| link.index)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no interface {name}")))
+/// Index and address of an interface of this namespace.
+pub fn interface_called(name: &str) -> io::Result<(u32, MacAddr)> {
+    Link::find(name)?
+        .and_then(|link| Some((link.index, link.mac?)))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no Ethernet interface {name}")))
 }
 
 #[cfg(test)]

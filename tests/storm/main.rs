@@ -202,6 +202,72 @@ fn a_bridge_that_leads_further_is_not_stormed() {
     assert!(code == Some(2) && said.contains("there is no interface `br1` here"), "{said}");
 }
 
+/// What takes a port away from a bridge must not take the address of the server there along: machines that know it would ask
+/// nobody, until they forget it half a minute later.
+#[test]
+fn a_storm_leaves_the_address_of_the_bridge_alone() {
+    let farrier = farrier();
+    let directory = tempfile::tempdir().unwrap();
+    // The bridge has the address of its port, as every bridge that was given none.
+    let script = format!(
+        "ip link add port0 address fe:54:00:00:00:01 type veth peer name far0\n\
+         ip link set port0 master br0 up\n\
+         address() {{ ip -br link show br0 | awk '{{ print $3 }}'; }}\n\
+         address\n\
+         for storm in 1 2; do\n\
+           {farrier} storm --bridge br0 --nodes 1 --patience 60s >report & storms=\"$storms $!\"\n\
+         done\n\
+         until [ $(ip -br link show master br0 | grep -c ^storm) = 2 ]; do sleep 0.05; done\n\
+         address\n\
+         kill -INT $storms\n\
+         wait\n\
+         while ip -br link show master br0 | grep -q ^storm; do sleep 0.05; done\n\
+         address\n"
+    );
+    let output = on_a_bridge(directory.path(), &script);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        said.lines().collect::<Vec<_>>(),
+        ["fe:54:00:00:00:01"; 3],
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Whoever had these addresses a moment ago.
+#[test]
+fn the_machines_of_a_second_storm_are_found_where_they_are() {
+    let farrier = farrier();
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().display();
+    // A bridge without a cable forgets whom it knew: `port0` is what other stations there are.
+    let configuration = format!(
+        "[network]\nbridge = \"br0\"\naddress = \"192.168.79.1/24\"\n\
+         [operator]\nsocket = \"{home}/socket\"\nlisten = \"off\"\n[store]\npath = \"{home}/state\"\n\
+         [boot.loaders]\nuefi-x64 = \"ipxe.efi\"\n"
+    );
+    fs::write(directory.path().join("farrier.toml"), configuration).unwrap();
+    let script = format!(
+        "ip link add port0 type veth peer name far0\n\
+         ip link set far0 addrgenmode none up\n\
+         ip link set port0 master br0 addrgenmode none up\n\
+         {farrier} serve --config farrier.toml >serve.log 2>&1 & server=$!\n\
+         until {farrier} --socket {home}/socket status >status 2>&1; do\n\
+           kill -0 $server || {{ cat serve.log; exit 1; }}\n\
+           sleep 0.05\n\
+         done\n\
+         for storm in 1 2; do\n\
+           {farrier} --json storm --bridge br0 --nodes 6 --profile uefi-http --until script >report || cat serve.log report\n\
+           while ip -br link show master br0 | grep -q ^storm; do sleep 0.05; done\n\
+         done\n\
+         cat report"
+    );
+    let output = on_a_bridge(directory.path(), &script);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let report: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_eq!(report["completed"], 6, "{report}");
+}
+
 #[test]
 fn any_server_can_be_stormed() {
     let farrier = farrier();
