@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use farrier::net::sys;
+use farrier::storm::ground;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
@@ -35,6 +36,8 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 pub fn isolated() {
     if std::env::var_os(INSIDE).is_some() {
         run("ip", &["link", "set", "lo", "up"]);
+        // As in the storm's own lab.
+        ground::keep_firewall_off_bridges();
         return;
     }
     let flags = if nix::unistd::geteuid().is_root() { "-n" } else { "-rn" };

@@ -1,7 +1,9 @@
 //! Who may download when all want to: a bounded number of large files at once, and the queue before them.
 //!
 //! What a client makes of having to wait decides how it is made to wait:
-//! - iPXE honours `503` with `Retry-After` and comes back as often as it is told to: it is refused at once.
+//! - iPXE honours `503` with `Retry-After` and comes back as often as it is told to. It is refused, but not before it has
+//!   stood behind all others for a moment: when a thousand machines ask within a second, places change hands faster than
+//!   it could come back.
 //! - UEFI and GRUB give their boot up on any error, and on an answer whose first byte comes too late: they are queued.
 //!   Whoever is closest to its time-out goes first, and when half of its patience is gone it need not wait for a place:
 //!   a reserve is kept for those. Anybody unknown counts as the most impatient of them.
@@ -22,7 +24,7 @@ use crate::telemetry::{Level, Taken, Tally};
 /// How a client takes waiting, as its `User-Agent` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
-    /// Comes back when told to.
+    /// Comes back when told to, after waiting for a moment.
     Returns,
     /// Gives up if an answer has not begun within this time.
     Waits(Duration),
@@ -44,6 +46,9 @@ impl Patience {
         }
     }
 }
+
+/// Longer than anybody's patience.
+const BEHIND_OTHERS: Duration = Duration::from_secs(3600);
 
 /// The places, and who waits for one.
 #[derive(Debug)]
@@ -115,17 +120,10 @@ impl Downloads {
 
     /// A place, in the order of time-outs.
     pub async fn enter(self: &Arc<Downloads>, bytes: u64, patience: Duration) -> Place {
-        let (grant, mut granted) = oneshot::channel();
-        let queued = {
-            let mut state = self.lock();
-            if state.queue.is_empty() && state.running < self.places {
-                return self.place(&mut state, bytes);
-            }
-            state.arrivals += 1;
-            // The other half is for the way there, and for a first byte that has to be sent again.
-            let turn = Turn { urgent_from: Instant::now() + patience / 2, arrival: state.arrivals };
-            state.queue.insert(turn, Waiting { bytes, grant });
-            InQueue { downloads: self, turn, _waiting: self.waiting.take(1) }
+        // The other half is for the way there, and for a first byte that has to be sent again.
+        let (queued, mut granted) = match self.line_up(bytes, patience / 2) {
+            Ok(place) => return place,
+            Err(waiting) => waiting,
         };
         tokio::select! {
             biased;
@@ -145,6 +143,40 @@ impl Downloads {
             // Nobody drops a sender that is still in the queue, and only places take one out.
             Err(_) => self.place(&mut self.lock(), bytes),
         }
+    }
+
+    /// A place that comes free within this time and that nobody else waits for; never one of the reserve.
+    pub async fn enter_within(self: &Arc<Downloads>, bytes: u64, wait: Duration) -> Option<Place> {
+        let until = Instant::now() + wait;
+        let (queued, mut granted) = match self.line_up(bytes, BEHIND_OTHERS) {
+            Ok(place) => return Some(place),
+            Err(waiting) => waiting,
+        };
+        tokio::select! {
+            biased;
+            Ok(place) = &mut granted => return Some(place),
+            () = sleep_until(until) => {}
+        }
+        drop(queued);
+        // Given in this moment, before it had left the queue.
+        granted.try_recv().ok()
+    }
+
+    /// A place if there is one, or else one in the queue: that of somebody to whom the reserve is open after this time.
+    fn line_up(
+        self: &Arc<Downloads>,
+        bytes: u64,
+        urgent_after: Duration,
+    ) -> Result<Place, (InQueue<'_>, oneshot::Receiver<Place>)> {
+        let mut state = self.lock();
+        if state.queue.is_empty() && state.running < self.places {
+            return Ok(self.place(&mut state, bytes));
+        }
+        let (grant, granted) = oneshot::channel();
+        state.arrivals += 1;
+        let turn = Turn { urgent_from: Instant::now() + urgent_after, arrival: state.arrivals };
+        state.queue.insert(turn, Waiting { bytes, grant });
+        Err((InQueue { downloads: self, turn, _waiting: self.waiting.take(1) }, granted))
     }
 
     fn place(self: &Arc<Downloads>, state: &mut State, bytes: u64) -> Place {
@@ -258,6 +290,27 @@ mod tests {
         assert!(!second.is_finished(), "the reserve is for those in a hurry");
         drop(running);
         second.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_would_come_back_waits_for_a_moment_behind_all_others_and_takes_nothing_of_the_reserve() {
+        let (downloads, tally) = downloads(1, 1);
+        let running = downloads.try_enter(7).unwrap();
+        assert!(downloads.enter_within(7, Duration::from_millis(20)).await.is_none());
+        assert_eq!(tally.levels_of("http", "waiting-downloads"), Some((0, 8192)));
+        let returns = tokio::spawn({
+            let downloads = Arc::clone(&downloads);
+            async move { downloads.enter_within(7, Duration::from_secs(60)).await }
+        });
+        settle().await;
+        let grub = enter(&downloads, 3_600_000);
+        settle().await;
+        drop(running);
+        settle().await;
+        assert!(grub.is_finished() && !returns.is_finished());
+        drop(grub.await.unwrap());
+        assert!(returns.await.unwrap().is_some());
+        assert_eq!(tally.levels_of("http", "downloads"), Some((0, 2)));
     }
 
     #[tokio::test]

@@ -20,9 +20,11 @@ pub struct Limits {
     pub progress_bytes: u64,
     /// After the last answer, for the peer to read it and close: closing with unread input would discard the answer.
     pub linger: Duration,
-    /// Downloads of large files at once. Beyond them iPXE is told to come back (503, Retry-After), and everybody else
-    /// waits in a queue (see [`downloads`](crate::bootplane::downloads)).
+    /// Downloads of large files at once. Beyond them everybody waits in a queue, and iPXE is told to come back (503,
+    /// Retry-After) if its turn does not come soon (see [`downloads`](crate::bootplane::downloads)).
     pub bulk_transfers: usize,
+    /// How long iPXE waits before it is told so.
+    pub bulk_wait: Duration,
     /// Downloads beyond those, for clients that would give up if they waited any longer.
     pub bulk_reserve: usize,
     /// For connections to finish what they send when the appliance stops; then they are cut. Half of what a supervisor waits:
@@ -41,6 +43,7 @@ impl Default for Limits {
             progress_bytes: 30 * 1024,
             linger: Duration::from_secs(1),
             bulk_transfers: 512,
+            bulk_wait: Duration::from_secs(2),
             bulk_reserve: 512,
             stop: Duration::from_millis(1000),
         }

@@ -55,6 +55,8 @@ pub struct BootService {
     /// Told in the log.
     refusals: PerMinute<Ipv4Addr>,
     downloads: Arc<Downloads>,
+    /// See [`Limits::bulk_wait`].
+    bulk_wait: Duration,
 }
 
 impl BootService {
@@ -70,6 +72,7 @@ impl BootService {
             agents,
             metadata: None,
             downloads: Downloads::new(limits, &tally),
+            bulk_wait: limits.bulk_wait,
             tally,
             clock,
             refusals: PerMinute::new(REFUSALS_PER_MINUTE),
@@ -242,15 +245,16 @@ impl BootService {
             return Some(place);
         }
         let agent = headers.get(header::USER_AGENT).map_or(&b""[..], HeaderValue::as_bytes);
+        self.tally.count("http", "queued");
         match Patience::of(agent) {
             Patience::Returns => {
-                self.tally.count("http", "busy");
-                None
+                let place = self.downloads.enter_within(size, self.bulk_wait).await;
+                if place.is_none() {
+                    self.tally.count("http", "busy");
+                }
+                place
             }
-            Patience::Waits(patience) => {
-                self.tally.count("http", "queued");
-                Some(self.downloads.enter(size, patience).await)
-            }
+            Patience::Waits(patience) => Some(self.downloads.enter(size, patience).await),
         }
     }
 

@@ -20,6 +20,10 @@ const WORKERS_MAX: usize = 8;
 /// Tasks run between two looks at the sockets: after every other turn of a download, not the usual 61.
 const EVENT_INTERVAL: u32 = 4;
 
+/// Tasks run between two looks at what comes from other threads: new connections, and answers that waited for the disk.
+/// After the usual 31 a script would stand behind as many turns of downloads.
+const ARRIVAL_INTERVAL: u32 = 1;
+
 /// Dropping it ends the threads and whatever still runs there.
 #[derive(Debug)]
 pub struct Workers {
@@ -73,7 +77,11 @@ impl Workers {
 
 impl Worker {
     fn start() -> io::Result<Worker> {
-        let runtime = Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .event_interval(EVENT_INTERVAL)
+            .global_queue_interval(ARRIVAL_INTERVAL)
+            .build()?;
         let handle = runtime.handle().clone();
         let (running, ended) = oneshot::channel::<()>();
         thread::Builder::new().name("farrier-http".to_owned()).spawn(move || {

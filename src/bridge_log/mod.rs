@@ -93,7 +93,7 @@ impl BridgeLog {
                 lock(&state).unsaved.extend(written);
             }
         };
-        self.store.submit(changes, Box::new(when_durable));
+        self.store.submit_in_background(changes, Box::new(when_durable));
     }
 
     /// Every event from now on.

@@ -397,21 +397,31 @@ pub fn fork() -> io::Result<bool> {
     Ok(unsafe { nix::unistd::fork() }?.is_child())
 }
 
+/// setsockopt(2) with a value as C has it.
+fn set_option<T: Copy>(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
+    // SAFETY: the kernel reads a live T of the stated size, which holds no pointers to write through.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            ptr::from_ref(value).cast(),
+            mem::size_of_val(value) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// For a socket whose datagrams always fit the device's MTU: they leave unfragmented whatever ICMP claims about the path,
 /// and the kernel need not find each an identification for its fragments.
 pub fn never_fragment(socket: &impl AsFd) -> io::Result<()> {
     let probe = libc::IP_PMTUDISC_PROBE;
-    // SAFETY: the kernel reads an int from a live one.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            (&raw const probe).cast(),
-            mem::size_of_val(&probe) as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &probe)
 }
 
 /// `ICMP6_FILTER` of RFC 3542 §3.2: 256 bits, a set bit blocks the type.
@@ -490,17 +500,7 @@ pub fn hear_every_frame(socket: &impl AsFd, interface: u32) -> io::Result<()> {
     let mut membership: libc::packet_mreq = unsafe { mem::zeroed() };
     membership.mr_ifindex = libc::c_int::try_from(interface).map_err(io::Error::other)?;
     membership.mr_type = libc::PACKET_MR_PROMISC as libc::c_ushort;
-    // SAFETY: the kernel reads a live packet_mreq of the stated size.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_ADD_MEMBERSHIP,
-            (&raw const membership).cast(),
-            mem::size_of_val(&membership) as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)
 }
 
 /// `ethtool -k DEVICE`: whether the kernel leaves transmit checksums to the device.
@@ -580,21 +580,17 @@ pub fn read_partitions_again(device: &impl AsFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// A stream socket is ready to read once so many bytes wait, or its end (`SO_RCVLOWAT`, socket(7)).
+pub fn ready_from(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &bytes)
+}
+
 /// Lets a raw ICMPv6 socket see router solicitations and nothing else.
 pub fn admit_router_solicitations_only(socket: &impl AsFd) -> io::Result<()> {
     let mut blocked = [u32::MAX; 8];
     blocked[ROUTER_SOLICITATION >> 5] &= !(1 << (ROUTER_SOLICITATION & 31));
-    // SAFETY: the kernel reads 32 bytes from a live array of that size.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_ICMPV6,
-            ICMP6_FILTER,
-            (&raw const blocked).cast(),
-            mem::size_of_val(&blocked) as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_option(socket, libc::IPPROTO_ICMPV6, ICMP6_FILTER, &blocked)
 }
 
 #[cfg(test)]

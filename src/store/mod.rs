@@ -161,6 +161,11 @@ pub trait Store: Send + Sync {
     /// submitter holds.
     fn submit(&self, changes: Vec<Change>, when_durable: WhenDurable);
 
+    /// The same for what nobody waits for: it may take some milliseconds longer, to share a sync with what comes after it.
+    fn submit_in_background(&self, changes: Vec<Change>, when_durable: WhenDurable) {
+        self.submit(changes, when_durable);
+    }
+
     /// Submits and waits. Not for threads that serve the wire.
     fn commit(&self, changes: Vec<Change>) -> Result<(), CommitError> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);

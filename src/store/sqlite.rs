@@ -2,8 +2,9 @@
 //!
 //! [`SqliteStore::submit`] puts a batch into a bounded queue. The writer takes what has gathered (at most
 //! [`GROUP_MAX`] batches), commits it as one transaction with `synchronous=FULL`, and then calls each batch's
-//! `when_durable`: under load the groups grow by themselves, and an fsync is shared by hundreds of leases. It copies
-//! the WAL back into the main file when it has nothing else to do, or when the WAL has grown too long.
+//! `when_durable`: under load the groups grow by themselves, and an fsync is shared by hundreds of leases. Batches that
+//! nobody waits for leave with the next that somebody does. It copies the WAL back into the main file when it has nothing
+//! else to do, or when the WAL has grown too long.
 //!
 //! A failed commit is told to every batch of its group. Its connection is thrown away: after a failed fsync nobody
 //! knows what of the page cache will ever reach the disk, so the next commit first reopens the file and rewrites it
@@ -38,6 +39,9 @@ pub const GROUP_MAX: usize = 512;
 /// Least time between the beginnings of two commits of leases: a sync costs as much as ten leases, and those that come
 /// within this time share one. A batch that comes alone is committed at once.
 const LEASE_COMMIT_PERIOD: Duration = Duration::from_millis(2);
+/// How long a batch that nobody waits for may wait for company. A machine that boots leaves some ten of them, each with
+/// the disk's sync to pay for.
+const BACKGROUND_WAIT_MAX: Duration = Duration::from_millis(3);
 /// Batches that may wait; beyond it the disk is too slow to promise anything and callers are told so at once.
 pub const QUEUE_MAX: usize = 16_384;
 /// 16 MiB of WAL: the writer stops for a checkpoint even under load, so that the file stays small.
@@ -78,8 +82,21 @@ struct Shared {
 }
 
 enum Message {
-    Batch(Vec<Change>, WhenDurable),
+    Batch(Batch),
     Load(SyncSender<Result<Snapshot, LoadError>>),
+}
+
+struct Batch {
+    changes: Vec<Change>,
+    when_durable: WhenDurable,
+    /// Somebody waits for it.
+    is_awaited: bool,
+}
+
+impl Batch {
+    fn is_of_leases(&self) -> bool {
+        self.changes.iter().all(|change| change.of_lease().is_some())
+    }
 }
 
 pub struct SqliteStore {
@@ -125,6 +142,25 @@ impl SqliteStore {
         let _ = self.shared.tally.set(tally);
     }
 
+    fn enqueue(&self, batch: Batch) {
+        let Some(queue) = &self.queue else {
+            return (batch.when_durable)(Err(CommitError::Closed));
+        };
+        let waiting = self.shared.queued.fetch_add(1, Ordering::Relaxed);
+        let (returned, error) = match queue.try_send(Message::Batch(batch)) {
+            Ok(()) => return,
+            Err(TrySendError::Full(returned)) => {
+                let waiting = usize::try_from(waiting).unwrap_or(usize::MAX);
+                (returned, CommitError::QueueFull { waiting })
+            }
+            Err(TrySendError::Disconnected(returned)) => (returned, CommitError::Closed),
+        };
+        self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+        if let Message::Batch(batch) = returned {
+            (batch.when_durable)(Err(error));
+        }
+    }
+
     pub fn stats(&self) -> StoreStats {
         let mut stats = self.shared.stats().clone();
         stats.queued = self.shared.queued.load(Ordering::Relaxed);
@@ -149,22 +185,11 @@ impl Store for SqliteStore {
     }
 
     fn submit(&self, changes: Vec<Change>, when_durable: WhenDurable) {
-        let Some(queue) = &self.queue else {
-            return when_durable(Err(CommitError::Closed));
-        };
-        let waiting = self.shared.queued.fetch_add(1, Ordering::Relaxed);
-        let (returned, error) = match queue.try_send(Message::Batch(changes, when_durable)) {
-            Ok(()) => return,
-            Err(TrySendError::Full(returned)) => {
-                let waiting = usize::try_from(waiting).unwrap_or(usize::MAX);
-                (returned, CommitError::QueueFull { waiting })
-            }
-            Err(TrySendError::Disconnected(returned)) => (returned, CommitError::Closed),
-        };
-        self.shared.queued.fetch_sub(1, Ordering::Relaxed);
-        if let Message::Batch(_, when_durable) = returned {
-            when_durable(Err(error));
-        }
+        self.enqueue(Batch { changes, when_durable, is_awaited: true });
+    }
+
+    fn submit_in_background(&self, changes: Vec<Change>, when_durable: WhenDurable) {
+        self.enqueue(Batch { changes, when_durable, is_awaited: false });
     }
 }
 
@@ -204,9 +229,7 @@ impl Writer {
                 Ok(Message::Load(reply)) => {
                     let _ = reply.send(self.load());
                 }
-                Ok(Message::Batch(changes, when_durable)) => {
-                    self.commit_group((changes, when_durable), messages);
-                }
+                Ok(Message::Batch(batch)) => self.commit_group(batch, messages),
                 Err(RecvTimeoutError::Timeout) => self.use_pause(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -214,29 +237,26 @@ impl Writer {
     }
 
     /// Takes what else is queued and commits all of it.
-    fn commit_group(&mut self, first: (Vec<Change>, WhenDurable), messages: &Receiver<Message>) {
-        if first.0.iter().all(|change| change.of_lease().is_some()) {
+    fn commit_group(&mut self, first: Batch, messages: &Receiver<Message>) {
+        let mut group = vec![first];
+        let mut load = await_company(&mut group, messages);
+        if group.last().is_some_and(|batch| batch.is_awaited && batch.is_of_leases()) {
             self.let_gather();
         }
-        let mut group = vec![first];
-        let mut load = None;
-        while group.len() < GROUP_MAX {
+        while group.len() < GROUP_MAX && load.is_none() {
             match messages.try_recv() {
-                Ok(Message::Batch(changes, when_durable)) => group.push((changes, when_durable)),
+                Ok(Message::Batch(batch)) => group.push(batch),
                 // It was asked for after the batches before it, so it has to see them.
-                Ok(Message::Load(reply)) => {
-                    load = Some(reply);
-                    break;
-                }
+                Ok(Message::Load(reply)) => load = Some(reply),
                 Err(_) => break,
             }
         }
         self.shared.queued.fetch_sub(group.len() as u64, Ordering::Relaxed);
         let started = Instant::now();
-        let result = self.commit(group.iter().map(|(changes, _)| changes.as_slice()));
+        let result = self.commit(group.iter().map(|batch| batch.changes.as_slice()));
         self.account(&group, started.elapsed(), &result);
-        for (_, when_durable) in group {
-            when_durable(result.clone());
+        for batch in group {
+            (batch.when_durable)(result.clone());
         }
         self.look_at_wal();
         if let Some(reply) = load {
@@ -271,12 +291,7 @@ impl Writer {
         Ok(self.database.insert(database))
     }
 
-    fn account(
-        &self,
-        group: &[(Vec<Change>, WhenDurable)],
-        took: Duration,
-        result: &Result<(), CommitError>,
-    ) {
+    fn account(&self, group: &[Batch], took: Duration, result: &Result<(), CommitError>) {
         if let Some(tally) = self.shared.tally.get() {
             tally.took(Timed::StoreCommit, took);
         }
@@ -286,7 +301,7 @@ impl Writer {
             Ok(()) => {
                 stats.commits += 1;
                 stats.batches += batches;
-                stats.changes += group.iter().map(|(changes, _)| changes.len() as u64).sum::<u64>();
+                stats.changes += group.iter().map(|batch| batch.changes.len() as u64).sum::<u64>();
                 stats.largest_group = stats.largest_group.max(batches);
                 stats.last_commit_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 stats.last_error = None;
@@ -347,6 +362,22 @@ impl Writer {
         snapshot.damage = shorten(damage);
         Ok(snapshot)
     }
+}
+
+/// While nobody waits for any of the group: see [`BACKGROUND_WAIT_MAX`]. Whoever asks to load ends it as well.
+fn await_company(
+    group: &mut Vec<Batch>,
+    messages: &Receiver<Message>,
+) -> Option<SyncSender<Result<Snapshot, LoadError>>> {
+    let until = Instant::now() + BACKGROUND_WAIT_MAX;
+    while group.len() < GROUP_MAX && group.last().is_some_and(|batch| !batch.is_awaited) {
+        match messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Message::Batch(batch)) => group.push(batch),
+            Ok(Message::Load(reply)) => return Some(reply),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    None
 }
 
 fn unreadable(path: &Path, reason: &dyn std::fmt::Display) -> LoadError {

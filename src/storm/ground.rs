@@ -50,6 +50,15 @@ pub fn ip_batch(lines: &str) -> anyhow::Result<()> {
     bail!("ip: {}", String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "))
 }
 
+/// Bridges of the calling thread's namespace no longer ask its firewall about every frame: in a namespace made for a
+/// storm it has no rules, and the asking alone took a tenth of the storm's time.
+pub fn keep_firewall_off_bridges() {
+    for family in ["ip", "ip6", "arp"] {
+        // Without the module nobody asks; without the right to, it only takes longer.
+        let _ = fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), "0");
+    }
+}
+
 /// The bridge that is stormed, in the namespace we are in.
 #[derive(Clone, Debug)]
 pub struct Ground {

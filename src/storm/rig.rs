@@ -22,7 +22,7 @@ use crate::lab::process::look_again;
 use crate::lab::state::{SOCKET_PATH_MAX, StateDir, connect};
 use crate::net::MacAddr;
 use crate::net::sys::die_with_parent;
-use crate::storm::ground::{Ground, ip_batch};
+use crate::storm::ground::{Ground, ip_batch, keep_firewall_off_bridges};
 use crate::storm::random::Stream;
 use crate::storm::report::ServerUse;
 
@@ -95,6 +95,7 @@ impl Rig {
         prepare(&state.appliance_state(), offering)?;
         write_configuration(&state, offering)?;
         enter_namespace()?;
+        keep_firewall_off_bridges();
         let routes: String = BEHIND_GATEWAY
             .iter()
             .map(|prefix| format!("route add {prefix} via {GATEWAY} dev {BRIDGE}\n"))

@@ -178,7 +178,8 @@ async fn peers_from_elsewhere_are_not_spoken_to() {
 
 #[tokio::test]
 async fn h_15_ipxe_is_told_to_come_back_when_too_many_download_and_others_never_are() {
-    let limits = Limits { bulk_transfers: 1, bulk_reserve: 0, ..Limits::default() };
+    let bulk_wait = Duration::from_millis(50);
+    let limits = Limits { bulk_transfers: 1, bulk_reserve: 0, bulk_wait, ..Limits::default() };
     let plane = Plane::start_with(limits).await;
     let asks =
         |path: &str, agent: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\nUser-Agent: {agent}\r\n\r\n");
@@ -194,7 +195,7 @@ async fn h_15_ipxe_is_told_to_come_back_when_too_many_download_and_others_never_
     assert_eq!(ipxe.request("GET", SCRIPT, agent).await.status, 200);
 
     let mut queued = Vec::new();
-    for (number, agent) in [(1, "GRUB 2.06"), (2, "UefiHttpBoot/1.0"), (3, "who knows")] {
+    for (number, agent) in [(2, "GRUB 2.06"), (3, "UefiHttpBoot/1.0"), (4, "who knows")] {
         let mut client = plane.connect().await;
         client.send(&asks("/image/vm/initrd.img", agent)).await;
         assert_eq!(plane.counted_up_to("http", "queued", number).await, number);

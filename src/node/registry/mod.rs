@@ -326,7 +326,7 @@ impl Registry {
             return;
         }
         let unsaved = Arc::clone(&self.unsaved);
-        self.store.submit(
+        self.store.submit_in_background(
             changes,
             Box::new(move |result| {
                 if let Err(error) = result {
@@ -353,7 +353,7 @@ impl Registry {
     /// Changes whose loss the next start repeats by itself.
     fn submit_housekeeping(&self, changes: Vec<Change>) {
         if !changes.is_empty() {
-            self.store.submit(
+            self.store.submit_in_background(
                 changes,
                 Box::new(|result| {
                     if let Err(error) = result {

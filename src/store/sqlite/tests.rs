@@ -204,6 +204,41 @@ fn many_batches_share_a_commit() {
     assert!(stats.commits < 400 && stats.largest_group <= GROUP_MAX as u64, "{stats:?}");
 }
 
+fn event_change(sequence: u32) -> Vec<Change> {
+    vec![Change::PutEvent(Box::new(event(1, 1, sequence, 0)))]
+}
+
+#[test]
+fn what_nobody_waits_for_is_stored_with_what_somebody_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&directory.path().join("farrier.db")).unwrap();
+    // Whoever is kept from a processor for longer than such a batch waits has it stored before.
+    let together = (0..100).any(|round| {
+        let before = store.stats().commits;
+        for sequence in 0..5 {
+            store.submit_in_background(event_change(10 * round + sequence), Box::new(|_| {}));
+        }
+        store.commit(event_change(10 * round + 5)).unwrap();
+        store.stats().commits == before + 1
+    });
+    assert!(together, "{:?}", store.stats());
+}
+
+#[test]
+fn what_nobody_waits_for_is_stored_without_company_and_at_the_end_as_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("farrier.db");
+    let store = SqliteStore::open(&path).unwrap();
+    let (told, durable) = sync_channel(1);
+    store.submit_in_background(event_change(1), Box::new(move |result| told.send(result).unwrap()));
+    durable.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
+    store.submit_in_background(event_change(2), Box::new(|_| {}));
+    assert_eq!(store.load().unwrap().events.len(), 2, "who loads sees what was submitted before");
+    store.submit_in_background(event_change(3), Box::new(|_| {}));
+    drop(store);
+    assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap().events.len(), 3);
+}
+
 const CHILD: &str = "FARRIER_TEST_KILLED_WRITER";
 
 /// Not a test by itself: the process that gets killed. It prints an address once its binding is durable.

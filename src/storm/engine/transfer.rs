@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Socket, Type};
 
+use crate::net::sys;
 use crate::storm::firmware::{HttpManners, Manners};
 use crate::storm::http::Exchange;
 use crate::storm::machine::{Fetch, Fetched, Trouble};
@@ -21,6 +22,8 @@ pub const BUFFER: usize = 1 << 20;
 /// Calls in one turn: a fast server must not keep the loop to itself.
 const CALLS: usize = 2;
 const DATAGRAMS: usize = 64;
+/// Bytes of a body that have to wait before we are told of them: to look at each packet costs more than to count it.
+const BODY_WORTH_A_LOOK: u64 = 256 * 1024;
 
 /// A connection that may be used again.
 pub struct Spare {
@@ -45,6 +48,8 @@ struct Http {
     exchange: Exchange,
     manners: &'static HttpManners,
     stall_at: Instant,
+    /// As the socket has it: it is ready from so many bytes on.
+    ready_from: u64,
     /// The connection has served an earlier request.
     kept: bool,
 }
@@ -85,7 +90,8 @@ impl Transfer {
                     None => (connect(address, url.server, token, registry)?, false),
                 };
                 let stall_at = now + Duration::from_millis(manners.stall);
-                let mut http = Http { stream, server: url.server, exchange, manners, stall_at, kept };
+                let server = url.server;
+                let mut http = Http { stream, server, exchange, manners, stall_at, ready_from: 1, kept };
                 if kept {
                     // A connection that is ready already will not say so again. Trouble shows when the answer is read.
                     let _ = http.write();
@@ -133,6 +139,11 @@ impl Transfer {
         match &mut self.work {
             Work::Tftp { download, .. } => done_or_waiting(download.wake(now, out).map(file)),
             Work::Http(http) if now >= http.stall_at => {
+                // There may be some bytes, too few to have been told of.
+                match http.work(&mut [0; 4096], now) {
+                    Moved::Waiting if now >= http.stall_at => {}
+                    moved => return moved,
+                }
                 let begun = http.exchange.moved() > 0 || http.stream.peer_addr().is_ok();
                 Moved::Done(Err(if begun { Trouble::HttpStalled } else { Trouble::NoConnection }))
             }
@@ -145,6 +156,7 @@ impl Transfer {
             http.stream = connect(self.address, http.server, self.token, registry)?;
             http.exchange.restart();
             http.kept = false;
+            http.ready_from = 1;
             http.stall_at = now + Duration::from_millis(http.manners.stall);
         }
         Ok(())
@@ -208,6 +220,7 @@ impl Http {
                         Some(_) => self.exchange.discarded(length as u64),
                         None => self.exchange.feed(&buffer[..length]),
                     };
+                    self.look_from(self.exchange.discardable().unwrap_or(1).min(BODY_WORTH_A_LOOK));
                     if let Some(answer) = answer {
                         return Moved::Done(answer.map(Fetched::Answer));
                     }
@@ -220,6 +233,17 @@ impl Http {
             }
         }
         Moved::MoreToRead
+    }
+
+    /// An answer's last bytes are always worth a look: this is never more than what is still to come.
+    fn look_from(&mut self, bytes: u64) {
+        let bytes = bytes.max(1);
+        // What cannot be had is a socket that is ready oftener.
+        if self.ready_from != bytes
+            && usize::try_from(bytes).is_ok_and(|bytes| sys::ready_from(&self.stream, bytes).is_ok())
+        {
+            self.ready_from = bytes;
+        }
     }
 
     /// TCP's `MSG_TRUNC`: taken off the queue, and copied nowhere.
