@@ -1,4 +1,5 @@
-//! ARP probes (RFC 5227 §2.1.1) on the bridge: is anybody there who would answer at this address?
+//! ARP on the bridge: is anybody there who would answer at this address (probes, RFC 5227 §2.1.1), and where we are
+//! (announcements, §2.3).
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -46,7 +47,17 @@ impl ArpProber {
     /// `own` is the bridge's MAC as it is now: one without a fixed MAC takes its ports' lowest, and an answer to an
     /// earlier one is lost.
     pub fn ask(&self, own: MacAddr, addresses: &[Ipv4Addr]) {
-        let packets: Vec<Vec<u8>> = addresses.iter().map(|address| probe(own, *address)).collect();
+        // RFC 5227: the sender's address stays zero, so that nobody's table is changed by the question.
+        self.broadcast(addresses.iter().map(|address| request(own, Ipv4Addr::UNSPECIFIED, *address)));
+    }
+
+    /// Tells everybody who knows this address that it is at this MAC now.
+    pub fn announce(&self, own: MacAddr, address: Ipv4Addr) {
+        self.broadcast([request(own, address, address)]);
+    }
+
+    fn broadcast(&self, packets: impl IntoIterator<Item = Vec<u8>>) {
+        let packets: Vec<Vec<u8>> = packets.into_iter().collect();
         let frames: Vec<Frame<'_>> = packets
             .iter()
             .map(|packet| Frame {
@@ -87,13 +98,13 @@ impl AsFd for ArpProber {
     }
 }
 
-fn probe(own: MacAddr, address: Ipv4Addr) -> Vec<u8> {
+fn request(own: MacAddr, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let mut packet = vec![0; ARP_BYTES];
     packet[..6].copy_from_slice(&ETHERNET_AND_IPV4);
     packet[6..SENDER_MAC].copy_from_slice(&REQUEST);
     packet[SENDER_MAC..SENDER].copy_from_slice(&own.0);
-    // RFC 5227: the sender's address stays zero, so that nobody's table is changed by the question.
-    packet[TARGET..].copy_from_slice(&address.octets());
+    packet[SENDER..SENDER + 4].copy_from_slice(&sender.octets());
+    packet[TARGET..].copy_from_slice(&target.octets());
     packet
 }
 
@@ -114,14 +125,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_claims_nothing_and_an_answer_is_read() {
+    fn a_probe_claims_nothing_and_who_claims_an_address_is_read() {
         let own = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
         let address = Ipv4Addr::new(192, 168, 2, 130);
-        let bytes = probe(own, address);
+        let bytes = request(own, Ipv4Addr::UNSPECIFIED, address);
         assert_eq!(bytes[..8], [0, 1, 8, 0, 6, 4, 0, 1]);
         assert_eq!(bytes[14..18], [0; 4], "RFC 5227 §2.1.1: the sender's address is all zero");
         assert_eq!(bytes[24..28], address.octets());
         assert_eq!(read(&bytes), None, "a probe claims no address");
+        assert_eq!(read(&request(own, address, address)), Some(ArpAnswer { address, mac: own }));
         let mut answer = bytes.clone();
         answer[7] = 2;
         answer[8..14].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 9]);

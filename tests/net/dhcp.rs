@@ -439,6 +439,26 @@ fn service_goes_on_when_the_bridge_comes_back() {
     assert_eq!(bench.tally.value("dhcp", "bridge-gone"), 1);
 }
 
+/// A bridge that was given no MAC takes its ports' lowest; who is in the middle of a download is told.
+#[test]
+fn a_new_mac_of_the_bridge_is_announced() {
+    if !isolated("dhcp::a_new_mac_of_the_bridge_is_announced") {
+        return;
+    }
+    let mut bench = Bench::start();
+    bench.offer(1);
+    ip("link set br0p address 02:00:00:00:00:01");
+    let announced = eventually("an announcement", || {
+        let frame = bench.wire.receive(std::time::Instant::now() + Duration::from_millis(100))?;
+        (frame[12..14] == [8, 6] && frame[28..32] == SERVER).then_some(frame)
+    });
+    let own = [2, 0, 0, 0, 0, 1];
+    assert_eq!((&announced[..6], &announced[6..12]), (&[255; 6][..], &own[..]), "to everybody, from there");
+    assert_eq!((&announced[22..28], &announced[38..42]), (&own[..], &SERVER[..]));
+    assert_eq!(bench.tally.value("dhcp", "mac-changed"), 1);
+    bench.offer(1);
+}
+
 #[test]
 fn a_second_server_on_the_same_bridge_does_not_start() {
     if !isolated("dhcp::a_second_server_on_the_same_bridge_does_not_start") {

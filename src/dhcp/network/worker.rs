@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 
 use crate::boot::decision::Standing;
 use crate::clock::{Clock, Timestamp};
+use crate::config::DhcpMode;
 use crate::dhcp::network::desk::{Batch, Desk, Post};
 use crate::dhcp::network::outbound::Outbound;
 use crate::dhcp::network::questions::Questions;
@@ -214,7 +215,11 @@ impl Worker {
         let bridge = &self.bridge.name;
         match (self.bridge.link(), self.bridge_gone) {
             (Some(link), false) => {
-                self.bridge.mac = link.mac.unwrap_or(self.bridge.mac);
+                let before = self.bridge.mac;
+                self.bridge.mac = link.mac.unwrap_or(before);
+                if before != self.bridge.mac {
+                    self.announce(before);
+                }
                 if link.up == self.progress.bridge_down {
                     self.progress.bridge_down = !link.up;
                     match link.up {
@@ -250,6 +255,20 @@ impl Worker {
                 let reason = &error as &dyn std::error::Error;
                 tracing::error!(%bridge, reason, "DHCP cannot return to the bridge");
             }
+        }
+    }
+
+    /// A bridge that was given no MAC has its ports' lowest, so that a port that comes or goes may change it. Whoever knew
+    /// us would go on sending to the old one until the entry ages, half a minute of a download's time.
+    fn announce(&self, before: MacAddr) {
+        let Bridge { name, mac, .. } = &self.bridge;
+        self.desk.tally.count(SERVICE, "mac-changed");
+        tracing::warn!(
+            bridge = %name, %before, now = %mac,
+            "the bridge's MAC has changed with its ports: `ip link set {name} address {mac}` keeps this one"
+        );
+        if self.desk.mode != DhcpMode::Observe {
+            self.outbound.arp.announce(*mac, self.bridge.ip());
         }
     }
 
