@@ -297,7 +297,7 @@ pub fn publish_profile(state: &Path, profile: &str, kernel: &[u8], ramdisk: &[u8
 pub fn add_bridge(name: &str, address: &str) {
     // Its own MAC: else it has the lowest of its ports', another one whenever a cable is plugged or pulled.
     let number: u32 = name.bytes().map(u32::from).sum();
-    let mac = format!("02:00:00:00:{:02x}:{:02x}", number >> 8 & 255, number & 255);
+    let mac = format!("02:62:72:00:{:02x}:{:02x}", number >> 8 & 255, number & 255);
     let kind = ["type", "bridge", "forward_delay", "0", "stp_state", "0"];
     run("ip", &[&["link", "add", name, "address", &mac][..], &kind].concat());
     run("ip", &["addr", "add", address, "dev", name]);

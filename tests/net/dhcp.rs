@@ -439,15 +439,16 @@ fn service_goes_on_when_the_bridge_comes_back() {
     assert_eq!(bench.tally.value("dhcp", "bridge-gone"), 1);
 }
 
-/// A bridge that was given no MAC takes its ports' lowest; who is in the middle of a download is told.
+/// A bridge that was given no MAC takes its ports' lowest, and may change it with them; who is in the middle of a download
+/// is told.
 #[test]
 fn a_new_mac_of_the_bridge_is_announced() {
     if !isolated("dhcp::a_new_mac_of_the_bridge_is_announced") {
         return;
     }
-    let mut bench = Bench::start();
+    let bench = Bench::start();
     bench.offer(1);
-    ip("link set br0p address 02:00:00:00:00:01");
+    ip("link set br0 address 02:00:00:00:00:01");
     let announced = eventually("an announcement", || {
         let frame = bench.wire.receive(std::time::Instant::now() + Duration::from_millis(100))?;
         (frame[12..14] == [8, 6] && frame[28..32] == SERVER).then_some(frame)

@@ -49,10 +49,11 @@ pub fn ip(words: &str) {
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Makes `name`, up, with the address, and with the port `{name}p`; returns the port's far end, `{name}s`. What the bridge's
-/// side sends is dissected when that is dropped.
+/// Makes `name`, up, with a MAC of its own (not its ports' lowest), the address, and the port `{name}p`; returns the port's
+/// far end, `{name}s`. What the bridge's side sends is dissected when that is dropped.
 pub fn make_bridge(name: &str, address: &str) -> (Bridge, Wire) {
-    ip(&format!("link add {name} type bridge"));
+    let number: u8 = name.bytes().fold(0, u8::wrapping_add);
+    ip(&format!("link add {name} address 02:62:72:00:00:{number:02x} type bridge"));
     ip(&format!("addr add {address} dev {name}"));
     ip(&format!("link set {name} up"));
     let station = attach(name, name);
