@@ -53,7 +53,7 @@ impl ArpProber {
 
     /// Tells everybody who knows this address that it is at this MAC now.
     pub fn announce(&self, own: MacAddr, address: Ipv4Addr) {
-        self.broadcast([request(own, address, address)]);
+        self.broadcast([announcement(own, address)]);
     }
 
     fn broadcast(&self, packets: impl IntoIterator<Item = Vec<u8>>) {
@@ -98,6 +98,11 @@ impl AsFd for ArpProber {
     }
 }
 
+/// "This address is at this MAC", as an ARP packet (RFC 5227 §1.1).
+pub fn announcement(own: MacAddr, address: Ipv4Addr) -> Vec<u8> {
+    request(own, address, address)
+}
+
 fn request(own: MacAddr, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let mut packet = vec![0; ARP_BYTES];
     packet[..6].copy_from_slice(&ETHERNET_AND_IPV4);
@@ -133,7 +138,7 @@ mod tests {
         assert_eq!(bytes[14..18], [0; 4], "RFC 5227 §2.1.1: the sender's address is all zero");
         assert_eq!(bytes[24..28], address.octets());
         assert_eq!(read(&bytes), None, "a probe claims no address");
-        assert_eq!(read(&request(own, address, address)), Some(ArpAnswer { address, mac: own }));
+        assert_eq!(read(&announcement(own, address)), Some(ArpAnswer { address, mac: own }));
         let mut answer = bytes.clone();
         answer[7] = 2;
         answer[8..14].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 9]);

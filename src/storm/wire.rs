@@ -11,11 +11,11 @@ use nix::sys::socket::{
 use serde::Serialize;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use crate::net::MacAddr;
 use crate::net::frame::{Delivery, emit_packet};
 use crate::net::link::Link;
 use crate::net::sys::{self, Frame};
 use crate::net::tap::{self, Test};
+use crate::net::{MacAddr, arp};
 
 /// Kernel memory for frames not yet read: what a second of 10 000 answers takes.
 const RECEIVE_BUFFER: usize = 16 << 20;
@@ -127,15 +127,10 @@ pub fn solicitation_frame(from: MacAddr) -> (MacAddr, Vec<u8>) {
     (ALL_ROUTERS, ethernet(ALL_ROUTERS, from, ETHERTYPE_IPV6, &[header, message].concat()))
 }
 
-/// An ARP announcement (RFC 5227 §1.1): whoever knows another station by this address forgets it.
+/// Whoever knows another station by this address forgets it.
 pub fn announcement_frame(from: MacAddr, address: Ipv4Addr) -> (MacAddr, Vec<u8>) {
-    let mut request = vec![0, 1, 8, 0, 6, 4, 0, 1];
-    for (hardware, protocol) in [(from.0, address), ([0; 6], address)] {
-        request.extend_from_slice(&hardware);
-        request.extend_from_slice(&protocol.octets());
-    }
     let to = MacAddr::BROADCAST;
-    (to, ethernet(to, from, libc::ETH_P_ARP as u16, &request))
+    (to, ethernet(to, from, libc::ETH_P_ARP as u16, &arp::announcement(from, address)))
 }
 
 fn ethernet(to: MacAddr, from: MacAddr, ethertype: u16, packet: &[u8]) -> Vec<u8> {

@@ -437,6 +437,7 @@ fn service_goes_on_when_the_bridge_comes_back() {
         reply(&frame).filter(|found| *found == (mac(1), OFFER, address))
     });
     assert_eq!(bench.tally.value("dhcp", "bridge-gone"), 1);
+    assert!(bench.tally.value("dhcp", "mac-changed") >= 1, "the new bridge has another MAC");
 }
 
 /// A bridge that was given no MAC takes its ports' lowest, and may change it with them; who is in the middle of a download

@@ -107,7 +107,11 @@ impl Worker {
             ordered = ready.orders;
             if ready.links || self.bridge_gone {
                 self.watch.clear();
+                let before = self.bridge.mac;
                 self.look_at_bridge();
+                if self.bridge.mac != before {
+                    self.announce(before);
+                }
             }
             if ready.ear {
                 self.listen();
@@ -215,11 +219,7 @@ impl Worker {
         let bridge = &self.bridge.name;
         match (self.bridge.link(), self.bridge_gone) {
             (Some(link), false) => {
-                let before = self.bridge.mac;
-                self.bridge.mac = link.mac.unwrap_or(before);
-                if before != self.bridge.mac {
-                    self.announce(before);
-                }
+                self.bridge.mac = link.mac.unwrap_or(self.bridge.mac);
                 if link.up == self.progress.bridge_down {
                     self.progress.bridge_down = !link.up;
                     match link.up {
@@ -258,14 +258,15 @@ impl Worker {
         }
     }
 
-    /// A bridge that was given no MAC has its ports' lowest, so that a port that comes or goes may change it. Whoever knew
-    /// us would go on sending to the old one until the entry ages, half a minute of a download's time.
+    /// A bridge that was given no MAC has its ports' lowest, so that a port that comes or goes may change it, and one that
+    /// is made anew has another. Whoever knew us would go on sending to the old one until the entry ages, half a minute of
+    /// a download's time.
     fn announce(&self, before: MacAddr) {
         let Bridge { name, mac, .. } = &self.bridge;
         self.desk.tally.count(SERVICE, "mac-changed");
         tracing::warn!(
             bridge = %name, %before, now = %mac,
-            "the bridge's MAC has changed with its ports: `ip link set {name} address {mac}` keeps this one"
+            "the bridge's MAC has changed, as it does with its ports: `ip link set {name} address {mac}` keeps this one"
         );
         if self.desk.mode != DhcpMode::Observe {
             self.outbound.arp.announce(*mac, self.bridge.ip());
