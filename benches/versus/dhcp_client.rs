@@ -15,6 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 pub const FIRST_MAC: u64 = 0x000c_0102_0304;
 /// Answers later than this count as lost: firmware would have asked again.
 pub const LOST_AFTER: Duration = Duration::from_secs(1);
+/// The server answers within milliseconds; who has heard nothing for so long has heard all.
+const SILENCE: Duration = Duration::from_millis(50);
 
 pub fn client_mac(number: u64) -> MacAddr {
     let bytes = (FIRST_MAC + number).to_be_bytes();
@@ -104,7 +106,8 @@ impl Agent {
         }
     }
 
-    /// Asks until the server answers; when it first did.
+    /// Asks until the server answers; when it first did. Returns when it has answered all it was asked: those questions
+    /// fill its queue, and are not to cost the load behind them its first requests.
     pub fn first_answer(&self) -> Instant {
         let mut inbox = Inbox::new(1, 1500);
         let message = compose(self, 1, 1, None);
@@ -113,10 +116,24 @@ impl Agent {
             self.send(&message);
             self.wait();
             if sys::recv_batch(&self.socket, &mut inbox).is_ok_and(|count| count > 0) {
-                return Instant::now();
+                let answered = Instant::now();
+                self.await_silence();
+                return answered;
             }
         }
         panic!("the server did not answer within a minute");
+    }
+
+    /// Until nothing has come for a while.
+    fn await_silence(&self) {
+        let mut inbox = Inbox::new(sys::BATCH_MAX, 1500);
+        let mut heard_at = Instant::now();
+        while heard_at.elapsed() < SILENCE {
+            self.wait();
+            if sys::recv_batch(&self.socket, &mut inbox).is_ok_and(|count| count > 0) {
+                heard_at = Instant::now();
+            }
+        }
     }
 
     fn wait(&self) {

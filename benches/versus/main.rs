@@ -84,8 +84,8 @@ impl Plan {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    if arguments.iter().any(|word| word == null_server::ARGUMENT) {
-        null_server::run();
+    if arguments.first().is_some_and(|word| word == null_server::ARGUMENT) {
+        null_server::run(arguments.get(1).map(String::as_str));
     }
     const PARTS: [&str; 5] = ["dhcp", "tftp", "http", "mixed", "footprint"];
     if let Some(unknown) = arguments.iter().find(|word| !PARTS.contains(&word.as_str())) {

@@ -17,6 +17,7 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 use crate::bed::{
     self, BRIDGE, Bed, NETMASK, POOL_FIRST, POOL_LAST, PREFIX, SERVER, SUBNET, udp_port_is_bound,
 };
+use crate::null_server;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -165,7 +166,12 @@ impl Start<'_> {
             }
             Kind::Null => {
                 let mut command = Command::new(std::env::current_exe().expect("our own path"));
-                command.arg(crate::null_server::ARGUMENT);
+                let which = match self.job {
+                    Job::Dhcp => null_server::DHCP,
+                    Job::Tftp => null_server::TFTP,
+                    Job::Http => unreachable!("there is no null server for HTTP"),
+                };
+                command.args([null_server::ARGUMENT, which]);
                 command
             }
             Kind::Kea => {

@@ -13,6 +13,8 @@ use crate::state::{self, Files, KIB, MIB, kernel_name};
 use crate::tftp_client::{Fetch, Fetched, apart, fetch_many, fetch_one};
 
 const KINDS: [Kind; 4] = [Kind::Farrier, Kind::TftpdHpa, Kind::Dnsmasq, Kind::Atftpd];
+/// A crowd meets the limit as well, in lock-step.
+const CROWD_KINDS: [Kind; 5] = [Kind::Farrier, Kind::TftpdHpa, Kind::Dnsmasq, Kind::Atftpd, Kind::Null];
 const BLKSIZES: [u16; 3] = [512, 1024, 1468];
 const WINDOWS: [u16; 3] = [4, 16, 64];
 const CROWDS: [usize; 2] = [100, 1000];
@@ -30,7 +32,8 @@ const CLIENTS_PER_ADDRESS: usize = 8;
 /// Small enough that a round is over in seconds at the slowest setting, and large enough for the clock ticks in which CPU
 /// time is counted.
 const ONE_SIZE: usize = 32 * MIB;
-const CROWD_SIZE: usize = 4 * MIB;
+pub const CROWD_SIZE: usize = 4 * MIB;
+pub const CROWD_BLKSIZE: u16 = 1468;
 const LOSS_SIZE: usize = MIB;
 
 struct Contents {
@@ -152,16 +155,16 @@ fn one_client(bed: &Bed, plan: &Plan, files: &Files, contents: &Contents, sectio
 }
 
 fn ignores_windows(kind: Kind) -> bool {
-    matches!(kind, Kind::TftpdHpa | Kind::Dnsmasq)
+    matches!(kind, Kind::TftpdHpa | Kind::Dnsmasq | Kind::Null)
 }
 
 /// Figures of a crowd by server.
 #[derive(Default)]
 struct CrowdFigures {
-    rates: [Figure; KINDS.len()],
-    cpus: [Figure; KINDS.len()],
-    memory: [Figure; KINDS.len()],
-    exact: [usize; KINDS.len()],
+    rates: [Figure; CROWD_KINDS.len()],
+    cpus: [Figure; CROWD_KINDS.len()],
+    memory: [Figure; CROWD_KINDS.len()],
+    exact: [usize; CROWD_KINDS.len()],
 }
 
 fn crowd(bed: &Bed, plan: &Plan, files: &Files, contents: &Contents, section: &mut Section) {
@@ -169,7 +172,7 @@ fn crowd(bed: &Bed, plan: &Plan, files: &Files, contents: &Contents, section: &m
         CROWDS.iter().flat_map(|clients| CROWD_WINDOWS.map(|window| (*clients, window))).collect();
     let mut figures: Vec<CrowdFigures> = settings.iter().map(|_| CrowdFigures::default()).collect();
     for _ in 0..plan.rounds {
-        for (place, kind) in KINDS.into_iter().enumerate().filter(|(_, kind)| !plan.skips(*kind)) {
+        for (place, kind) in CROWD_KINDS.into_iter().enumerate().filter(|(_, kind)| !plan.skips(*kind)) {
             for ((clients, window), figures) in settings.iter().zip(&mut figures) {
                 // It would be lock-step once more.
                 if *window == 1 || !ignores_windows(kind) {
@@ -188,7 +191,8 @@ fn crowd(bed: &Bed, plan: &Plan, files: &Files, contents: &Contents, section: &m
         };
         let all = clients * plan.rounds as usize;
         let (mut best_rate, mut best_cpu) = (0.0_f64, f64::INFINITY);
-        for (place, kind) in KINDS.into_iter().enumerate() {
+        let limit = lock_step.rates[CROWD_KINDS.len() - 1].median();
+        for (place, kind) in CROWD_KINDS.into_iter().enumerate() {
             let shown = if ignores_windows(kind) { lock_step } else { figures };
             rows.push(vec![
                 what.clone(),
@@ -198,7 +202,7 @@ fn crowd(bed: &Bed, plan: &Plan, files: &Files, contents: &Contents, section: &m
                 shown.memory[place].show(),
                 format!("{} of {all}", shown.exact[place]),
             ]);
-            if kind != Kind::Farrier {
+            if !matches!(kind, Kind::Farrier | Kind::Null) {
                 // `max` and `min` pass over what was not measured.
                 best_rate = best_rate.max(shown.rates[place].median());
                 best_cpu = best_cpu.min(shown.cpus[place].median());
@@ -209,6 +213,9 @@ fn crowd(bed: &Bed, plan: &Plan, files: &Files, contents: &Contents, section: &m
         section.at_least(&what, figures.rates[0].median(), 1.5, best_rate, "best peer");
         let cpu = figures.cpus[0].median();
         section.at_most(&format!("{what}: CPU ms per MiB"), cpu, 0.5, best_cpu, "best peer");
+        if *window == 1 {
+            section.at_least(&what, figures.rates[0].median(), 0.9, limit, "null server");
+        }
     }
     section.table(&["4 MiB each", "server", "MiB/s", "CPU ms per MiB", "peak MiB", "exact"], &rows);
 }
@@ -224,7 +231,7 @@ fn one_crowd(
     let server = start(bed, files, kind);
     let addresses: Vec<Ipv4Addr> = contents.addresses.iter().copied().cycle().take(clients).collect();
     let name = kernel_name("crowd");
-    let wanted = Fetch { deadline: CROWD_PATIENCE, ..fetch(&name, &contents.crowd, 1468, window) };
+    let wanted = Fetch { deadline: CROWD_PATIENCE, ..fetch(&name, &contents.crowd, CROWD_BLKSIZE, window) };
     let before = server.used();
     let fetched = fetch_many(bed.first(), &addresses, wanted);
     let mib = fetched.bytes as f64 / MIB as f64;

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -33,10 +34,6 @@ pub(super) fn options(message: &[u8]) -> Vec<OptionLine> {
         }
     }
     lines
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// RFC 2132 and its followers, in a few words each.
@@ -86,7 +83,7 @@ fn value(code: u8, data: &[u8]) -> String {
         (53, &[kind]) => message_type(kind).to_owned(),
         (55, _) => data.iter().map(u8::to_string).collect::<Vec<_>>().join(" "),
         (12 | 15 | 56 | 60 | 66 | 67 | 77, _) => data.escape_ascii().to_string(),
-        _ => hex(data),
+        _ => HEXLOWER.encode(data),
     }
 }
 

@@ -11,6 +11,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
+
 use crate::boot::decision::{self, KnownNode, NextBoot, NothingToBoot, ScriptPlan, Standing, UnknownPolicy};
 use crate::boot::loader::{LoaderName, LoaderTable};
 use crate::boot::namespace;
@@ -268,7 +270,7 @@ impl Play<'_> {
 
     fn say(&mut self, stage: Stage, from: Party, text: String, message: Option<&[u8]>) {
         let options = message.map(message::options).unwrap_or_default();
-        let bytes = message.filter(|_| self.bytes).map(message::hex);
+        let bytes = message.filter(|_| self.bytes).map(|bytes| HEXLOWER.encode(bytes));
         self.steps.push(Step { stage, from, text, options, script: None, bytes });
     }
 

@@ -9,6 +9,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -129,7 +130,7 @@ impl Processes<'_> {
         match address {
             IpAddr::V4(address) => is_local(&self.read(pid, "net/fib_trie"), address),
             IpAddr::V6(address) => {
-                let digits: String = address.octets().iter().map(|byte| format!("{byte:02x}")).collect();
+                let digits = HEXLOWER.encode(&address.octets());
                 self.read(pid, "net/if_inet6").lines().any(|line| line.starts_with(&digits))
             }
         }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,6 @@ use crate::metadata::ssh_key::SshKey;
 use crate::net::MacAddr;
 use crate::node::NodeName;
 use crate::node::install::intent::{IntentId, IntentNonce};
-use crate::node::token::hex;
 use crate::node::token::is_same_secret;
 
 /// User data of EC2 has 16 KiB at most; of NoCloud, what fits a small file system.
@@ -230,7 +230,7 @@ impl PhoneHomeToken {
     /// Made of the intent's own secret, so that nothing more has to be kept: whoever has the nonce may know it, and it does
     /// not tell the nonce.
     pub fn of(nonce: &IntentNonce, intent: IntentId) -> PhoneHomeToken {
-        PhoneHomeToken(hex(&tag(nonce.bytes(), &[b"farrier phone home", intent.0.as_bytes()])))
+        PhoneHomeToken(HEXLOWER.encode(&tag(nonce.bytes(), &[b"farrier phone home", intent.0.as_bytes()])))
     }
 
     pub fn as_str(&self) -> &str {

@@ -13,11 +13,13 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
+
 use crate::clock::Timestamp;
 use crate::metadata::document::tag;
 use crate::metadata::gate::Reader;
 use crate::net::MacAddr;
-use crate::node::token::{hex, parse_hex};
+use crate::node::token::parse_hex;
 
 /// What EC2 takes for `X-aws-ec2-metadata-token-ttl-seconds`.
 pub const TTL_SECONDS: RangeInclusive<u64> = 1..=21_600;
@@ -60,7 +62,7 @@ impl SessionKey {
         fields.extend_from_slice(&nonce);
         let tag = tag(&self.0, &[&fields]);
         fields.extend_from_slice(&tag[..TAG_LEN]);
-        hex(&fields)
+        HEXLOWER.encode(&fields)
     }
 
     /// Whoever has this session, as the gate knows readers.

@@ -7,7 +7,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
@@ -126,30 +126,36 @@ pub(super) fn ask(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Vec<
     exchange(&open()?, kind, flags, body).1
 }
 
-/// A socket that is kept from question to question: to open and close one costs more than most of them. It stays in the
-/// network namespace of whoever asks first.
+/// Sockets that are kept from question to question: to open and close one costs more than most of them. There are as many as
+/// have been asking at once, for nobody waits for another's answer. Each stays in the network namespace of who asked first.
 #[derive(Debug, Default)]
 pub struct Netlink {
-    socket: Mutex<Option<OwnedFd>>,
+    idle: Mutex<Vec<OwnedFd>>,
 }
 
 impl Netlink {
     /// Open from the start, for whoever may not open one later.
     pub(super) fn open() -> io::Result<Netlink> {
-        Ok(Netlink { socket: Mutex::new(Some(open()?)) })
+        Ok(Netlink { idle: Mutex::new(vec![open()?]) })
     }
 
     /// As the function of that name.
     pub(super) fn ask(&self, kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
-        let mut kept = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let socket = match kept.take() {
+        let kept = self.idle().pop();
+        let socket = match kept {
             Some(socket) => socket,
             None => open()?,
         };
         let (complete, result) = exchange(&socket, kind, flags, body);
         // With part of an answer still to come it would be in the way of the next.
-        *kept = complete.then_some(socket);
+        if complete {
+            self.idle().push(socket);
+        }
         result
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -176,9 +182,16 @@ fn exchange(
     }
     let is_dump = flags & libc::NLM_F_DUMP != 0;
     let mut payloads = Vec::new();
-    let mut datagram = vec![0; if is_dump { ANSWER_BYTES_MAX } else { ONE_ANSWER_BYTES_MAX }];
+    // Each script asks one thing: that is not to cost a large allocation.
+    let (mut one, mut many) = ([0; ONE_ANSWER_BYTES_MAX], Vec::new());
+    let datagram: &mut [u8] = if is_dump {
+        many.resize(ANSWER_BYTES_MAX, 0);
+        &mut many
+    } else {
+        &mut one
+    };
     for _ in 0..ANSWERS_MAX {
-        let length = match recv(socket.as_raw_fd(), &mut datagram, MsgFlags::empty()) {
+        let length = match recv(socket.as_raw_fd(), datagram, MsgFlags::empty()) {
             Ok(length) => length,
             Err(Errno::EINTR) => continue,
             Err(error) => return (false, Err(error.into())),

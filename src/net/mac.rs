@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A 48-bit Ethernet address. Text form is `52:54:00:00:00:01`.
@@ -20,8 +21,7 @@ impl MacAddr {
 
     /// `52-54-00-00-00-01`, as PXELINUX, GRUB and our own URLs write it.
     pub fn dashed(self) -> String {
-        let [a, b, c, d, e, f] = self.0;
-        format!("{a:02x}-{b:02x}-{c:02x}-{d:02x}-{e:02x}-{f:02x}")
+        self.to_string().replace(':', "-")
     }
 
     /// True for an address one machine can own: not multicast, not all zero.
@@ -32,8 +32,12 @@ impl MacAddr {
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, f] = self.0;
-        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        // Every script has it several times, every line of the log once: `{:02x}` six times would be slow.
+        let mut text = [b':'; 17];
+        for (byte, digits) in self.0.iter().zip(text.chunks_mut(3)) {
+            HEXLOWER.encode_mut(&[*byte], &mut digits[..2]);
+        }
+        formatter.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 

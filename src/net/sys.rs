@@ -67,6 +67,11 @@ impl Inbox {
         Inbox { slot_size, slots: vec![0; slots * slot_size], arrivals: Vec::with_capacity(slots) }
     }
 
+    /// Whether the last [`recv_batch`] may have left something.
+    pub fn is_full(&self) -> bool {
+        self.arrivals.len() == self.slots.len() / self.slot_size
+    }
+
     /// What the last [`recv_batch`] brought.
     pub fn iter(&self) -> impl Iterator<Item = (&Arrival, &[u8])> {
         self.arrivals.iter().zip(self.slots.chunks_exact(self.slot_size)).map(|(arrival, slot)| {

@@ -20,6 +20,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -124,7 +125,7 @@ impl TryFrom<String> for AgentNonce {
 
 impl From<AgentNonce> for String {
     fn from(nonce: AgentNonce) -> Self {
-        hex(&nonce.0)
+        HEXLOWER.encode(&nonce.0)
     }
 }
 
@@ -142,7 +143,7 @@ pub struct Redeemer(String);
 impl Redeemer {
     pub fn of(token: &str, nonce: &AgentNonce) -> Redeemer {
         // The nonce has a fixed length, so no other pair gives the same text.
-        Redeemer(hex(&Sha256::new().chain_update(nonce.0).chain_update(token).finalize()))
+        Redeemer(HEXLOWER.encode(&Sha256::new().chain_update(nonce.0).chain_update(token).finalize()))
     }
 }
 
@@ -213,7 +214,7 @@ impl TokenKey {
     fn seal(&self, mut fields: Vec<u8>) -> String {
         let tag = self.mac(&fields).finalize().into_bytes();
         fields.extend_from_slice(&tag[..TAG_LEN]);
-        hex(&fields)
+        HEXLOWER.encode(&fields)
     }
 
     fn open<const LEN: usize>(&self, purpose: Purpose, text: &str) -> Result<[u8; LEN], TokenFault> {
@@ -241,21 +242,10 @@ pub fn is_same_secret(one: &str, another: &str) -> bool {
     one.len() == another.len() && differences == 0
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Exactly `len` bytes in lower-case hexadecimal.
 pub(crate) fn parse_hex(text: &str, len: usize) -> Option<Vec<u8>> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    if text.len() != len * 2 {
-        return None;
-    }
-    text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+    // Whatever length it has is not decoded first.
+    if text.len() == len * 2 { HEXLOWER.decode(text.as_bytes()).ok() } else { None }
 }
 
 #[cfg(test)]

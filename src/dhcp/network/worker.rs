@@ -1,7 +1,7 @@
 //! The loop of the DHCP thread.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -41,6 +41,10 @@ const PENDING_REPLIES_MAX: usize = 4096;
 /// relay agent leave together: a message that comes right behind the last batch waits this long for company, one that
 /// comes alone is taken at once.
 const RECEIVE_PERIOD: Duration = Duration::from_millis(1);
+
+/// Batches taken from a socket before orders and the other socket have their turn: as a rule all that is queued. What stays
+/// there while more gathers would overflow the queue, and a REQUEST lost in it is an offer made for nothing.
+const TURN_BATCHES: u32 = 8;
 
 /// How long to wait for a bridge that is gone, in case its return went unnoticed; and after an error of a socket.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
@@ -84,8 +88,8 @@ pub(super) struct Progress {
     received_at: Option<Instant>,
     /// Replies in batches handed to the store and not yet called back.
     pending: Arc<AtomicUsize>,
-    /// Receives in a row that filled the inbox.
-    full_batches: u32,
+    /// Turns in a row whose first batch was a full one.
+    full_turns: u32,
     /// Told to stop: every commit that ends is news.
     draining: Arc<AtomicBool>,
     /// A socket failed: leave it alone until then.
@@ -167,7 +171,7 @@ impl Worker {
     fn wait(&self) -> Ready {
         let now = Instant::now();
         let muted = self.progress.muted_until.is_some_and(|until| now < until);
-        let receiving = self.progress.pending.load(Ordering::SeqCst) < PENDING_REPLIES_MAX && !muted;
+        let receiving = self.has_room() && !muted;
         let mut polled = vec![
             PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.watch.as_fd(), PollFlags::POLLIN),
@@ -282,11 +286,37 @@ impl Worker {
         self.progress.received_at = Some(Instant::now());
     }
 
+    /// Serves what is queued at the socket of this service.
     fn receive(&mut self, outbound: &Arc<Outbound>, service: Service, inbox: &mut Inbox) {
-        match sys::recv_batch(outbound.socket(service), inbox) {
-            Ok(_) => self.progress.muted_until = None,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+        for number in 0..TURN_BATCHES {
+            if !self.has_room() || !self.fill(inbox, outbound.socket(service)) {
                 return;
+            }
+            if number == 0 {
+                self.progress.full_turns =
+                    if inbox.is_full() { self.progress.full_turns.saturating_add(1) } else { 0 };
+            }
+            self.serve_batch(outbound, service, inbox, number);
+            if !inbox.is_full() {
+                return;
+            }
+        }
+    }
+
+    /// Whether replies that wait for the disk leave room for others.
+    fn has_room(&self) -> bool {
+        self.progress.pending.load(Ordering::SeqCst) < PENDING_REPLIES_MAX
+    }
+
+    /// True if something has come.
+    fn fill(&mut self, inbox: &mut Inbox, socket: &UdpSocket) -> bool {
+        match sys::recv_batch(socket, inbox) {
+            Ok(_) => {
+                self.progress.muted_until = None;
+                true
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                false
             }
             Err(error) => {
                 self.desk.tally.count(SERVICE, "receive-failed");
@@ -294,13 +324,17 @@ impl Worker {
                     tracing::error!(bridge = %self.bridge.name, reason = %error, "receiving failed");
                 }
                 self.progress.muted_until = Some(Instant::now() + RETRY);
-                return;
+                false
             }
         }
+    }
+
+    /// `number` counts the batches of this turn.
+    fn serve_batch(&mut self, outbound: &Arc<Outbound>, service: Service, inbox: &Inbox, number: u32) {
         let now = self.clock.now();
         self.desk.server.hold(self.guard.holds());
         let mut batch = Batch::default();
-        let mut room = self.room_for_strangers(inbox);
+        let mut room = self.room_for_strangers(inbox, number);
         for (arrival, bytes) in inbox.iter() {
             if arrival.truncated {
                 self.desk.tally.count(SERVICE, "oversized");
@@ -346,19 +380,16 @@ impl Worker {
     /// Every message that waits in the kernel's queue keeps another out of it, and an offer whose REQUEST is lost there
     /// is work for nothing. So under overload as many exchanges are begun as are being finished, and a few more, should
     /// there be room; strangers left out ask again in seconds. Known nodes are not counted.
-    fn room_for_strangers(&mut self, inbox: &Inbox) -> Option<usize> {
-        /// Full batches in a row that are an overload and no burst: a rack switched on is fewer messages.
-        const OVERLOAD_BATCHES: u32 = 16;
-        /// Begun beyond those that finish.
+    fn room_for_strangers(&self, inbox: &Inbox, number: u32) -> Option<usize> {
+        /// Full turns in a row that are an overload and no burst: a rack switched on is fewer messages.
+        const OVERLOAD_TURNS: u32 = 16;
+        /// Begun beyond those that finish, in a turn.
         const MORE: usize = 4;
-        let received = inbox.iter().count();
-        self.progress.full_batches =
-            if received < BATCH_MAX { 0 } else { self.progress.full_batches.saturating_add(1) };
-        if self.progress.full_batches < OVERLOAD_BATCHES {
+        if self.progress.full_turns < OVERLOAD_TURNS {
             return None;
         }
         let starting = inbox.iter().filter(|(_, bytes)| wire::discover_of(bytes).is_some()).count();
-        Some(received - starting + MORE)
+        Some(inbox.iter().count() - starting + if number == 0 { MORE } else { 0 })
     }
 
     fn is_stranger_starting(&self, bytes: &[u8], now: Timestamp) -> bool {

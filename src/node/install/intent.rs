@@ -24,6 +24,7 @@
 
 use std::fmt;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -82,7 +83,7 @@ impl TryFrom<String> for IntentNonce {
 
 impl From<IntentNonce> for String {
     fn from(nonce: IntentNonce) -> Self {
-        nonce.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        HEXLOWER.encode(&nonce.0)
     }
 }
 

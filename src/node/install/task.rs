@@ -13,6 +13,7 @@
 //! Each carries `Authorization: Bearer <session>`. A task that is no longer this agent's is 409, and the agent stops
 //! writing at once; 401 ends its boot. `begin` and `done` may be repeated, with the same outcome.
 
+use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
@@ -173,5 +174,5 @@ pub fn prove(nonce: &IntentNonce, intent: IntentId, generation: u64, bytes: u64)
     mac.update(intent.0.as_bytes());
     mac.update(&generation.to_be_bytes());
     mac.update(&bytes.to_be_bytes());
-    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&mac.finalize().into_bytes())
 }

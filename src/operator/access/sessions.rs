@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::tokens::{SecretHash, TokenId, hex, random};
+use data_encoding::HEXLOWER;
+
+use super::tokens::{SecretHash, TokenId, random};
 use super::{Csrf, Means, Principal, Role};
 use crate::clock::Timestamp;
 
@@ -126,7 +128,7 @@ impl Sessions {
 }
 
 fn secret() -> Result<String, NoRandomnessError> {
-    random::<SECRET_LEN>().map(|bytes| hex(&bytes)).ok_or(NoRandomnessError)
+    random::<SECRET_LEN>().map(|bytes| HEXLOWER.encode(&bytes)).ok_or(NoRandomnessError)
 }
 
 #[cfg(test)]

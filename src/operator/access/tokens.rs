@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
@@ -31,7 +32,7 @@ pub struct TokenId(pub [u8; 4]);
 
 impl fmt::Display for TokenId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&hex(&self.0))
+        formatter.write_str(&HEXLOWER.encode(&self.0))
     }
 }
 
@@ -224,7 +225,7 @@ impl TokenBook {
             }
         };
         let secret: [u8; SECRET_LEN] = random().ok_or(CreateTokenError::NoRandomness)?;
-        let text = format!("{PREFIX}{id}_{}", hex(&secret));
+        let text = format!("{PREFIX}{id}_{}", HEXLOWER.encode(&secret));
         let expires_at = lifetime.map(|lifetime| now.plus(lifetime));
         let hash = SecretHash::of(&text);
         let token = Token { id, name, role, hash, created_at: now, expires_at };
@@ -269,18 +270,12 @@ pub(super) fn random<const N: usize>() -> Option<[u8; N]> {
     Some(bytes)
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |text, byte| text + &format!("{byte:02x}"))
-}
-
 pub(super) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
-    if text.len() != N * 2 || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+    if text.len() != N * 2 {
         return None;
     }
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
-    }
+    HEXLOWER.decode_mut(text.as_bytes(), &mut bytes).ok()?;
     Some(bytes)
 }
 
