@@ -1,4 +1,6 @@
 //! DHCP: perfdhcp's four-way exchanges against Kea, dnsmasq and the null server.
+//!
+//! `DHCP_STEPS` picks some of `rate`, `steady`, `restart`, `sync`; the section is not complete then, and not written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,6 +63,32 @@ pub fn run(bed: &Bed, plan: &Plan) {
          what is lost is to be the server's doing.",
     );
     section.say(&plan.versions(&kinds));
+    let steps = std::env::var("DHCP_STEPS").ok();
+    let wanted = |step| steps.as_ref().is_none_or(|steps| steps.split(',').any(|word| word.trim() == step));
+    // Where the sweep is left out, what `steady` does at most is looked for around here.
+    let mut best = SWEEP[0].1;
+    if wanted("rate") {
+        best = rates(bed, plan, &mut section);
+    }
+    if !plan.skips(Kind::Farrier) {
+        if wanted("steady") {
+            steady(bed, plan, &mut section, best);
+        }
+        if wanted("restart") {
+            restart(bed, plan, &mut section);
+        }
+        if wanted("sync") {
+            sync_order(bed, &mut section);
+        }
+    }
+    match steps {
+        None => section.write(plan),
+        Some(steps) => println!("not written: only {steps}"),
+    }
+}
+
+/// What each server does at most; returns our own rate.
+fn rates(bed: &Bed, plan: &Plan, section: &mut Section) -> f64 {
     let mut columns: Vec<Column> = SWEEP.iter().map(|_| Column::default()).collect();
     let mut starts: Vec<f64> = SWEEP.map(|(_, rate)| rate).to_vec();
     for round in 1..=plan.rounds {
@@ -122,12 +150,7 @@ pub fn run(bed: &Bed, plan: &Plan) {
         &format!("{overload:.0} %"),
         overload >= 90.0,
     );
-    if !plan.skips(Kind::Farrier) {
-        steady(bed, plan, &mut section, best);
-        restart(bed, plan, &mut section);
-        sync_order(bed, &mut section);
-    }
-    section.write(plan);
+    best
 }
 
 pub fn agent(machine: &Machine) -> Agent {
@@ -339,6 +362,10 @@ fn steady(bed: &Bed, plan: &Plan, section: &mut Section, best: f64) {
 fn restart(bed: &Bed, plan: &Plan, section: &mut Section) {
     let mut took = Figure::default();
     let state = bed.scratch.join(format!("dhcp-state-{CLIENTS}"));
+    if !state.is_dir() {
+        // `steady` leaves it behind, unless it was left out.
+        state::with_leases(&bed.fresh(&format!("dhcp-state-{CLIENTS}")), CLIENTS);
+    }
     let start = Start { bed, job: Job::Dhcp, state: &state, files: &state };
     for _ in 0..plan.rounds {
         let began = Instant::now();

@@ -45,6 +45,7 @@ mod clones;
 pub mod desk;
 mod listening;
 mod outbound;
+mod overload;
 mod questions;
 mod recently;
 mod relays;

@@ -17,6 +17,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::DhcpMode;
 use crate::dhcp::network::desk::{Batch, Desk, Post};
 use crate::dhcp::network::outbound::Outbound;
+use crate::dhcp::network::overload::Overload;
 use crate::dhcp::network::questions::Questions;
 use crate::dhcp::network::{Command, Nodes, SERVICE, open_ear};
 use crate::dhcp::rivals::Rivals;
@@ -88,8 +89,7 @@ pub(super) struct Progress {
     received_at: Option<Instant>,
     /// Replies in batches handed to the store and not yet called back.
     pending: Arc<AtomicUsize>,
-    /// Turns in a row whose first batch was a full one.
-    full_turns: u32,
+    overload: Overload,
     /// Told to stop: every commit that ends is news.
     draining: Arc<AtomicBool>,
     /// A socket failed: leave it alone until then.
@@ -293,8 +293,7 @@ impl Worker {
                 return;
             }
             if number == 0 {
-                self.progress.full_turns =
-                    if inbox.is_full() { self.progress.full_turns.saturating_add(1) } else { 0 };
+                self.progress.overload.turn_begins(inbox.is_full());
             }
             self.serve_batch(outbound, service, inbox, number);
             if !inbox.is_full() {
@@ -334,7 +333,10 @@ impl Worker {
         let now = self.clock.now();
         self.desk.server.hold(self.guard.holds());
         let mut batch = Batch::default();
-        let mut room = self.room_for_strangers(inbox, number);
+        let mut room = self.progress.overload.room_for_strangers(number, || {
+            let starting = inbox.iter().filter(|(_, bytes)| wire::discover_of(bytes).is_some()).count();
+            inbox.iter().count() - starting
+        });
         for (arrival, bytes) in inbox.iter() {
             if arrival.truncated {
                 self.desk.tally.count(SERVICE, "oversized");
@@ -373,23 +375,6 @@ impl Worker {
         self.questions.ask(&outbound.arp, self.bridge.mac, &std::mem::take(&mut batch.ask));
         outbound.send(&std::mem::take(&mut batch.ready));
         self.submit(batch, outbound);
-    }
-
-    /// While requests queue up: how many strangers of this batch are offered an address. Otherwise `None`.
-    ///
-    /// Every message that waits in the kernel's queue keeps another out of it, and an offer whose REQUEST is lost there
-    /// is work for nothing. So under overload as many exchanges are begun as are being finished, and a few more, should
-    /// there be room; strangers left out ask again in seconds. Known nodes are not counted.
-    fn room_for_strangers(&self, inbox: &Inbox, number: u32) -> Option<usize> {
-        /// Full turns in a row that are an overload and no burst: a rack switched on is fewer messages.
-        const OVERLOAD_TURNS: u32 = 16;
-        /// Begun beyond those that finish, in a turn.
-        const MORE: usize = 4;
-        if self.progress.full_turns < OVERLOAD_TURNS {
-            return None;
-        }
-        let starting = inbox.iter().filter(|(_, bytes)| wire::discover_of(bytes).is_some()).count();
-        Some(inbox.iter().count() - starting + if number == 0 { MORE } else { 0 })
     }
 
     fn is_stranger_starting(&self, bytes: &[u8], now: Timestamp) -> bool {
