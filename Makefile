@@ -23,7 +23,7 @@ help:            ## this list
 
 demo:            ## four machines, one per firmware, netboot and enroll; ONCE=1 ends there, INSTALL=1 installs them
 	@.ci/packages demo
-	@$(CARGO) build --release --quiet --bins
+	@$(CARGO) build --release --bins
 	@$(RELEASE)/farrier demo --state $(STATE)/demo $(if $(ONCE),--once) $(if $(INSTALL),--install)
 
 test:            ## every test: parsers to real firmware
