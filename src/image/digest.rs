@@ -82,11 +82,11 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused = || ParseDigestError { text: text.escape_default().take(80).collect() };
-        // Upper case is refused: one digest has one name on disk.
         let mut bytes = [0; Digest::LEN];
         if text.len() != 2 * Digest::LEN {
             return Err(refused());
         }
+        // Upper case is refused: one digest has one name on disk.
         HEXLOWER.decode_mut(text.as_bytes(), &mut bytes).map_err(|_| refused())?;
         Ok(Digest(bytes))
     }
