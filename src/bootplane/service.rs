@@ -30,6 +30,7 @@ use crate::bootplane::limits::Limits;
 use crate::bootplane::line::{Line, Mapped};
 use crate::bootplane::metadata::{Door, MetadataCalls};
 use crate::bootplane::per_minute::PerMinute;
+use crate::bootplane::workers;
 use crate::clock::Clock;
 use crate::image::library::Blob;
 use crate::node::timeline::{FileOutcome, Transport, aborted};
@@ -90,7 +91,9 @@ impl BootService {
         line: Arc<Line>,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
-        let plain = match line.pulse.exchange_began(Instant::now()) {
+        let now = Instant::now();
+        workers::give_way(now.into_std());
+        let plain = match line.pulse.exchange_began(now) {
             Err(fault) => self.refuse_head(peer, fault),
             Ok(()) if request.uri().path().len() > PATH_BYTES_MAX => {
                 Plain::text(StatusCode::URI_TOO_LONG, "path too long").closing()

@@ -4,10 +4,12 @@
 //! wakes another thread, which takes the connection over: more work than sending it. Here a connection stays with
 //! its thread, and yielding costs nothing; what evens out the load is that a new one goes where fewest are open.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
@@ -24,6 +26,15 @@ const EVENT_INTERVAL: u32 = 4;
 /// After the usual 31 a script would stand behind as many turns of downloads.
 const ARRIVAL_INTERVAL: u32 = 1;
 
+/// So long a worker answers one request after the other before it lets others run. Its own client may be waiting for this
+/// very processor, often until the kernel's next tick, which comes every 4 ms on many systems.
+const SPELL_MAX: Duration = Duration::from_millis(1);
+
+thread_local! {
+    /// Since when this thread has had work without a break.
+    static BUSY_SINCE: Cell<Instant> = Cell::new(Instant::now());
+}
+
 /// Dropping it ends the threads and whatever still runs there.
 #[derive(Debug)]
 pub struct Workers {
@@ -39,6 +50,14 @@ struct Worker {
     turns: Arc<Semaphore>,
     /// Dropped to end the thread.
     _running: oneshot::Sender<()>,
+}
+
+/// Lets others have the processor if this thread has been busy for long. To be called between two pieces of work.
+pub fn give_way(now: Instant) {
+    if now.saturating_duration_since(BUSY_SINCE.get()) >= SPELL_MAX {
+        thread::yield_now();
+        BUSY_SINCE.set(Instant::now());
+    }
 }
 
 impl Workers {
@@ -81,6 +100,7 @@ impl Worker {
             .enable_all()
             .event_interval(EVENT_INTERVAL)
             .global_queue_interval(ARRIVAL_INTERVAL)
+            .on_thread_unpark(|| BUSY_SINCE.set(Instant::now()))
             .build()?;
         let handle = runtime.handle().clone();
         let (running, ended) = oneshot::channel::<()>();
@@ -130,6 +150,17 @@ mod tests {
         drop(peers);
         while connections.join_next().await.is_some() {}
         assert_eq!(loads().sum::<usize>(), 0);
+    }
+
+    #[test]
+    fn who_gives_way_begins_a_new_spell_and_who_was_not_busy_long_goes_on() {
+        let now = Instant::now();
+        let since = now.checked_sub(SPELL_MAX / 2).unwrap();
+        BUSY_SINCE.set(since);
+        give_way(now);
+        assert_eq!(BUSY_SINCE.get(), since);
+        give_way(since + SPELL_MAX);
+        assert!(BUSY_SINCE.get() >= now);
     }
 
     #[tokio::test]
