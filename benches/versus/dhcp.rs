@@ -1,6 +1,6 @@
 //! DHCP: perfdhcp's four-way exchanges against Kea, dnsmasq and the null server.
 //!
-//! `DHCP_STEPS` picks some of `rate`, `steady`, `restart`, `sync`; the section is not complete then, and not written.
+//! Its steps are `rate`, `steady`, `restart` and `sync`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -63,28 +63,23 @@ pub fn run(bed: &Bed, plan: &Plan) {
          what is lost is to be the server's doing.",
     );
     section.say(&plan.versions(&kinds));
-    let steps = std::env::var("DHCP_STEPS").ok();
-    let wanted = |step| steps.as_ref().is_none_or(|steps| steps.split(',').any(|word| word.trim() == step));
     // Where the sweep is left out, what `steady` does at most is looked for around here.
     let mut best = SWEEP[0].1;
-    if wanted("rate") {
+    if plan.takes("rate") {
         best = rates(bed, plan, &mut section);
     }
     if !plan.skips(Kind::Farrier) {
-        if wanted("steady") {
+        if plan.takes("steady") {
             steady(bed, plan, &mut section, best);
         }
-        if wanted("restart") {
+        if plan.takes("restart") {
             restart(bed, plan, &mut section);
         }
-        if wanted("sync") {
+        if plan.takes("sync") {
             sync_order(bed, &mut section);
         }
     }
-    match steps {
-        None => section.write(plan),
-        Some(steps) => println!("not written: only {steps}"),
-    }
+    section.write(plan);
 }
 
 /// What each server does at most; returns our own rate.

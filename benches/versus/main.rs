@@ -5,9 +5,11 @@
 //! - `ROUNDS`: rounds, 5 by default; each round lets every server have its turn
 //! - `MEASURE_SECONDS`: length of one measurement, 3 by default (`SECONDS` is bash's own)
 //! - `ONLY`: comma-separated names of servers, to look at some of them; their section is not complete then
+//! - `STEPS`: comma-separated steps of the parts that have some (`dhcp`: `rate`, `steady`, `restart`, `sync`; `tftp`: `one`,
+//!   `crowd`, `loss`), to look at some of them; likewise
 //! - `VERBOSE`: every single measurement
 //!
-//! A part writes its section of `benches/RESULTS.md`. `bed` is the wire, `server` starts and weighs the servers,
+//! A part that is complete writes its section of `benches/RESULTS.md`. `bed` is the wire, `server` starts and weighs the servers,
 //! `state` is what they find on disk, the `*_client`s are load generators where the field has none that is lean
 //! enough, and `proof` reads strace.
 
@@ -34,12 +36,16 @@ use std::time::Duration;
 
 use server::Kind;
 
+/// What `STEPS` can name.
+const STEPS: [&str; 7] = ["rate", "steady", "restart", "sync", "one", "crowd", "loss"];
+
 /// What the environment asks for.
 pub struct Plan {
     pub rounds: u32,
     pub seconds: u64,
     pub verbose: bool,
     only: Option<Vec<String>>,
+    steps: Option<Vec<String>>,
     /// The machine, in a line.
     machine: String,
 }
@@ -52,12 +58,20 @@ impl Plan {
         };
         let rounds = number("ROUNDS", 5);
         let seconds = number("MEASURE_SECONDS", 3);
-        let only = std::env::var("ONLY").ok();
+        let names = |variable| {
+            let names = std::env::var(variable).ok()?;
+            Some(names.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>())
+        };
+        let steps = names("STEPS");
+        if let Some(unknown) = steps.iter().flatten().find(|step| !STEPS.contains(&step.as_str())) {
+            panic!("STEPS: no step is called {unknown:?}; there are {}", STEPS.join(", "));
+        }
         Plan {
             rounds: u32::try_from(rounds).unwrap_or(u32::MAX).max(1),
             seconds: seconds.max(1),
             verbose: std::env::var_os("VERBOSE").is_some(),
-            only: only.map(|names| names.split(',').map(|name| name.trim().to_owned()).collect()),
+            only: names("ONLY"),
+            steps,
             machine: report::machine(&format!("{rounds} rounds of {seconds} s")),
         }
     }
@@ -70,9 +84,15 @@ impl Plan {
         self.only.as_ref().is_some_and(|only| !only.iter().any(|name| name == kind.name()))
     }
 
-    /// Whether some servers are left out.
+    /// Whether this step of a part is to run.
+    pub fn takes(&self, step: &str) -> bool {
+        assert!(STEPS.contains(&step), "{step} cannot be asked for");
+        self.steps.as_ref().is_none_or(|steps| steps.iter().any(|name| name == step))
+    }
+
+    /// Whether some servers or steps are left out.
     pub fn is_partial(&self) -> bool {
-        self.only.is_some()
+        self.only.is_some() || self.steps.is_some()
     }
 
     /// Versions of what is compared, in a line.

@@ -139,7 +139,7 @@ impl Section {
             self.table(&["work", "target", "measured", ""], &rows);
         }
         if plan.is_partial() {
-            println!("not written: some servers were left out");
+            println!("not written: some servers or steps were left out");
             return;
         }
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.md");

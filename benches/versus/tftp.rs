@@ -1,6 +1,6 @@
 //! TFTP against tftpd-hpa, dnsmasq and atftpd: one client, a crowd, and a bad cable.
 //!
-//! `TFTP_STEPS` picks some of `one`, `crowd`, `loss`; the section is not complete then, and not written.
+//! Its steps are `one`, `crowd` and `loss`.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -71,21 +71,16 @@ pub fn run(bed: &Bed, plan: &Plan) {
     bed.first().add_addresses(contents.addresses.iter().copied());
     let known = contents.addresses.iter().copied().chain([bed.first().address]);
     state::with_leases_of(&files.state, known);
-    let steps = std::env::var("TFTP_STEPS").ok();
-    let wanted = |step| steps.as_ref().is_none_or(|steps| steps.split(',').any(|word| word.trim() == step));
-    if wanted("one") {
+    if plan.takes("one") {
         one_client(bed, plan, &files, &contents, &mut section);
     }
-    if wanted("crowd") {
+    if plan.takes("crowd") {
         crowd(bed, plan, &files, &contents, &mut section);
     }
-    if wanted("loss") {
+    if plan.takes("loss") {
         loss(bed, plan, &files, &contents, &mut section);
     }
-    match steps {
-        None => section.write(plan),
-        Some(steps) => println!("not written: only {steps}"),
-    }
+    section.write(plan);
 }
 
 fn start(bed: &Bed, files: &Files, kind: Kind) -> Running {

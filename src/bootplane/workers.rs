@@ -164,6 +164,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_worker_that_has_slept_begins_a_new_spell() {
+        let worker = Worker::start().unwrap();
+        let slept = async {
+            let before = Instant::now();
+            BUSY_SINCE.set(before);
+            tokio::time::sleep(SPELL_MAX).await;
+            BUSY_SINCE.get() > before
+        };
+        assert!(worker.runtime.spawn(slept).await.unwrap());
+    }
+
+    #[tokio::test]
     async fn what_runs_on_workers_ends_with_them() {
         let workers = Workers::start().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

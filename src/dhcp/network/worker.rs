@@ -334,8 +334,7 @@ impl Worker {
         self.desk.server.hold(self.guard.holds());
         let mut batch = Batch::default();
         let mut room = self.progress.overload.room_for_strangers(number, || {
-            let starting = inbox.iter().filter(|(_, bytes)| wire::discover_of(bytes).is_some()).count();
-            inbox.iter().count() - starting
+            inbox.iter().filter(|(_, bytes)| wire::discover_of(bytes).is_none()).count()
         });
         for (arrival, bytes) in inbox.iter() {
             if arrival.truncated {
